@@ -1,0 +1,183 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Configuration of SEVLM, the Small Emotional Vision Language Model (ECCV 2024).
+
+Every part that the paper ablates is a field here, so that a checkpoint says by itself what it is:
+`SEVLMConfig(use_vad_features=False, use_vad_head=False, contrastive_negatives=[])` is the paper's baseline (Sec. 4.1),
+the defaults are its full system.
+"""
+
+from typing import Any
+
+from transformers import AutoConfig, CLIPVisionConfig, GPT2Config, PreTrainedConfig
+
+
+ARTEMIS_EMOTIONS = (
+    "amusement",
+    "awe",
+    "contentment",
+    "excitement",
+    "anger",
+    "disgust",
+    "fear",
+    "sadness",
+    "something else",
+)
+
+# Ids of GPT-2's vocabulary followed by the authors' four tokens: <pad>, <prefix>, <emotion>, <explanation>.
+GPT2_TEXT_DEFAULTS = {
+    "vocab_size": 50261,
+    "n_layer": 6,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+    "pad_token_id": 50257,
+}
+
+
+class SEVLMConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`SEVLMForConditionalGeneration`]. The defaults give the paper's model: CLIP ViT-B/16, DistilGPT2
+    with cross-attention, and everything of Sec. 4.2 (186,054,331 parameters).
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any vision model that `AutoModel` knows; CLIP ViT-B/16 by default.
+        text_config (`GPT2Config` or `dict`, *optional*):
+            The decoder. Cross-attention is always added.
+        use_vision_tower (`bool`):
+            `False` leaves the tower out; the model then takes `image_features` only.
+        emotions (`list[str]`):
+            The labels, in the order of `emotion_scores`.
+        prompt_token_ids (`list[int]`, *optional*):
+            `<bos> the emotion is`. Used when `generate` gets pictures only.
+        emotion_token_ids (`list[list[int]]`, *optional*):
+            For each label the tokens that follow the prompt, without " because".
+        because_token_id, emotion_segment_id, explanation_segment_id (`int`):
+            Token that opens the explanation segment; tokens whose word embeddings are the two segment embeddings.
+        use_vad_features (`bool`):
+            VAD features fused into the explanation's embeddings (Eq. 2; Fig. 5).
+        use_emotion_encoder (`bool`):
+            Encode the VAD rows before the fusion; `False` fuses the raw rows (Fig. 6).
+        emotion_encoder_attention (`str`):
+            `"causal"`, or `"bidirectional"` as the authors released (decodes without a cache).
+        use_vad_head (`bool`):
+            VAD head and emotion loss (Eq. 4-5; Fig. 5).
+        contrastive_negatives (`list[str]`):
+            Subset of `"emotion"` and `"image"` (Eq. 7; Fig. 7). Empty: no contrastive head (Fig. 5).
+        language_loss_weight, emotion_loss_weight, contrastive_loss_weight (`float`):
+            Weights of Eq. 8; the last one is the paper's alpha.
+        vad_lexicon (`dict`, *optional*):
+            What is known of the lexicon behind the VAD table (name, version, license, ...) and, under `"table"`, the
+            sizes of the compiled table that lies in the weights. Written by `set_vad_lexicon`.
+    """
+
+    model_type = "sevlm"
+    sub_configs = {"vision_config": AutoConfig, "text_config": GPT2Config}
+    # Trainer gathers every other output of an evaluation step; vocabulary logits would fill the memory.
+    keys_to_ignore_at_inference = [
+        "language_loss",
+        "emotion_loss",
+        "contrastive_loss",
+        "logits",
+        "vad_predictions",
+        "alignment_scores",
+        "image_features",
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "cross_attentions",
+    ]
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    use_vision_tower: bool = True
+
+    emotions: list[str] | tuple[str, ...] = ARTEMIS_EMOTIONS
+    prompt_token_ids: list[int] | None = None
+    emotion_token_ids: list[list[int]] | None = None
+    because_token_id: int = 780
+    emotion_segment_id: int = 50259
+    explanation_segment_id: int = 50260
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    use_vad_features: bool = True
+    use_emotion_encoder: bool = True
+    emotion_encoder_attention: str = "causal"
+    emotion_encoder_layers: int = 3
+    emotion_encoder_intermediate_size: int = 128
+    emotion_encoder_max_positions: int = 5000
+    emotion_encoder_dropout: float = 0.1
+    use_vad_head: bool = True
+    contrastive_negatives: list[str] | tuple[str, ...] = ("emotion", "image")
+
+    language_loss_weight: float = 1.0
+    emotion_loss_weight: float = 1.0
+    contrastive_loss_weight: float = 2.0
+
+    vad_lexicon: dict[str, Any] | None = None
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        self.vision_config = self._vision_config(self.vision_config)
+        self.text_config = self._text_config(self.text_config)
+        # One vocabulary, one set of special tokens: the decoder's.
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(self.text_config, name, None))
+        self.emotions = list(self.emotions)
+        self.contrastive_negatives = list(self.contrastive_negatives)
+        self._check()
+        super().__post_init__(**kwargs)
+
+    @staticmethod
+    def _vision_config(config):
+        if config is None:
+            return CLIPVisionConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, patch_size=16)
+        if isinstance(config, dict):
+            if "model_type" not in config:
+                raise ValueError("vision_config needs a `model_type`, for example 'clip_vision_model'.")
+            return AutoConfig.for_model(**config)
+        return config
+
+    @staticmethod
+    def _text_config(config):
+        if config is None:
+            config = GPT2Config(**GPT2_TEXT_DEFAULTS)
+        elif isinstance(config, dict):
+            config = GPT2Config(**config)
+        if not isinstance(config, GPT2Config):
+            raise ValueError(f"text_config must be a GPT2Config (GPT-2 family), not {type(config).__name__}.")
+        config.add_cross_attention = True
+        return config
+
+    def _check(self):
+        if self.emotion_encoder_attention not in ("causal", "bidirectional"):
+            raise ValueError(
+                "emotion_encoder_attention must be 'causal' or 'bidirectional', "
+                f"not {self.emotion_encoder_attention!r}."
+            )
+        unknown = set(self.contrastive_negatives) - {"emotion", "image"}
+        if unknown:
+            raise ValueError(f"contrastive_negatives may hold 'emotion' and 'image', not {sorted(unknown)}.")
+        if self.emotion_token_ids is not None and len(self.emotion_token_ids) != len(self.emotions):
+            raise ValueError(
+                f"emotion_token_ids has {len(self.emotion_token_ids)} entries for {len(self.emotions)} emotions."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int):  # `resize_token_embeddings` writes it
+        self.text_config.vocab_size = value
+
+    @property
+    def hidden_size(self) -> int:
+        return self.text_config.n_embd
+
+
+SEVLMConfig.register_for_auto_class()
+AutoConfig.register(SEVLMConfig.model_type, SEVLMConfig, exist_ok=True)

@@ -1,0 +1,157 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Training: the paper's recipe as defaults, the weighted loss of Eq. 8, its parts in the log.
+
+Used by `train.py`; never copied to the Hub.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from .heads_sevlm import emotion_targets
+
+
+LOSS_PARTS = ("language_loss", "emotion_loss", "contrastive_loss")
+
+
+@dataclass
+class SEVLMTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the paper's recipe (Sec. 5.1 and its released code) as defaults."""
+
+    output_dir: str | None = field(default="outputs/sevlm", metadata={"help": "Where checkpoints and results go."})
+    learning_rate: float = field(default=2e-5, metadata={"help": "Of everything but the VAD features."})
+    vad_learning_rate: float = field(default=4e-5, metadata={"help": "Of the emotion encoder and the fusion layer."})
+    weight_decay: float = 0.0
+    num_train_epochs: float = 35
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Paintings; two sentences each."})
+    per_device_eval_batch_size: int = 32
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 2000
+    save_steps: float = 2000
+    save_total_limit: int | None = 2
+    load_best_model_at_end: bool | None = True
+    metric_for_best_model: str | None = "accuracy"
+    greater_is_better: bool | None = True
+    early_stopping_patience: int = field(
+        default=10, metadata={"help": "Evaluations without a better metric before training stops; 0: never."}
+    )
+    generation_samples: int = field(
+        default=500, metadata={"help": "Validation paintings to generate for at each evaluation; 0: none."}
+    )
+    logging_steps: float = 50
+    # The collator needs every column, and no output of an evaluation step is worth gathering.
+    remove_unused_columns: bool | None = False
+    prediction_loss_only: bool = True
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
+
+
+class SEVLMTrainer(Trainer):
+    """
+    `Trainer` for [`SEVLMForConditionalGeneration`] and batches of `SEVLMCollator`.
+
+    Every part of the loss is divided by its own number of items (label tokens, explanation words with VAD, paintings)
+    over the whole accumulated batch of all processes, so that accumulation steps and processes do not change the
+    language and emotion parts. (The contrastive part has its negatives within a device's batch.)
+
+    Args:
+        generation_metrics: `model -> {name: value}`, called at each evaluation; its values are logged with the prefix.
+    """
+
+    def __init__(self, *args, generation_metrics: Callable[[nn.Module], dict[str, float]] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.generation_metrics = generation_metrics
+        # `compute_loss` normalises over the accumulated batch itself: Trainer must not divide once more.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._sums = {}
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            optimizer_cls, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_cls(parameter_groups(self.model, self.args), **optimizer_kwargs)
+        return self.optimizer
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        counts = torch.stack([self._count_items(batch) for batch in batches]).sum(dim=0).to(device)
+        return batches, self.accelerator.reduce(counts, reduction="sum")
+
+    def _count_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Items that each of `LOSS_PARTS` is a mean over: `(3,)`."""
+        explanation = self.model.explanation_mask(inputs["token_type_ids"]) & inputs["attention_mask"].bool()
+        return torch.stack(
+            [
+                inputs["labels"][..., 1:].ne(-100).sum(),
+                emotion_targets(inputs["vad_values"], explanation).sum(),
+                torch.tensor(inputs["labels"].shape[0], device=inputs["labels"].device),
+            ]
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        counts = self._count_items(inputs)
+        if model.training:
+            # Gradients are averaged over processes, the counts are summed over them.
+            totals = num_items_in_batch.clamp(min=1)
+            shares = dict(zip(LOSS_PARTS, counts * self.accelerator.num_processes / totals, strict=True))
+        else:
+            shares = dict.fromkeys(LOSS_PARTS, 1.0)
+        loss = 0.0
+        for name, count in zip(LOSS_PARTS, counts, strict=True):
+            if outputs[name] is not None:
+                loss = loss + getattr(self.model.config, f"{name}_weight") * shares[name] * outputs[name]
+                self._add(name, outputs[name].detach(), count)
+        return (loss, outputs) if return_outputs else loss
+
+    def _add(self, name: str, mean: torch.Tensor, count: torch.Tensor) -> None:
+        total, items = self._sums.get(name, (0.0, 0))
+        self._sums[name] = (total + mean.double() * count, items + count)
+
+    def _take_means(self) -> dict[str, float]:
+        """Means of the loss parts since the last call, over all processes; sums are kept and divided once."""
+        names = list(self._sums)
+        if not names:
+            return {}
+        sums = torch.stack([torch.stack([total, items.double()]) for total, items in self._sums.values()])
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        self._sums = {}
+        return {name: (total / max(items, 1)) for name, (total, items) in zip(names, sums.tolist(), strict=True)}
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs:
+            logs = logs | self._take_means()
+        super().log(logs, *args, **kwargs)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        training_sums, self._sums = self._sums, {}
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        parts = self._take_means()
+        self._sums = training_sums
+        if parts:
+            weights = {name: getattr(self.model.config, f"{name}_weight") for name in parts}
+            output.metrics[f"{metric_key_prefix}_loss"] = sum(weights[name] * parts[name] for name in parts)
+        extra = self.generation_metrics(self.model) if self.generation_metrics is not None else {}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in (parts | extra).items()})
+        return output
+
+
+def parameter_groups(model: nn.Module, args: SEVLMTrainingArguments) -> Sequence[dict]:
+    """Every trainable parameter in exactly one of two groups: the VAD features (emotion encoder and fusion layer) with
+    `vad_learning_rate`, all the rest with `learning_rate`."""
+    vad = {
+        id(parameter)
+        for module in (model.emotion_encoder, model.decoder.vad_fusion)
+        if module is not None
+        for parameter in module.parameters()
+    }
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if id(p) not in vad], "lr": args.learning_rate},
+        {"params": [p for p in trainable if id(p) in vad], "lr": args.vad_learning_rate},
+    ]
+    return [group | {"weight_decay": args.weight_decay} for group in groups if group["params"]]

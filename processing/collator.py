@@ -1,0 +1,73 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""From one row per painting to batches: which two sentences of a painting are seen when, and padding."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+class SentencePairs(Dataset):
+    """One item per painting: its picture and a pair of its (emotion, explanation) annotations.
+
+    The pair is drawn from (seed, epoch, index) alone: every epoch sees other pairs, neither loader workers nor the
+    order of reading change anything, and a resumed run goes on where it stopped. The second sentence has another
+    emotion than the first wherever the painting has one, as the contrastive loss wants it (Sec. 4.2); otherwise it is
+    any other annotation, and `None` where there is only one.
+
+    Args:
+        dataset: a split of [`load_artemis`] or [`load_toy_artemis`].
+        seed: of the drawing.
+    """
+
+    def __init__(self, dataset, seed: int = 0):
+        self.dataset = dataset
+        self.seed = seed
+        self.names = dataset.features["emotions"].feature.names
+        # Shared memory, so that workers which outlive an epoch see the next one's number.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        # Labels alone, to draw a pair without decoding the picture twice.
+        self._emotions = dataset.with_format(None)["emotions"][:]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader at the start of every epoch."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def pair(self, index: int) -> tuple[int, int | None]:
+        """Positions of the two annotations of painting `index` in the current epoch."""
+        emotions = self._emotions[index]
+        draw = np.random.default_rng([self.seed, int(self._epoch), index])
+        first = int(draw.integers(len(emotions)))
+        others = [i for i, emotion in enumerate(emotions) if emotion != emotions[first]]
+        others = others or [i for i in range(len(emotions)) if i != first]
+        return first, others[int(draw.integers(len(others)))] if others else None
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.dataset[index]
+        chosen = self.pair(index)
+        return {
+            "image": row["image"],
+            "emotions": [None if i is None else self.names[row["emotions"][i]] for i in chosen],
+            "explanations": [None if i is None else row["explanations"][i] for i in chosen],
+        }
+
+
+class SEVLMCollator:
+    """Items of [`SentencePairs`] -> `pixel_values` `(B, 3, H, W)` and text `(B, 2, L)`, L the longest of the batch."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
+        return dict(
+            self.processor(
+                images=[item["image"] for item in items],
+                emotions=[item["emotions"] for item in items],
+                explanations=[item["explanations"] for item in items],
+                return_tensors="pt",
+            )
+        )

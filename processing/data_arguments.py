@@ -1,0 +1,83 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The command line's view of data and lexicon, the same for every script."""
+
+from dataclasses import dataclass, field
+
+from datasets import DatasetDict
+
+from .artemis import load_artemis
+from .toy_artemis import load_toy_artemis
+from .vad_lexicon import VADLexicon
+
+
+@dataclass
+class DataArguments:
+    """Which paintings and annotations. Without `annotations` and `dataset`: the embedded data."""
+
+    annotations: list[str] | None = field(
+        default=None, metadata={"help": "ArtEmis CSV file; for version v2 Contrastive.csv and the v1 file."}
+    )
+    images: str | None = field(default=None, metadata={"help": "Folder with <art_style>/<painting>.jpg (WikiArt)."})
+    version: str = field(default="v1", metadata={"help": "ArtEmis version.", "choices": ["v1", "v2"]})
+    dataset: str | None = field(
+        default=None, metadata={"help": "Instead: a dataset with pictures in it, name on the Hub or folder."}
+    )
+    image_column: str = "image"
+    painting_column: str = "painting"
+    emotion_column: str | None = None
+    explanation_column: str | None = None
+    on_bad_image: str = field(
+        default="raise", metadata={"help": "What a missing or broken picture does.", "choices": ["raise", "skip"]}
+    )
+    on_bad_row: str = field(
+        default="raise", metadata={"help": "What an empty utterance does.", "choices": ["raise", "skip"]}
+    )
+    verify_images: bool = field(default=True, metadata={"help": "Decode every picture once before starting."})
+    drop_something_else: bool = field(default=False, metadata={"help": "The paper's eight labels instead of nine."})
+    min_tokens: int | None = field(default=None, metadata={"help": "Drop shorter utterances (ArtEmis: 5)."})
+    max_length_percentile: float | None = field(
+        default=None, metadata={"help": "Drop utterances longer than this percentile of train (ArtEmis: 95)."}
+    )
+    vad_lexicon: str = field(
+        default="embedded",
+        metadata={"help": "Lexicon file (NRC-VAD, Warriner, or word-v-a-d); 'embedded': our own small one; 'none'."},
+    )
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.annotations is None and self.dataset is None
+
+
+def load_data(args: DataArguments, emotions: list[str]) -> DatasetDict:
+    """The splits that `args` name, one row per painting."""
+    if args.is_embedded:
+        return load_toy_artemis()
+    if args.annotations is not None and args.images is None:
+        raise ValueError("--annotations needs --images, the folder with <art_style>/<painting>.jpg.")
+    annotations = args.annotations
+    if annotations is not None and len(annotations) == 1:
+        annotations = annotations[0]
+    return load_artemis(
+        annotations,
+        args.images,
+        version=args.version,
+        dataset=args.dataset,
+        emotions=emotions,
+        drop_unknown_emotions=args.drop_something_else,
+        on_bad_row=args.on_bad_row,
+        on_bad_image=args.on_bad_image,
+        verify_images=args.verify_images,
+        min_tokens=args.min_tokens,
+        max_length_percentile=args.max_length_percentile,
+        image_column=args.image_column,
+        painting_column=args.painting_column,
+        emotion_column=args.emotion_column,
+        explanation_column=args.explanation_column,
+    )
+
+
+def load_lexicon(name: str) -> VADLexicon | None:
+    """`"embedded"`, `"none"`, or a lexicon file."""
+    if name == "none":
+        return None
+    return VADLexicon.embedded() if name == "embedded" else VADLexicon.from_file(name)

@@ -1,0 +1,20 @@
+"""Fixtures shared by the tests. No test needs a network; the environment says so to every library and subprocess."""
+
+import os
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+from tiny import tiny_model, tiny_processor  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture
+def model(processor):
+    return tiny_model(processor)

@@ -1,0 +1,85 @@
+"""Small real components for the tests: a tokenizer trained on the spot, a processor, a model of the real classes."""
+
+import torch
+from transformers import CLIPVisionConfig, GPT2Config
+
+from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
+from processing import SEVLMProcessor, VADLexicon
+from processing.artemis import EMOTIONS
+from processing.tiny_tokenizer import train_tokenizer
+
+
+SENTENCES = [
+    "the dark sea looks endless and cold",
+    "the bright garden makes me feel calm and happy",
+    "a lonely funeral in the grey rain",
+    "the red spikes look violent and terrible",
+    "golden light falls on a quiet meadow",
+    "the strange shapes leave me a little puzzled",
+]
+WORDS = {
+    "dark": (-0.6, 0.1, -0.2),
+    "cold": (-0.4, -0.1, -0.15),
+    "bright": (0.7, 0.3, 0.25),
+    "calm": (0.6, -0.7, 0.2),
+    "happy": (0.9, 0.35, 0.5),
+    "lonely": (-0.7, -0.25, -0.5),
+    "fun": (0.85, 0.5, 0.3),
+    "funeral": (-0.8, -0.2, -0.2),
+    "violent": (-0.9, 0.8, 0.35),
+    "golden": (0.55, 0.2, 0.45),
+    "quiet": (0.3, -0.85, -0.1),
+}
+IMAGE_SIZE = 32
+
+
+def tiny_lexicon(redistributable: bool = True) -> VADLexicon:
+    return VADLexicon(WORDS, name="test words", redistributable=redistributable)
+
+
+def tiny_processor(**kwargs) -> SEVLMProcessor:
+    tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
+    kwargs = {"vad_lexicon": tiny_lexicon()} | kwargs
+    return SEVLMProcessor.from_tokenizer(tokenizer, image_size=IMAGE_SIZE, **kwargs)
+
+
+def tiny_config(processor: SEVLMProcessor, **kwargs) -> SEVLMConfig:
+    layout = processor.token_layout()
+    specials = {name: layout[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=8,
+    )
+    text = GPT2Config(
+        n_embd=48, n_layer=2, n_head=2, n_positions=64, vocab_size=len(processor.tokenizer), **specials
+    )
+    return SEVLMConfig(**{"vision_config": vision, "text_config": text} | layout | kwargs)
+
+
+def tiny_model(processor: SEVLMProcessor, seed: int = 0, **kwargs) -> SEVLMForConditionalGeneration:
+    """Random weights, enlarged so that different inputs give visibly different outputs."""
+    torch.manual_seed(seed)
+    model = SEVLMForConditionalGeneration(tiny_config(processor, **kwargs))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    if processor.vad_lexicon is not None:
+        model.set_vad_lexicon(processor.vad_lexicon, processor.tokenizer)
+    return model.eval()
+
+
+def pixels(batch: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def training_batch(processor: SEVLMProcessor, images: int = 3) -> dict[str, torch.Tensor]:
+    """`images` pictures with two sentences of different emotions each."""
+    emotions = [[EMOTIONS[2 * i % 9], EMOTIONS[(2 * i + 1) % 9]] for i in range(images)]
+    explanations = [[SENTENCES[2 * i % 6], SENTENCES[(2 * i + 1) % 6]] for i in range(images)]
+    batch = processor(emotions=emotions, explanations=explanations, return_tensors="pt")
+    return {"pixel_values": pixels(images), **batch}
