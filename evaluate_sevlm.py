@@ -15,34 +15,35 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 
-import modeling_sevlm
+from modeling_sevlm import SEVLMForConditionalGeneration
 from modeling_sevlm.trainer_sevlm import SEVLMTrainer, SEVLMTrainingArguments
+from processing import SEVLMProcessor
 from processing.artemis import dominant_emotion
 from processing.collator import SentencePairs, SEVLMCollator
-from processing.data_arguments import DataArguments, load_data, load_lexicon
+from processing.data_arguments import DataArguments, load_inputs
 
 
 @dataclass
 class EvaluationArguments:
     model: str = field(metadata={"help": "Checkpoint folder or name on the Hub."})
-    split: str = field(default="test", metadata={"choices": ["train", "validation", "test", "all"]})
+    split: str = field(default="test", metadata={"choices": ["train", "validation", "test", "rest", "all"]})
     output_dir: str = "outputs/evaluation"
     batch_size: int = 32
     do_sample: bool = field(default=False, metadata={"help": "Nucleus sampling instead of greedy decoding."})
-    max_paintings: int | None = field(default=None, metadata={"help": "Only the first paintings of the split."})
+    max_paintings: int | None = field(default=None, metadata={"help": "Only so many of the split, drawn by the seed."})
     seed: int = 0
-    device: str = field(default="cuda" if torch.cuda.is_available() else "cpu")
+    use_cpu: bool = False
 
 
 def predict(
@@ -129,12 +130,20 @@ def write_json(path: Path, content) -> None:
     """Write beside the file first, so that a file under its final name is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+def versions() -> dict[str, str | None]:
+    packages = ("sevlm", "torch", "transformers", "datasets", "accelerate", "tokenizers", "pillow", "numpy")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # sevlm run from a checkout that is not installed
+            found[package] = None
+    return found
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -143,27 +152,21 @@ def main(argv: list[str] | None = None) -> dict:
         argv[:1] = ["--model", argv[0]]
     parser = HfArgumentParser((EvaluationArguments, DataArguments), description=__doc__.split("\n")[0])
     args, data_args = parser.parse_args_into_dataclasses(argv)
+    state = PartialState(cpu=args.use_cpu)
     set_seed(args.seed)
-    model = AutoModelForImageTextToText.from_pretrained(args.model).to(args.device).eval()
-    processor = AutoProcessor.from_pretrained(args.model)
-    if not isinstance(model, modeling_sevlm.SEVLMForConditionalGeneration):
-        raise ValueError(f"{args.model} is a {type(model).__name__}, not a SEVLM checkpoint.")
-    if processor.vad_lexicon is None and model.config.vad_lexicon is not None:
-        lexicon = load_lexicon(data_args.vad_lexicon)
-        if lexicon is None or lexicon.name != model.config.vad_lexicon["name"]:
-            print(
-                f"warning: the model was trained with the lexicon {model.config.vad_lexicon['name']!r}; name its file "
-                "with --vad_lexicon for the figures it deserves.",
-                file=sys.stderr,
-            )
-        else:
-            processor.vad_lexicon = lexicon
-            model.set_vad_lexicon(lexicon, processor.tokenizer)
-
-    splits = load_data(data_args, model.config.emotions)
+    try:
+        model = SEVLMForConditionalGeneration.from_pretrained(args.model).to(state.device).eval()
+        processor = SEVLMProcessor.from_pretrained(args.model)
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from error
+    splits, lexicon = load_inputs(data_args, model.config.emotions)
+    restore_lexicon(model, processor, lexicon)
+    if args.split != "all" and args.split not in splits:
+        raise SystemExit(f"error: the data has no split {args.split!r}; it has {sorted(splits)} (or 'all').")
     dataset = concatenate_datasets(list(splits.values())) if args.split == "all" else splits[args.split]
     if args.max_paintings is not None:
-        dataset = dataset.select(range(min(args.max_paintings, len(dataset))))
+        # Rows are sorted by style and painter: the first ones would be of a few styles only.
+        dataset = dataset.shuffle(seed=args.seed).select(range(min(args.max_paintings, len(dataset))))
     predictions = predict(
         model, processor, dataset, batch_size=args.batch_size, progress=True, do_sample=args.do_sample
     )
@@ -171,18 +174,40 @@ def main(argv: list[str] | None = None) -> dict:
     figures |= mean_losses(model, processor, dataset, args)
 
     output_dir = Path(args.output_dir)
-    if PartialState().is_main_process:
+    if state.is_main_process:
         labelled = [
             p | {"emotion_scores": dict(zip(model.config.emotions, p["emotion_scores"], strict=True))}
             for p in predictions
         ]
         write_json(output_dir / "predictions.json", labelled)
-        settings = {"arguments": asdict(args), "data": asdict(data_args), "versions": versions()}
+        settings = {
+            "arguments": asdict(args),
+            "data": asdict(data_args),
+            "vad_lexicon": model.config.vad_lexicon,
+            "generation": model.generation_config.to_diff_dict() | {"do_sample": args.do_sample},
+            "versions": versions(),
+        }
         write_json(output_dir / "results.json", figures | settings)
         for name, value in figures.items():
             print(f"{name:>18} {value:.4f}" if isinstance(value, float) else f"{name:>18} {value}")
         print(f"{output_dir / 'results.json'}")
     return figures
+
+
+def restore_lexicon(model, processor, lexicon) -> None:
+    """Give a checkpoint that was saved without its lexicon the one it was trained with, and no other."""
+    known = {name: value for name, value in (model.config.vad_lexicon or {}).items() if name != "table"}
+    given = lexicon.to_metadata() if lexicon is not None else None
+    if given is not None and given != known:
+        raise SystemExit(f"error: the model was trained with the VAD lexicon {known or 'none'}, not with {given}.")
+    if known and processor.vad_lexicon is None:
+        if lexicon is None:
+            raise SystemExit(
+                f"error: the model was trained with the VAD lexicon {known['name']!r} and saved without it; name its "
+                "file with --vad_lexicon."
+            )
+        processor.vad_lexicon = lexicon
+        model.set_vad_lexicon(lexicon, processor.tokenizer)
 
 
 def mean_losses(model, processor, dataset: Dataset, args: EvaluationArguments) -> dict[str, float]:
@@ -192,7 +217,7 @@ def mean_losses(model, processor, dataset: Dataset, args: EvaluationArguments) -
         args=SEVLMTrainingArguments(
             output_dir=args.output_dir,
             per_device_eval_batch_size=args.batch_size,
-            use_cpu=args.device == "cpu",
+            use_cpu=args.use_cpu,
             load_best_model_at_end=False,
             disable_tqdm=True,
         ),

@@ -5,6 +5,7 @@
     accelerate launch train.py --annotations artemis.csv --images wikiart/ --vad_lexicon NRC-VAD-Lexicon.txt \
         --output_dir outputs/sevlm-artemis                 # the paper's recipe
     python train.py ... --resume_from_checkpoint outputs/sevlm-artemis/checkpoint-2000
+    accelerate launch --multi_gpu --num_processes 2 train.py --use_cpu    # two processes without a GPU
 
 `--preset tiny` starts everything from nothing, tower and tokenizer included, and downloads nothing; `--preset paper`
 (the default once data is named) starts from CLIP ViT-B/16, frozen, and DistilGPT2. All arguments of transformers'
@@ -16,16 +17,17 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import CLIPVisionConfig, EarlyStoppingCallback, GPT2Config, HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from evaluate_sevlm import predict, score, write_json
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
 from modeling_sevlm.trainer_sevlm import SEVLMTrainer, SEVLMTrainingArguments
 from processing import SEVLMProcessor
-from processing.artemis import EMOTIONS
+from processing.artemis import dominant_emotion
 from processing.collator import SentencePairs, SEVLMCollator
-from processing.data_arguments import DataArguments, load_data, load_lexicon
+from processing.data_arguments import DataArguments, load_inputs
 from processing.tiny_tokenizer import train_tokenizer
 
 
@@ -34,10 +36,14 @@ PRESETS = {
     "tiny": {
         "image_size": 64,
         "output_dir": "outputs/tiny",
-        "learning_rate": 1e-3,
-        "vad_learning_rate": 2e-3,
-        "num_train_epochs": 20,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 2e-3,
+        "vad_learning_rate": 4e-3,
+        "num_train_epochs": 24,
         "warmup_steps": 20,
+        # From nothing, the paper's weight of 2 lets the contrastive loss drown the words: the tower learns to tell
+        # pictures apart instead of what is in them.
+        "contrastive_loss_weight": 0.1,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "early_stopping_patience": 0,
@@ -105,8 +111,6 @@ def build_tiny(
         image_statistics=args.image_statistics or "clip",
         **processor_fields,
     )
-    layout = processor.token_layout()
-    specials = {name: layout[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     vision_config = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=384,
@@ -115,10 +119,25 @@ def build_tiny(
         image_size=args.image_size,
         patch_size=args.image_size // 8,
     )
+    # GPT-2's 0.02 is made for a width of 768; in a narrow decoder cross-attention would hardly wake up with it.
+    initializer_range = 0.06
     text_config = GPT2Config(
-        n_embd=128, n_layer=3, n_head=4, n_positions=128, vocab_size=len(processor.tokenizer), **specials
+        n_embd=128,
+        n_layer=3,
+        n_head=4,
+        n_positions=128,
+        vocab_size=len(processor.tokenizer),
+        initializer_range=initializer_range,
+        bos_token_id=None,  # the processor's, below
+        eos_token_id=None,
     )
-    config = SEVLMConfig(vision_config=vision_config, text_config=text_config, **layout, **args.config_fields())
+    config = SEVLMConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        initializer_range=initializer_range,
+        **processor.token_layout(),
+        **args.config_fields(),
+    )
     model = SEVLMForConditionalGeneration(config)
     if processor.vad_lexicon is not None:
         model.set_vad_lexicon(processor.vad_lexicon, processor.tokenizer)
@@ -140,20 +159,52 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, SEVLMTraining
     return parser.parse_args_into_dataclasses(argv)
 
 
+def check_arguments(data_args: DataArguments, training_args: SEVLMTrainingArguments) -> None:
+    """Settle what depends on several arguments; stop on what cannot work before anything is loaded or written."""
+    if data_args.vad_lexicon is None:
+        if not data_args.is_embedded:
+            sys.exit(
+                "error: name the VAD lexicon: --vad_lexicon NRC-VAD-Lexicon.txt (the paper's), 'embedded' (a small "
+                "one of our own) or 'none'."
+            )
+        data_args.vad_lexicon = "embedded"
+    if training_args.n_gpu > 1:
+        sys.exit("error: several GPUs are used through `accelerate launch train.py ...`, one process each.")
+    if training_args.resume_from_checkpoint == "true":
+        training_args.resume_from_checkpoint = get_last_checkpoint(training_args.output_dir)
+        if training_args.resume_from_checkpoint is None:
+            sys.exit(f"error: no checkpoint to resume from in {training_args.output_dir}.")
+
+
+def choose_metric(training_args: SEVLMTrainingArguments, shown: Dataset) -> None:
+    """Fall back from accuracy to a metric that exists: without a painting that has a dominant emotion there is no
+    accuracy, without generation no more than the loss."""
+    generated = ("accuracy", "unique", "label_nll")
+    if training_args.metric_for_best_model in generated and not len(shown):
+        training_args.metric_for_best_model, training_args.greater_is_better = "loss", False
+    elif training_args.metric_for_best_model == "accuracy":
+        if all(dominant_emotion(histogram) is None for histogram in shown["emotion_histogram"]):
+            training_args.metric_for_best_model, training_args.greater_is_better = "label_nll", False
+
+
 def main(argv: list[str] | None = None) -> SEVLMTrainer:
     model_args, data_args, training_args = parse(list(sys.argv[1:] if argv is None else argv))
-    emotions = [e for e in EMOTIONS if not (data_args.drop_something_else and e == "something else")]
-    splits = load_data(data_args, emotions)
-    lexicon = load_lexicon(data_args.vad_lexicon)
+    check_arguments(data_args, training_args)
+    splits, lexicon = load_inputs(data_args, data_args.emotions)
+    missing = {"train", "validation"} - set(splits)
+    if missing:
+        sys.exit(f"error: the data has no split {' and no split '.join(sorted(missing))}; it has {sorted(splits)}.")
     set_seed(training_args.seed)
-    processor_fields = {"vad_lexicon": lexicon, "emotions": emotions, "max_length": model_args.max_length}
+    processor_fields = {"vad_lexicon": lexicon, "emotions": data_args.emotions, "max_length": model_args.max_length}
     if model_args.preset == "tiny":
         model, processor = build_tiny(model_args, splits, **processor_fields)
     else:
         model, processor = build_paper(model_args, **processor_fields)
 
-    validation = splits["validation"]
+    # Rows are sorted by style and painter: a slice of them would be judged on a few styles only.
+    validation = splits["validation"].shuffle(seed=training_args.seed)
     shown = validation.select(range(min(training_args.generation_samples, len(validation))))
+    choose_metric(training_args, shown)
 
     def generation_metrics(model) -> dict[str, float]:
         predictions = predict(model, processor, shown, batch_size=training_args.per_device_eval_batch_size)
@@ -169,8 +220,15 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
         processing_class=processor,
         generation_metrics=generation_metrics if len(shown) else None,
     )
-    if training_args.early_stopping_patience and training_args.load_best_model_at_end:
+    if training_args.early_stopping_patience and training_args.eval_strategy != "no":
         trainer.add_callback(EarlyStoppingCallback(training_args.early_stopping_patience))
+    if trainer.is_world_process_zero():
+        learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        print(
+            f"{model.num_parameters():,} parameters, {learning:,} of them learning; {len(splits['train'])} paintings; "
+            f"{training_args.world_size} process(es) on {training_args.device.type}",
+            flush=True,
+        )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():

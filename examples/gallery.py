@@ -1,8 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """Explain pictures, on the screen and as a sheet.
 
-    python examples/gallery.py outputs/demo --output outputs/demo/gallery.png           # held-out embedded pictures
-    python examples/gallery.py MODEL painting.jpg other.jpg --output gallery.png
+python examples/gallery.py outputs/demo --output outputs/demo/gallery.png           # held-out embedded pictures
+python examples/gallery.py MODEL painting.jpg other.jpg --output gallery.png
 """
 
 import argparse

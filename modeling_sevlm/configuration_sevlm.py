@@ -6,6 +6,7 @@ Every part that the paper ablates is a field here, so that a checkpoint says by 
 the defaults are its full system.
 """
 
+import copy
 from typing import Any
 
 from transformers import AutoConfig, CLIPVisionConfig, GPT2Config, PreTrainedConfig
@@ -122,10 +123,11 @@ class SEVLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.vision_config = self._vision_config(self.vision_config)
         self.text_config = self._text_config(self.text_config)
-        # One vocabulary, one set of special tokens: the decoder's.
+        # One set of special tokens, named here or in the decoder's config.
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.text_config, name, None))
+            setattr(self.text_config, name, getattr(self, name))
         self.emotions = list(self.emotions)
         self.contrastive_negatives = list(self.contrastive_negatives)
         self._check()
@@ -149,6 +151,7 @@ class SEVLMConfig(PreTrainedConfig):
             config = GPT2Config(**config)
         if not isinstance(config, GPT2Config):
             raise ValueError(f"text_config must be a GPT2Config (GPT-2 family), not {type(config).__name__}.")
+        config = copy.deepcopy(config)  # the caller's stays as it is
         config.add_cross_attention = True
         return config
 

@@ -19,12 +19,13 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, GPT2Config, GPT2Tokenizer
+from transformers import AutoConfig, CLIPVisionConfig, GPT2Config, GPT2Tokenizer
 
 from processing import SEVLMProcessor, VADLexicon
 
 from .configuration_sevlm import SEVLMConfig
 from .modeling_sevlm import SEVLMForConditionalGeneration
+from .vision_sevlm import load_vision_tower, vision_feature_size
 
 
 # Authors' parameter names -> ours, applied to the decoder file and to the emotion encoder's part of the statistics.
@@ -74,7 +75,7 @@ def _torch_load(path: Path) -> dict:
         raise ReleaseError(f"{path} is missing.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ReleaseError(f"{path} does not read as plain weights and was refused: {error}") from error
 
 
@@ -115,6 +116,11 @@ def convert(
     if vision_model is not None:
         vision_config = AutoConfig.from_pretrained(vision_model)
         vision_config = getattr(vision_config, "vision_config", vision_config)
+        if vision_feature_size(vision_config) != old["encoder_dim"]:
+            raise ReleaseError(
+                f"{vision_model} gives features of width {vision_feature_size(vision_config)}, the release wants "
+                f"{old['encoder_dim']} (the authors' tower is openai/clip-vit-base-patch16)."
+            )
     else:
         vision_config = CLIPVisionConfig(
             hidden_size=old["encoder_dim"], image_size=old["img_size"], patch_size=16, num_attention_heads=1
@@ -129,7 +135,6 @@ def convert(
     layout = processor.token_layout()
     text_fields = set(GPT2Config().to_dict()) - {"architectures", "transformers_version", "dtype", "model_type"}
     text_config = {name: value for name, value in old.items() if name in text_fields}
-    text_config |= {name: layout[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = SEVLMConfig(
         vision_config=vision_config,
         text_config=GPT2Config(**text_config),
@@ -149,8 +154,7 @@ def convert(
     if missing or result.unexpected_keys:
         raise ReleaseError(f"Weights missing: {missing}; weights without a place: {result.unexpected_keys}.")
     if vision_model is not None:
-        tower = AutoModel.from_pretrained(vision_model, config=vision_config)
-        model.vision_tower.load_state_dict(tower.state_dict())
+        model.vision_tower.load_state_dict(load_vision_tower(vision_model, vision_config).state_dict())
         model.freeze_vision_tower()
     if vad_lexicon is not None:
         model.set_vad_lexicon(vad_lexicon, processor.tokenizer)
@@ -171,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         lexicon = VADLexicon.from_file(args.vad_lexicon) if args.vad_lexicon else None
         model, processor = convert(args.release_dir, args.tag, lexicon, args.vision_model)
-    except (ReleaseError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     model.save_pretrained(args.output_dir, include_vad_lexicon=args.include_vad_lexicon)
     processor.save_pretrained(args.output_dir, include_vad_lexicon=args.include_vad_lexicon)

@@ -14,7 +14,8 @@ from torch import nn
 
 
 VAD_SIZE = 3
-# The table keeps VAD as int16 ten-thousandths: casting a model to half precision must not round a lexicon.
+# The table keeps VAD as whole ten-thousandths: casting a model to half precision must not round a lexicon. (int32,
+# because distributed training broadcasts buffers, and gloo knows no int16.)
 VAD_UNIT = 10_000
 
 
@@ -40,22 +41,30 @@ class VADLookup(nn.Module):
         self.register_buffer("token_starts_word", torch.zeros(vocab_size, dtype=torch.bool))
         self.register_buffer("transition_keys", torch.zeros(transitions, dtype=torch.int64))
         self.register_buffer("transition_states", torch.zeros(transitions, dtype=torch.int32))
-        self.register_buffer("state_vad", torch.zeros(table.get("num_states", 0), VAD_SIZE, dtype=torch.int16))
+        self.register_buffer("state_vad", torch.zeros(table.get("num_states", 0), VAD_SIZE, dtype=torch.int32))
 
     @property
     def has_table(self) -> bool:
         return self.transition_keys.numel() > 0
 
-    def load_table(self, tables: Mapping[str, torch.Tensor | int] | None) -> dict[str, int] | None:
-        """Take over what `VADLexicon.compile(tokenizer)` returns (`None`: empty the table); returns its sizes."""
-        device = self.token_pieces.device
-        if tables is None:
-            self.__init__()
-            self.to(device)
-            return None
-        for name in ("token_pieces", "token_starts_word", "transition_keys", "transition_states", "state_vad"):
-            self.register_buffer(name, tables[name].to(device))
-        self.num_pieces, self.max_word_tokens = tables["num_pieces"], tables["max_word_tokens"]
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, torch.Tensor | int]) -> "VADLookup":
+        """The look-up that `VADLexicon.compile(tokenizer)` describes."""
+        lookup = cls(
+            {
+                "vocab_size": tables["token_pieces"].shape[0],
+                "num_transitions": tables["transition_keys"].shape[0],
+                "num_states": tables["state_vad"].shape[0],
+                "num_pieces": tables["num_pieces"],
+                "max_word_tokens": tables["max_word_tokens"],
+            }
+        )
+        lookup.load_state_dict({name: tables[name] for name in lookup.state_dict()})
+        return lookup
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What `__init__` needs to make room for this table."""
         return {
             "vocab_size": self.token_pieces.shape[0],
             "num_transitions": self.transition_keys.shape[0],

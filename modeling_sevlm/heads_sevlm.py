@@ -6,6 +6,8 @@ have at least one negative. A batch without such an item gives zero, with a grad
 training never waits for a missing gradient.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -55,10 +57,8 @@ class SEVLMContrastiveHead(nn.Module):
     def __init__(self, hidden_size: int):
         super().__init__()
         widths = [3 * hidden_size] + 4 * [hidden_size]
-        hidden_layers = [
-            part for d_in, d_out in zip(widths, widths[1:], strict=False) for part in (nn.Linear(d_in, d_out), nn.ReLU())
-        ]
-        self.mlp = nn.Sequential(*hidden_layers, nn.Linear(hidden_size, 1))
+        layers = [layer for d_in, d_out in pairwise(widths) for layer in (nn.Linear(d_in, d_out), nn.ReLU())]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_size, 1))
 
     def forward(self, image: torch.Tensor, emotion: torch.Tensor, explanation: torch.Tensor) -> torch.Tensor:
         """`(..., d)` three times -> `(...)` scores; higher means a better match."""

@@ -28,7 +28,7 @@ from .configuration_sevlm import SEVLMConfig
 from .decoder_sevlm import SEVLMDecoder
 from .emotion_sevlm import VAD_SIZE, SEVLMEmotionEncoder, VADLookup
 from .heads_sevlm import SEVLMContrastiveHead, emotion_loss, language_loss, masked_mean
-from .vision_sevlm import build_vision_tower, encode_patches, vision_feature_size
+from .vision_sevlm import build_vision_tower, encode_patches, load_vision_tower, vision_feature_size
 
 
 logger = logging.get_logger(__name__)
@@ -70,7 +70,8 @@ class SEVLMPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["GPT2Block"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
-    _supports_flash_attn = True
+    # The branches of `emotion_scores` need a mask that flash attention does not take.
+    _supports_flash_attn = False
     _supports_attention_backend = True
     # A checkpoint saved without its lexicon lacks the table, and its config says so.
     _keys_to_ignore_on_load_missing = [r"^vad_lookup\."]
@@ -120,8 +121,8 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         )
         if config.vad_lexicon is not None and not config.vad_lexicon.get("table") and config.use_vad_features:
             logger.warning_once(
-                f"This checkpoint was trained with the VAD lexicon {config.vad_lexicon.get('name')!r}, which is not in "
-                "it: every word counts as neutral until you restore it with "
+                f"This checkpoint was trained with the VAD lexicon {config.vad_lexicon.get('name')!r} and saved "
+                "without it: every word counts as neutral until you restore it with "
                 "`model.set_vad_lexicon(VADLexicon.from_file(PATH), tokenizer)`."
             )
 
@@ -147,10 +148,8 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
                 f"The processor's tokenizer has {text_config.vocab_size} tokens, {text_name_or_path} has "
                 f"{base_vocab_size}: build the processor from that model's tokenizer."
             )
-        layout = processor.token_layout()
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(text_config, name, layout[name])
-        model = cls(SEVLMConfig(**{"vision_config": vision_config, "text_config": text_config} | layout | config))
+        backbones = {"vision_config": vision_config, "text_config": text_config}
+        model = cls(SEVLMConfig(**backbones | processor.token_layout() | config))
 
         text = AutoModelForCausalLM.from_pretrained(text_name_or_path, dtype=model.dtype).transformer.state_dict()
         embeddings = text.pop("wte.weight")
@@ -159,7 +158,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         if missing.unexpected_keys:
             raise ValueError(f"{text_name_or_path} has weights that SEVLM's decoder lacks: {missing.unexpected_keys}.")
         if model.vision_tower is not None:
-            tower = AutoModel.from_pretrained(vision_name_or_path, config=vision_config, dtype=model.dtype)
+            tower = load_vision_tower(vision_name_or_path, vision_config, dtype=model.dtype)
             model.vision_tower.load_state_dict(tower.state_dict())
             model.freeze_vision_tower()
         if processor.vad_lexicon is not None:
@@ -189,17 +188,31 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         return self
 
     def set_vad_lexicon(self, lexicon, tokenizer=None):
-        """Compile `lexicon` (a `VADLexicon`) for `tokenizer` and keep the table with the weights; `None` removes it."""
+        """Compile `lexicon` (a `VADLexicon`) for this model's `tokenizer` and keep the table with the weights; `None`
+        removes it.
+
+        Raises:
+            ValueError: if there is no tokenizer, or one that cannot be this model's.
+        """
         if lexicon is None:
-            self.vad_lookup.load_table(None)
-            self.config.vad_lexicon = None
+            self.vad_lookup, self.config.vad_lexicon = VADLookup(), None
             return
-        table = self.vad_lookup.load_table(lexicon.compile(tokenizer))
-        self.config.vad_lexicon = lexicon.to_metadata() | {"table": table}
+        if tokenizer is None:
+            raise ValueError("A lexicon is compiled for a vocabulary: pass the model's tokenizer too.")
+        if len(tokenizer) > self.config.vocab_size or tokenizer.pad_token_id != self.config.pad_token_id:
+            raise ValueError(
+                f"This tokenizer ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) is not the model's "
+                f"({self.config.vocab_size} tokens, padding {self.config.pad_token_id})."
+            )
+        self.vad_lookup = VADLookup.from_tables(lexicon.compile(tokenizer)).to(self.device)
+        self.config.vad_lexicon = lexicon.to_metadata() | {"table": self.vad_lookup.sizes}
 
     def save_pretrained(self, save_directory, *, include_vad_lexicon: bool = False, state_dict=None, **kwargs):
         """As in transformers, except for the compiled VAD table: a lexicon that its owner does not allow to be passed
         on is left out unless `include_vad_lexicon=True`, meant for folders that stay on your machine."""
+        # Saving adds the class that the code file registers; `AutoModel` is the other way to ask for it.
+        auto_map = {"AutoModel": "modeling_sevlm.SEVLMForConditionalGeneration"}
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | auto_map
         known = self.config.vad_lexicon
         if not known or not known.get("table") or known.get("redistributable") or include_vad_lexicon:
             return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
@@ -217,7 +230,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             self.config.vad_lexicon = known
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, H, W)` normalised pictures -> `(B, K, d)` patch features, without gradient if the tower is frozen."""
+        """`(B, 3, H, W)` normalised pictures -> `(B, K, d)` patch features; no gradient if the tower is frozen."""
         if self.vision_tower is None:
             raise ValueError(
                 "This model was saved without its vision tower and cannot take `pixel_values`: pass `image_features` "
@@ -320,7 +333,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
     ) -> SEVLMOutput:
         """
         Args:
-            input_ids: `(B, L)`, or `(B, P, L)` for P sentences about each of B pictures; the config's prompt if absent.
+            input_ids: `(B, L)`, or `(B, P, L)` for P sentences about each of B pictures; else the config's prompt.
             pixel_values: `(B, 3, H, W)`; or `image_features`: `(B, K, d)` as the tower gives them.
             attention_mask: `(B, [P,] L)`, zero for padding.
             token_type_ids: `(B, [P,] L)` ids of the segment tokens; read off " because" if absent.
@@ -333,6 +346,11 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         if input_ids is None:
             input_ids = self._prompt(image_features.shape[0])
         shape = input_ids.shape
+        if labels is not None and shape[0] != image_features.shape[0]:
+            raise ValueError(
+                f"{shape[0]} rows of training text for {image_features.shape[0]} pictures: give several sentences of "
+                "a picture the shape (B, P, L), so that the contrastive loss knows whose they are."
+            )
         input_ids, attention_mask, token_type_ids, labels, position_ids = (
             x.flatten(0, 1) if x is not None and x.dim() == 3 else x
             for x in (input_ids, attention_mask, token_type_ids, labels, position_ids)
@@ -437,6 +455,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
 
         The language head's log-probability of " label because" after the prompt, normalised over the labels. All
         labels run in one pass as branches of a tree that share the prompt, so the patches are attended to once.
+        (Call `eval()` first, as for `generate`: dropout would blur the scores.)
         """
         if self.config.emotion_token_ids is None:
             raise ValueError("The config holds no `emotion_token_ids`; see `processor.token_layout()`.")

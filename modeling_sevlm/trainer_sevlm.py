@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .heads_sevlm import emotion_targets
 
@@ -42,10 +42,22 @@ class SEVLMTrainingArguments(TrainingArguments):
         default=500, metadata={"help": "Validation paintings to generate for at each evaluation; 0: none."}
     )
     logging_steps: float = 50
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     # The collator needs every column, and no output of an evaluation step is worth gathering.
     remove_unused_columns: bool | None = False
     prediction_loss_only: bool = True
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
+
+
+class TellEpoch(TrainerCallback):
+    """Tells the training data which epoch begins. accelerate's loader does so only if its sampler is not wrapped; in
+    distributed and in resumed runs it is."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch))
 
 
 class SEVLMTrainer(Trainer):
@@ -56,6 +68,8 @@ class SEVLMTrainer(Trainer):
     over the whole accumulated batch of all processes, so that accumulation steps and processes do not change the
     language and emotion parts. (The contrastive part has its negatives within a device's batch.)
 
+    Evaluation means are exact on one process; on several, the rows that fill up the last batch count twice.
+
     Args:
         generation_metrics: `model -> {name: value}`, called at each evaluation; its values are logged with the prefix.
     """
@@ -63,6 +77,8 @@ class SEVLMTrainer(Trainer):
     def __init__(self, *args, generation_metrics: Callable[[nn.Module], dict[str, float]] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.generation_metrics = generation_metrics
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.add_callback(TellEpoch(self.train_dataset))
         # `compute_loss` normalises over the accumulated batch itself: Trainer must not divide once more.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -103,24 +119,26 @@ class SEVLMTrainer(Trainer):
             shares = dict.fromkeys(LOSS_PARTS, 1.0)
         loss = 0.0
         for name, count in zip(LOSS_PARTS, counts, strict=True):
-            if outputs[name] is not None:
-                loss = loss + getattr(self.model.config, f"{name}_weight") * shares[name] * outputs[name]
-                self._add(name, outputs[name].detach(), count)
+            part = outputs.get(name)
+            if part is not None:
+                loss = loss + getattr(self.model.config, f"{name}_weight") * shares[name] * part
+                self._add(name, part.detach(), count)
         return (loss, outputs) if return_outputs else loss
 
     def _add(self, name: str, mean: torch.Tensor, count: torch.Tensor) -> None:
         total, items = self._sums.get(name, (0.0, 0))
-        self._sums[name] = (total + mean.double() * count, items + count)
+        self._sums[name] = (total + mean.float() * count, items + count)
 
     def _take_means(self) -> dict[str, float]:
-        """Means of the loss parts since the last call, over all processes; sums are kept and divided once."""
+        """Means of the loss parts since the last call, over all processes: sums are kept and divided once."""
         names = list(self._sums)
         if not names:
             return {}
-        sums = torch.stack([torch.stack([total, items.double()]) for total, items in self._sums.values()])
+        sums = torch.stack([torch.stack([total, items.float()]) for total, items in self._sums.values()])
         sums = self.accelerator.reduce(sums, reduction="sum")
         self._sums = {}
-        return {name: (total / max(items, 1)) for name, (total, items) in zip(names, sums.tolist(), strict=True)}
+        # Nothing to average (no lexicon, say) is no loss of zero.
+        return {name: total / items for name, (total, items) in zip(names, sums.tolist(), strict=True) if items}
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:

@@ -15,6 +15,23 @@ def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
     return AutoModel.from_config(config)
 
 
+def load_vision_tower(name_or_path: str, config: PreTrainedConfig, **kwargs) -> nn.Module:
+    """The pretrained tower; of a two-tower model the vision half.
+
+    Raises:
+        ValueError: if the checkpoint lacks weights of the patch features, which would stay random.
+    """
+    tower, info = AutoModel.from_pretrained(name_or_path, config=config, output_loading_info=True, **kwargs)
+    # Pooling heads are not part of the patch features, and classifiers come without them.
+    missing = [name for name in info["missing_keys"] if not name.startswith(("pooler.", "head."))]
+    if missing or tower.main_input_name != "pixel_values":
+        raise ValueError(
+            f"{name_or_path} is no checkpoint of a {config.model_type!r} vision tower"
+            + (f": it lacks {len(missing)} weights, {missing[0]} among them." if missing else ".")
+        )
+    return tower
+
+
 def vision_feature_size(config: PreTrainedConfig) -> int:
     """Width of the tower's patch features. Convolutional towers name one width per stage; the last one counts."""
     if hasattr(config, "hidden_size"):
@@ -41,7 +58,7 @@ def encode_patches(tower: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor
     if features.dim() == 4:  # (B, d, h, w) of a convolutional tower
         return features.flatten(2).transpose(1, 2).contiguous()
     features = features[:, _num_prefix_tokens(tower.config, features.shape[1], pixel_values) :].contiguous()
-    if tower.config.model_type == "clip_vision_model":
+    if tower.config.model_type in ("clip_vision_model", "chinese_clip_vision_model"):
         # CLIP applies it to the pooled CLS token only; the paper's patch features have been through it.
         features = tower.post_layernorm(features)
     return features
@@ -50,10 +67,11 @@ def encode_patches(tower: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor
 def _num_prefix_tokens(config: PreTrainedConfig, num_tokens: int, pixel_values: torch.Tensor) -> int:
     """Tokens that stand before the patches. Hierarchical towers merge patches and have none."""
     patch_size = getattr(config, "patch_size", None)
-    if not isinstance(patch_size, int):
+    if patch_size is None:
         return 0
+    patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     height, width = pixel_values.shape[-2:]
-    return max(0, num_tokens - (height // patch_size) * (width // patch_size))
+    return max(0, num_tokens - (height // patch_height) * (width // patch_width))
 
 
 def _siglip2_patches(pixel_values: torch.Tensor, patch_size: int) -> dict[str, torch.Tensor]:

@@ -32,21 +32,12 @@ from sklearn.model_selection import train_test_split
 
 from .annotations import Annotations, Source, read_annotations, read_dataset
 from .image_files import find_images, find_undecodable
+from .processing_sevlm import ARTEMIS_EMOTIONS
 
 
 logger = logging.getLogger(__name__)
 
-EMOTIONS = [
-    "amusement",
-    "awe",
-    "contentment",
-    "excitement",
-    "anger",
-    "disgust",
-    "fear",
-    "sadness",
-    "something else",
-]
+EMOTIONS = list(ARTEMIS_EMOTIONS)
 SPLITS = ["train", "validation", "test", "rest"]
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from datasets import DatasetDict
 
-from .artemis import load_artemis
+from .artemis import EMOTIONS, load_artemis
 from .toy_artemis import load_toy_artemis
 from .vad_lexicon import VADLexicon
 
@@ -33,13 +33,19 @@ class DataArguments:
         default="raise", metadata={"help": "What an empty utterance does.", "choices": ["raise", "skip"]}
     )
     verify_images: bool = field(default=True, metadata={"help": "Decode every picture once before starting."})
-    drop_something_else: bool = field(default=False, metadata={"help": "The paper's eight labels instead of nine."})
+    num_paintings: int = field(default=720, metadata={"help": "How many pictures the embedded data has."})
+    emotions: list[str] = field(
+        default_factory=lambda: list(EMOTIONS), metadata={"help": "The labels, in order; ArtEmis' nine by default."}
+    )
+    drop_unknown_emotions: bool = field(
+        default=False, metadata={"help": "Leave out annotations with other labels instead of stopping at them."}
+    )
     min_tokens: int | None = field(default=None, metadata={"help": "Drop shorter utterances (ArtEmis: 5)."})
     max_length_percentile: float | None = field(
         default=None, metadata={"help": "Drop utterances longer than this percentile of train (ArtEmis: 95)."}
     )
-    vad_lexicon: str = field(
-        default="embedded",
+    vad_lexicon: str | None = field(
+        default=None,
         metadata={"help": "Lexicon file (NRC-VAD, Warriner, or word-v-a-d); 'embedded': our own small one; 'none'."},
     )
 
@@ -48,10 +54,21 @@ class DataArguments:
         return self.annotations is None and self.dataset is None
 
 
+def load_inputs(args: DataArguments, emotions: list[str]) -> tuple[DatasetDict, VADLexicon | None]:
+    """Splits and lexicon for a script: bad input ends it with one line that says what, where and how to mend it,
+    before anything is written."""
+    try:
+        return load_data(args, emotions), load_lexicon(args.vad_lexicon)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
 def load_data(args: DataArguments, emotions: list[str]) -> DatasetDict:
-    """The splits that `args` name, one row per painting."""
+    """The splits that `args` name, one row per painting, with these labels."""
     if args.is_embedded:
-        return load_toy_artemis()
+        if list(emotions) != list(EMOTIONS):
+            raise ValueError(f"The embedded data has the labels {', '.join(EMOTIONS)}; other labels need other data.")
+        return load_toy_artemis(args.num_paintings)
     if args.annotations is not None and args.images is None:
         raise ValueError("--annotations needs --images, the folder with <art_style>/<painting>.jpg.")
     annotations = args.annotations
@@ -63,7 +80,7 @@ def load_data(args: DataArguments, emotions: list[str]) -> DatasetDict:
         version=args.version,
         dataset=args.dataset,
         emotions=emotions,
-        drop_unknown_emotions=args.drop_something_else,
+        drop_unknown_emotions=args.drop_unknown_emotions,
         on_bad_row=args.on_bad_row,
         on_bad_image=args.on_bad_image,
         verify_images=args.verify_images,
@@ -76,8 +93,8 @@ def load_data(args: DataArguments, emotions: list[str]) -> DatasetDict:
     )
 
 
-def load_lexicon(name: str) -> VADLexicon | None:
-    """`"embedded"`, `"none"`, or a lexicon file."""
-    if name == "none":
+def load_lexicon(name: str | None) -> VADLexicon | None:
+    """`"embedded"`, `"none"` (or `None`), or a lexicon file."""
+    if name is None or name == "none":
         return None
     return VADLexicon.embedded() if name == "embedded" else VADLexicon.from_file(name)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, CLIPImageProcessorPil, ProcessorMixin
+from PIL import Image
+from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, ProcessorMixin
 from transformers.utils import cached_file, logging
 
 from .vad_lexicon import VADLexicon
@@ -87,8 +88,8 @@ class SEVLMProcessor(ProcessorMixin):
         (mean, standard deviation) of your own."""
         if isinstance(image_statistics, str) and image_statistics not in IMAGE_STATISTICS:
             raise ValueError(f"image_statistics must be one of {sorted(IMAGE_STATISTICS)}, not {image_statistics!r}.")
+        mean, std = IMAGE_STATISTICS[image_statistics] if isinstance(image_statistics, str) else image_statistics
         add_sevlm_tokens(tokenizer)
-        mean, std = IMAGE_STATISTICS.get(image_statistics, image_statistics)
         image_processor = CLIPImageProcessorPil(
             size={"height": image_size, "width": image_size}, do_center_crop=False, image_mean=mean, image_std=std
         )
@@ -108,8 +109,9 @@ class SEVLMProcessor(ProcessorMixin):
         squashed to `image_size` and normalised as the tower wants it, unless `image_statistics` says otherwise."""
         tokenizer = AutoTokenizer.from_pretrained(text_name_or_path)
         if image_statistics is None:
-            tower = AutoImageProcessor.from_pretrained(vision_name_or_path)
-            image_statistics = (tuple(tower.image_mean), tuple(tower.image_std))
+            # Only the file's numbers are wanted; the class it names may need packages that this one does not.
+            tower, _ = CLIPImageProcessorPil.get_image_processor_dict(vision_name_or_path)
+            image_statistics = (tower["image_mean"], tower["image_std"])
         return cls.from_tokenizer(tokenizer, image_size=image_size, image_statistics=image_statistics, **kwargs)
 
     @property
@@ -140,7 +142,7 @@ class SEVLMProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: a picture or a list of B pictures (PIL, array, path or URL).
+            images: a picture or a list of B pictures (PIL, array `(H, W, 3)`, path or URL).
             text: prompts of your own, in place of `emotions`.
             emotions: a label or a list of B labels; with `explanations` also a list of B lists of P labels.
             explanations: sentences in the shape of `emotions`. `None` for both leaves a sentence slot empty.
@@ -151,13 +153,18 @@ class SEVLMProcessor(ProcessorMixin):
             left, for prompts; for training rows, padded on the right and cut at `max_length`, `(B, L)` or `(B, P, L)`
             of those and `token_type_ids`, `labels` (-100 on `<bos>` and padding), `vad_values` `(..., L, 3)`.
         """
+        if explanations is not None and (emotions is None or text is not None):
+            raise ValueError("`explanations` need `emotions`, the labels in front of them, and no `text`.")
         if images is None and text is None and emotions is None:
             raise ValueError("Pass `images`, or `emotions` (with `explanations` for training rows).")
-        if explanations is not None and emotions is None:
-            raise ValueError("`explanations` need `emotions`: the label stands in front of the sentence.")
+        for name, value in {"images": images, "text": text, "emotions": emotions}.items():
+            if isinstance(value, (list, tuple)) and not value:
+                raise ValueError(f"`{name}` is empty.")
         data = {}
         if images is not None:
-            pictures = self.image_processor.fetch_images(images if isinstance(images, (list, tuple)) else [images])
+            images = images if isinstance(images, (list, tuple)) else [images]
+            pictures = self.image_processor.fetch_images([os.fspath(i) if isinstance(i, Path) else i for i in images])
+            pictures = [_on_white(picture) for picture in pictures]
             data["pixel_values"] = self.image_processor(pictures, return_tensors="np", **image_kwargs)["pixel_values"]
         if explanations is not None:
             data |= self._training_rows(emotions, explanations)
@@ -165,19 +172,23 @@ class SEVLMProcessor(ProcessorMixin):
             data |= self._pad_left(self._prompts(text, emotions))
         else:
             data |= self._pad_left([self._ids.prompt] * len(data["pixel_values"]))
+        pictures, rows = len(data.get("pixel_values", ())), len(data["input_ids"])
+        if pictures and (rows % pictures if explanations is None else rows != pictures):
+            raise ValueError(f"{pictures} pictures for {rows} rows of text.")
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _prompts(self, text, emotions) -> list[list[int]]:
         if text is not None:
             if emotions is not None:
                 raise ValueError("Pass either `text` or `emotions`, not both.")
-            texts = [text] if isinstance(text, str) else text
+            # A word's token depends on the space in front of it.
+            texts = [" " + prompt.strip() for prompt in ([text] if isinstance(text, str) else text)]
             return [[self._ids.bos, *ids] for ids in self._encode(texts)]
         return [self._opening(emotion) for emotion in ([emotions] if isinstance(emotions, str) else emotions)]
 
     def _opening(self, emotion: str) -> list[int]:
         """`<bos> the emotion is LABEL because`."""
-        if emotion not in self._ids.emotions:
+        if not isinstance(emotion, str) or emotion not in self._ids.emotions:
             raise ValueError(f"Unknown emotion {emotion!r}; this processor knows {self.emotions}.")
         return [*self._ids.prompt, *self._ids.emotions[emotion], self._ids.because]
 
@@ -198,6 +209,10 @@ class SEVLMProcessor(ProcessorMixin):
         if isinstance(emotions, str):
             emotions, explanations = [emotions], [explanations]
         nested = isinstance(emotions[0], (list, tuple))
+        if isinstance(explanations, str) or any(nested == (e is None or isinstance(e, str)) for e in explanations):
+            raise ValueError("`explanations` must have the shape of `emotions`: one string for each label.")
+        if nested and len({len(row) for row in [*emotions, *explanations]}) != 1:
+            raise ValueError("Every picture needs the same number of sentences; fill up with None.")
         flat_emotions = [e for row in emotions for e in row] if nested else list(emotions)
         flat_explanations = [e for row in explanations for e in row] if nested else list(explanations)
         if len(flat_emotions) != len(flat_explanations) or len(emotions) != len(explanations):
@@ -257,7 +272,7 @@ class SEVLMProcessor(ProcessorMixin):
         cut = ids.index(self._ids.because) if self._ids.because in ids else len(ids)
         label = self._decode_words(ids[:cut]).lower()
         return {
-            "emotion": label if label in self._ids.emotions else None,
+            "emotion": self._ids.spelled.get(label),
             "explanation": self._decode_words(ids[cut + 1 :]),
         }
 
@@ -281,8 +296,8 @@ class SEVLMProcessor(ProcessorMixin):
             lexicon.save(file)
         elif lexicon is not None:
             logger.warning_once(
-                f"The VAD lexicon {lexicon.name!r} may not be passed on and is left out of saved processors. Restore it "
-                "after loading with `processor.vad_lexicon = VADLexicon.from_file(PATH)`, or save with "
+                f"The VAD lexicon {lexicon.name!r} may not be passed on and is left out of saved processors. Restore "
+                "it after loading with `processor.vad_lexicon = VADLexicon.from_file(PATH)`, or save with "
                 "`include_vad_lexicon=True` if the folder stays with you."
             )
         return super().save_pretrained(save_directory, **kwargs)
@@ -304,8 +319,9 @@ class SEVLMProcessor(ProcessorMixin):
                 processor_dict["vad_lexicon"] = VADLexicon.from_file(file)
             else:
                 logger.warning_once(
-                    f"{pretrained_model_name_or_path} was saved without its VAD lexicon {known.get('name')!r}: training "
-                    "rows get zero VAD until you restore it with `processor.vad_lexicon = VADLexicon.from_file(PATH)`."
+                    f"{pretrained_model_name_or_path} was saved without its VAD lexicon {known.get('name')!r}: "
+                    "training rows get zero VAD until you restore it with "
+                    "`processor.vad_lexicon = VADLexicon.from_file(PATH)`."
                 )
         return processor_dict, kwargs
 
@@ -315,11 +331,19 @@ class SEVLMProcessor(ProcessorMixin):
 
 
 def add_sevlm_tokens(tokenizer) -> int:
-    """Add `<pad>`, `<prefix>`, `<emotion>`, `<explanation>` where missing, in this order; returns how many were new."""
+    """Add `<pad>`, `<prefix>`, `<emotion>`, `<explanation>` where missing, in this order; returns how many."""
     missing = [token for token in ADDED_TOKENS if token not in tokenizer.get_vocab()]
     added = tokenizer.add_tokens(missing, special_tokens=True)
     tokenizer.pad_token = PAD_TOKEN
     return added
+
+
+def _on_white(picture):
+    """Transparent parts become white, whatever colour happens to lie behind them; arrays pass as they are."""
+    if not isinstance(picture, Image.Image) or not picture.has_transparency_data:
+        return picture
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 class _TokenIds:
@@ -342,7 +366,7 @@ class _TokenIds:
         if len(because) != 1:
             raise ValueError(
                 f"The tokenizer splits {BECAUSE!r} into {len(because)} tokens; SEVLM needs one, as it marks where the "
-                "explanation begins. Use a GPT-2 tokenizer, or train one with `processing.tiny_tokenizer.train_tokenizer`."
+                "explanation begins. Use a GPT-2 tokenizer, or train one (processing/tiny_tokenizer.py)."
             )
         self.because = because[0]
         self.eos = tokenizer.eos_token_id
@@ -352,6 +376,8 @@ class _TokenIds:
         self.explanation_segment = vocabulary[EXPLANATION_TOKEN]
         self.prompt = [self.bos, *encode(prompt)]
         self.emotions = {emotion: encode(" " + emotion) for emotion in emotions}
+        # Generated labels are read back whatever their case.
+        self.spelled = {" ".join(emotion.lower().split()): emotion for emotion in emotions}
 
 
 SEVLMProcessor.register_for_auto_class()

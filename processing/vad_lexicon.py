@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 MAX_WORD_TOKENS = 8
 
-# A value is kept as a whole number of ten-thousandths: exact for every known lexicon, and an int16 in compiled tables.
+# A value is kept as a whole number of ten-thousandths: exact for every known lexicon, and an int32 in compiled tables.
 UNITS = 10_000
 SCALES = {"unit": (0.0, 1.0), "bipolar": (-1.0, 1.0), "nine_point": (1.0, 9.0)}
 
@@ -239,7 +239,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
             token_starts_word (V,) bool: whether the token is a word piece with the leading space.
             transition_keys (N,) int64: `state * num_pieces + piece`, ascending.
             transition_states (N,) int32: the state that each of them leads to.
-            state_vad (S, 3) int16: valence, arousal, dominance in ten-thousandths; 0 where no word is complete.
+            state_vad (S, 3) int32: valence, arousal, dominance in ten-thousandths; 0 where no word is complete.
             num_pieces, max_word_tokens: int.
 
         Raises:
@@ -256,7 +256,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         keys = np.array([state_ids[start] * num_pieces + piece_ids[piece] for start, piece, _ in edges], np.int64)
         targets = np.array([state_ids[end] for _, _, end in edges], np.int32)
         order = np.argsort(keys)
-        state_vad = np.array([self._rows.get(text, (0, 0, 0)) for text in state_ids], np.int16)
+        state_vad = np.array([self._rows.get(text, (0, 0, 0)) for text in state_ids], np.int32)
         token_pieces = [-1 if text is None else piece_ids.get(text, -2) for text in token_texts]
         return {
             "token_pieces": torch.tensor(token_pieces, dtype=torch.int32),

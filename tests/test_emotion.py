@@ -11,8 +11,7 @@ from modeling_sevlm.emotion_sevlm import SEVLMEmotionEncoder, VADLookup
 
 PROCESSOR = tiny_processor()
 READER = PROCESSOR.vad_lexicon.token_reader(PROCESSOR.tokenizer)
-LOOKUP = VADLookup()
-LOOKUP.load_table(PROCESSOR.vad_lexicon.compile(PROCESSOR.tokenizer))
+LOOKUP = VADLookup.from_tables(PROCESSOR.vad_lexicon.compile(PROCESSOR.tokenizer))
 
 
 def assert_readers_agree(ids: list[int]) -> None:
@@ -59,8 +58,6 @@ def test_words_are_found_however_they_are_cut_into_pieces():
 
 def test_without_a_table_every_word_is_neutral():
     lookup = VADLookup()
-    lookup.load_table(PROCESSOR.vad_lexicon.compile(PROCESSOR.tokenizer))
-    lookup.load_table(None)
     assert lookup(torch.arange(12).view(2, 6)).shape == (2, 6, 3)
     assert not lookup(torch.arange(300)).any()
 

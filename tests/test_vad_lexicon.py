@@ -300,7 +300,7 @@ def test_tables_know_every_segmentation_of_a_word(word, data):
 def test_every_ten_thousandth_is_the_same_number_in_both_readers():
     units = np.arange(-10_000, 10_001)
     from_text = np.array([unit / 10_000 for unit in units.tolist()], dtype=np.float32)
-    assert (torch.from_numpy(units).to(torch.int16).float() / 10_000).numpy().tobytes() == from_text.tobytes()
+    assert (torch.from_numpy(units).to(torch.int32).float() / 10_000).numpy().tobytes() == from_text.tobytes()
 
 
 def test_compiled_tables_have_the_promised_shapes_and_types():
@@ -310,7 +310,7 @@ def test_compiled_tables_have_the_promised_shapes_and_types():
         "token_starts_word": (torch.bool, (len(TOKENIZER),)),
         "transition_keys": (torch.int64, (num_transitions,)),
         "transition_states": (torch.int32, (num_transitions,)),
-        "state_vad": (torch.int16, (num_states, 3)),
+        "state_vad": (torch.int32, (num_states, 3)),
     }
     found = {
         key: (value.dtype, tuple(value.shape)) for key, value in TABLES.items() if isinstance(value, torch.Tensor)

@@ -44,8 +44,6 @@ def tiny_processor(**kwargs) -> SEVLMProcessor:
 
 
 def tiny_config(processor: SEVLMProcessor, **kwargs) -> SEVLMConfig:
-    layout = processor.token_layout()
-    specials = {name: layout[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -55,9 +53,15 @@ def tiny_config(processor: SEVLMProcessor, **kwargs) -> SEVLMConfig:
         patch_size=8,
     )
     text = GPT2Config(
-        n_embd=48, n_layer=2, n_head=2, n_positions=64, vocab_size=len(processor.tokenizer), **specials
+        n_embd=48,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        vocab_size=len(processor.tokenizer),
+        bos_token_id=None,
+        eos_token_id=None,
     )
-    return SEVLMConfig(**{"vision_config": vision, "text_config": text} | layout | kwargs)
+    return SEVLMConfig(**{"vision_config": vision, "text_config": text} | processor.token_layout() | kwargs)
 
 
 def tiny_model(processor: SEVLMProcessor, seed: int = 0, **kwargs) -> SEVLMForConditionalGeneration:
