@@ -37,18 +37,18 @@ PRESETS = {
         "image_size": 64,
         "output_dir": "outputs/tiny",
         "per_device_train_batch_size": 16,
-        "learning_rate": 2e-3,
-        "vad_learning_rate": 4e-3,
-        "num_train_epochs": 24,
+        "learning_rate": 1.5e-3,
+        "vad_learning_rate": 3e-3,
+        "num_train_epochs": 30,
         "warmup_steps": 20,
         # From nothing, the paper's weight of 2 lets the contrastive loss drown the words: the tower learns to tell
         # pictures apart instead of what is in them.
         "contrastive_loss_weight": 0.1,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
+        "eval_steps": 190,
+        "save_steps": 190,
         "early_stopping_patience": 0,
         "generation_samples": 60,
-        "logging_steps": 10,
+        "logging_steps": 38,
     },
 }
 
@@ -73,6 +73,12 @@ class ModelArguments:
     contrastive_negatives: list[str] = field(
         default_factory=lambda: ["emotion", "image"],
         metadata={"help": "'emotion', 'image' or both (Fig. 7); 'none': no contrastive head (Fig. 5)."},
+    )
+    ask_every_label: bool = field(
+        default=False,
+        metadata={
+            "help": "Predict the label of a pair's second sentence too, as the authors do (see docs/training.md)."
+        },
     )
     contrastive_loss_weight: float = field(default=2.0, metadata={"help": "The paper's alpha (Eq. 8)."})
 
@@ -112,9 +118,9 @@ def build_tiny(
         **processor_fields,
     )
     vision_config = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
+        hidden_size=96,
+        intermediate_size=288,
+        num_hidden_layers=3,
         num_attention_heads=4,
         image_size=args.image_size,
         patch_size=args.image_size // 8,
@@ -123,9 +129,12 @@ def build_tiny(
     initializer_range = 0.06
     text_config = GPT2Config(
         n_embd=128,
-        n_layer=3,
+        n_layer=2,
         n_head=4,
         n_positions=128,
+        embd_pdrop=0.05,
+        attn_pdrop=0.05,
+        resid_pdrop=0.05,
         vocab_size=len(processor.tokenizer),
         initializer_range=initializer_range,
         bos_token_id=None,  # the processor's, below
@@ -216,7 +225,7 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
         args=training_args,
         train_dataset=SentencePairs(splits["train"], seed=training_args.seed),
         eval_dataset=SentencePairs(validation, seed=training_args.seed),
-        data_collator=SEVLMCollator(processor),
+        data_collator=SEVLMCollator(processor, ask_every_label=model_args.ask_every_label),
         processing_class=processor,
         generation_metrics=generation_metrics if len(shown) else None,
     )

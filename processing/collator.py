@@ -57,17 +57,30 @@ class SentencePairs(Dataset):
 
 
 class SEVLMCollator:
-    """Items of [`SentencePairs`] -> `pixel_values` `(B, 3, H, W)` and text `(B, 2, L)`, L the longest of the batch."""
+    """Items of [`SentencePairs`] -> `pixel_values` `(B, 3, H, W)` and text `(B, 2, L)`, L the longest of the batch.
 
-    def __init__(self, processor):
+    The second sentence of a pair is there because its emotion differs from the first one's. Its label is no draw from
+    the viewers' labels: learning it too would teach that every second emotion is as frequent as the first, half and
+    half. So only the first sentence asks for its label; both ask for their explanation.
+
+    Args:
+        processor: a `SEVLMProcessor`.
+        ask_every_label: ask for the second label too, as the authors' code does.
+    """
+
+    def __init__(self, processor, *, ask_every_label: bool = False):
         self.processor = processor
+        self.ask_every_label = ask_every_label
 
     def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
-        return dict(
-            self.processor(
-                images=[item["image"] for item in items],
-                emotions=[item["emotions"] for item in items],
-                explanations=[item["explanations"] for item in items],
-                return_tensors="pt",
-            )
+        batch = self.processor(
+            images=[item["image"] for item in items],
+            emotions=[item["emotions"] for item in items],
+            explanations=[item["explanations"] for item in items],
+            return_tensors="pt",
         )
+        if not self.ask_every_label:
+            emotion_segment = batch["token_type_ids"].eq(self.processor.token_layout()["emotion_segment_id"])
+            emotion_segment[:, 0] = False
+            batch["labels"][emotion_segment] = -100
+        return dict(batch)
