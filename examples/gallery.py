@@ -51,7 +51,7 @@ def draw_sheet(images: list[Image.Image], results: list[dict], path: Path) -> No
     """One column a picture: the picture, its sentence, the nine scores."""
     figure, axes = plt.subplots(2, len(images), figsize=(4.2 * len(images), 6.6), squeeze=False, layout="constrained")
     for image, result, (top, bottom) in zip(images, results, axes.T, strict=True):
-        top.imshow(image)
+        top.imshow(image, interpolation="lanczos")
         top.set_axis_off()
         sentence = textwrap.fill(f"because {result['explanation']}", 36)
         top.set_title(f"{result['emotion']}\n", fontsize=15, fontweight="bold")
