@@ -5,7 +5,8 @@
     processor = AutoProcessor.from_pretrained("org/sevlm-artemis", trust_remote_code=True)
     processor.read(model.generate(**processor(images=image, return_tensors="pt")))
 
-Reading order: configuration_sevlm, vision_sevlm, emotion_sevlm, decoder_sevlm, heads_sevlm, this file.
+Reading order: configuration_sevlm, vision_sevlm, emotion_sevlm, decoder_sevlm, heads_sevlm,
+label_tree_sevlm, this file.
 """
 
 import math
@@ -28,6 +29,7 @@ from .configuration_sevlm import SEVLMConfig
 from .decoder_sevlm import SEVLMDecoder
 from .emotion_sevlm import VAD_SIZE, SEVLMEmotionEncoder, VADLookup
 from .heads_sevlm import SEVLMContrastiveHead, emotion_loss, language_loss, masked_mean
+from .label_tree_sevlm import build_label_tree
 from .vision_sevlm import build_vision_tower, encode_patches, load_vision_tower, vision_feature_size
 
 
@@ -460,36 +462,21 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         if self.config.emotion_token_ids is None:
             raise ValueError("The config holds no `emotion_token_ids`; see `processor.token_layout()`.")
         image_features = self._image_features(pixel_values, image_features)
-        prompt = self._prompt(1)[0].tolist()
-        ids, positions, parents, targets = list(prompt), list(range(len(prompt))), [], []
-        for label, tokens in enumerate(self.config.emotion_token_ids):
-            start = len(ids)
-            # (node that predicts, token predicted, label): the prompt's end predicts every label's first token.
-            nodes = [len(prompt) - 1, *range(start, start + len(tokens))]
-            targets += [(n, t, label) for n, t in zip(nodes, [*tokens, self.config.because_token_id], strict=True)]
-            ids += tokens
-            positions += range(len(prompt), len(prompt) + len(tokens))
-            parents += [start] * len(tokens)
-        node = torch.arange(len(ids), device=self.device)
-        branch_start = torch.tensor([0] * len(prompt) + parents, device=self.device)
-        # A node sees the prompt and, of its own branch, itself and what stands before it.
-        sees = (node[:, None] >= node) & ((node < len(prompt)) | (node >= branch_start[:, None]))
-        mask = torch.zeros(len(ids), len(ids), dtype=self.dtype, device=self.device)
-        mask = mask.masked_fill(~sees, torch.finfo(self.dtype).min)
-
-        batch = image_features.shape[0]
-        input_ids = torch.tensor(ids, device=self.device).expand(batch, -1)
+        batch, prompt = image_features.shape[0], self._prompt(1)[0].tolist()
+        tree = build_label_tree(prompt, self.config.emotion_token_ids, self.config.because_token_id)
+        mask = torch.zeros(tree.mask.shape, dtype=self.dtype).masked_fill(~tree.mask, torch.finfo(self.dtype).min)
+        input_ids = tree.input_ids.to(self.device).expand(batch, -1)
         hidden = self.decoder(
             input_ids,
             self._image_embeds(image_features, batch),
             torch.full_like(input_ids, self.config.emotion_segment_id),
-            torch.tensor(positions, device=self.device).unsqueeze(0),
-            attention_mask=mask.expand(batch, 1, -1, -1),
+            tree.position_ids.to(self.device),
+            attention_mask=mask.to(self.device).expand(batch, -1, -1, -1),
         ).last_hidden_state
-        nodes, tokens, labels = torch.tensor(targets, device=self.device).T
         log_probs = self.lm_head(hidden[:, len(prompt) - 1 :]).float().log_softmax(dim=-1)
-        steps = log_probs[:, nodes - (len(prompt) - 1), tokens]
-        scores = steps.new_zeros(batch, len(self.config.emotions)).index_add_(1, labels, steps)
+        steps = log_probs[:, tree.nodes - (len(prompt) - 1), tree.tokens]
+        scores = steps.new_zeros(batch, len(self.config.emotions))
+        scores.index_add_(1, tree.labels.to(self.device), steps)
         return scores.softmax(dim=-1)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -242,10 +243,17 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch,
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def test_two_processes_train_and_evaluate(tmp_path):
     """`accelerate launch` on two CPU processes, as a user would type it."""
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--main_process_port", str(free_port())),
         *("train.py", "--use_cpu", "--save_strategy", "steps"),
         *("--output_dir", str(tmp_path), "--num_paintings", "60", "--max_steps", "3", "--image_size", "32"),
         *("--per_device_train_batch_size", "4", "--eval_strategy", "steps", "--eval_steps", "3", "--save_steps", "3"),
