@@ -127,12 +127,21 @@ def score(predictions: Sequence[dict], dataset: Dataset, train_histograms: Seque
 
 
 def write_json(path: Path, content) -> None:
-    """Write beside the file first, so that a file under its final name is always whole."""
+    """Write beside the file first, so that a file under its final name is always whole. NaN and infinity, which json
+    does not know, become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _finite(content):
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def versions() -> dict[str, str | None]:

@@ -1,7 +1,7 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """Draw the loss parts of a training run and its held-out label likelihood.
 
-    python examples/training_curve.py outputs/sevlm/training_log.json --output curve.png
+python examples/training_curve.py outputs/sevlm/training_log.json --output curve.png
 """
 
 import argparse

@@ -103,6 +103,12 @@ def test_the_figures_of_an_evaluation_follow_from_its_predictions():
     assert evaluate_sevlm.label_nll(human, sharp) == pytest.approx(by_hand)
 
 
+def test_json_files_hold_no_nan(tmp_path):
+    evaluate_sevlm.write_json(tmp_path / "deep" / "file.json", {"a": [1.5, math.nan, {"b": math.inf}], "c": "ü"})
+    assert json.loads((tmp_path / "deep" / "file.json").read_text()) == {"a": [1.5, None, {"b": None}], "c": "ü"}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file.json"]
+
+
 def test_predictions_keep_the_order_of_the_paintings_whatever_the_batch(trained):
     model = SEVLMForConditionalGeneration.from_pretrained(trained)
     processor = SEVLMProcessor.from_pretrained(trained)
