@@ -44,6 +44,7 @@ PRESETS = {
         # From nothing, the paper's weight of 2 lets the contrastive loss drown the words: the tower learns to tell
         # pictures apart instead of what is in them.
         "contrastive_loss_weight": 0.1,
+        "ask_every_label": False,
         "eval_steps": 190,
         "save_steps": 190,
         "early_stopping_patience": 0,
@@ -75,10 +76,8 @@ class ModelArguments:
         metadata={"help": "'emotion', 'image' or both (Fig. 7); 'none': no contrastive head (Fig. 5)."},
     )
     ask_every_label: bool = field(
-        default=False,
-        metadata={
-            "help": "Predict the label of a pair's second sentence too, as the authors do (see docs/training.md)."
-        },
+        default=True,
+        metadata={"help": "Learn the labels of both sentences of a pair, as the authors do (docs/training.md)."},
     )
     contrastive_loss_weight: float = field(default=2.0, metadata={"help": "The paper's alpha (Eq. 8)."})
 

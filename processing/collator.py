@@ -59,16 +59,15 @@ class SentencePairs(Dataset):
 class SEVLMCollator:
     """Items of [`SentencePairs`] -> `pixel_values` `(B, 3, H, W)` and text `(B, 2, L)`, L the longest of the batch.
 
-    The second sentence of a pair is there because its emotion differs from the first one's. Its label is no draw from
-    the viewers' labels: learning it too would teach that every second emotion is as frequent as the first, half and
-    half. So only the first sentence asks for its label; both ask for their explanation.
-
     Args:
         processor: a `SEVLMProcessor`.
-        ask_every_label: ask for the second label too, as the authors' code does.
+        ask_every_label: learn the labels of both sentences, as the authors do. The second sentence is there because
+            its emotion differs from the first one's; its label is no draw from the viewers' labels, and learning it
+            teaches that a painting's second emotion is as frequent as its first. `False` asks for the first label
+            only; both sentences ask for their explanation either way.
     """
 
-    def __init__(self, processor, *, ask_every_label: bool = False):
+    def __init__(self, processor, *, ask_every_label: bool = True):
         self.processor = processor
         self.ask_every_label = ask_every_label
 

@@ -203,3 +203,21 @@ def test_the_pictures_of_a_batch_are_the_processors(dataset, processor):
     for row, index in enumerate((3, 1)):
         alone = processor(images=dataset[index]["image"], return_tensors="pt")["pixel_values"][0]
         assert torch.equal(batch["pixel_values"][row], alone)
+
+
+def test_only_the_first_sentence_asks_for_its_label_if_so_wished(dataset, processor):
+    items = [SentencePairs(dataset, seed=3)[index] for index in range(len(ANNOTATIONS))]
+    both = SEVLMCollator(processor)(items)
+    first = SEVLMCollator(processor, ask_every_label=False)(items)
+    assert first.keys() == both.keys()
+    for name in both:
+        if name != "labels":
+            assert torch.equal(first[name], both[name]), name
+    assert torch.equal(first["labels"][:, 0], both["labels"][:, 0])
+    layout = processor.token_layout()
+    for row, ids in zip(first["labels"][:, 1].tolist(), both["labels"][:, 1].tolist(), strict=True):
+        if layout["because_token_id"] in ids:  # not an empty slot
+            because = ids.index(layout["because_token_id"])
+            assert set(row[:because]) == {-100}
+            assert row[because:] == ids[because:]
+            assert set(ids[1:because]) != {-100}
