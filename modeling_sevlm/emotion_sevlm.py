@@ -50,16 +50,10 @@ class VADLookup(nn.Module):
     @classmethod
     def from_tables(cls, tables: Mapping[str, torch.Tensor | int]) -> "VADLookup":
         """The look-up that `VADLexicon.compile(tokenizer)` describes."""
-        lookup = cls(
-            {
-                "vocab_size": tables["token_pieces"].shape[0],
-                "num_transitions": tables["transition_keys"].shape[0],
-                "num_states": tables["state_vad"].shape[0],
-                "num_pieces": tables["num_pieces"],
-                "max_word_tokens": tables["max_word_tokens"],
-            }
-        )
-        lookup.load_state_dict({name: tables[name] for name in lookup.state_dict()})
+        lookup = cls()
+        for name in lookup.state_dict():
+            setattr(lookup, name, tables[name])
+        lookup.num_pieces, lookup.max_word_tokens = tables["num_pieces"], tables["max_word_tokens"]
         return lookup
 
     @property

@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
 from modeling_sevlm.configuration_sevlm import ARTEMIS_EMOTIONS
+from processing import add_sevlm_tokens
 from processing.artemis import EMOTIONS
+from processing.tiny_tokenizer import train_tokenizer
 
 
 def test_the_default_model_has_the_papers_parameters():
@@ -260,7 +262,7 @@ def test_half_precision_does_not_round_the_lexicon(processor, model, tmp_path):
     assert loaded.generate(pixel_values=pixels(1), max_new_tokens=3).shape[1] <= 7
 
 
-def test_a_lexicon_that_may_not_travel_stays_behind_and_is_restored_by_one_call(tmp_path, caplog):
+def test_a_lexicon_that_may_not_travel_stays_behind_and_is_restored_by_one_call(tmp_path):
     lexicon = tiny_lexicon(redistributable=False)
     processor = tiny_processor(vad_lexicon=lexicon)
     model = tiny_model(processor)
@@ -276,6 +278,24 @@ def test_a_lexicon_that_may_not_travel_stays_behind_and_is_restored_by_one_call(
 
     model.save_pretrained(tmp_path / "private", include_vad_lexicon=True)
     assert torch.equal(AutoModel.from_pretrained(tmp_path / "private").vad_lookup(ids), expected)
+
+
+def test_a_lexicon_is_compiled_for_the_models_own_tokenizer_only(processor, model):
+    with pytest.raises(ValueError, match="tokenizer"):
+        model.set_vad_lexicon(tiny_lexicon())
+    other = train_tokenizer(["entirely other words about the weather and the sea"] * 9, EMOTIONS, vocab_size=300)
+    add_sevlm_tokens(other)
+    with pytest.raises(ValueError, match="not the model's"):
+        model.set_vad_lexicon(tiny_lexicon(), other)
+    model.set_vad_lexicon(None)
+    assert not model.vad_lookup.has_table and model.config.vad_lexicon is None
+
+
+def test_training_rows_that_hide_whose_sentence_they_are_are_refused(processor, model):
+    batch = training_batch(processor)
+    flat = {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name != "pixel_values"}
+    with pytest.raises(ValueError, match=r"\(B, P, L\)"):
+        model(pixel_values=batch["pixel_values"], **flat)
 
 
 def test_embeddings_can_be_resized(processor, model):

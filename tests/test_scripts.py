@@ -151,6 +151,29 @@ def test_a_lexicon_of_the_users_own_stays_out_of_the_model_and_has_to_be_named_a
     assert evaluate_sevlm.main([*evaluation, *common])["num_paintings"] > 0
 
 
+def test_an_evaluation_with_another_lexicon_is_refused(trained, tmp_path):
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("bright\t0.9\t0.6\t0.6\ndark\t0.1\t0.5\t0.4\n")
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit, match="SEVLM embedded lexicon"):
+        evaluate_sevlm.main([str(trained), "--vad_lexicon", str(lexicon), "--output_dir", str(output), "--use_cpu"])
+    assert not output.exists()
+
+
+def test_named_data_needs_a_named_lexicon(tmp_path):
+    with pytest.raises(SystemExit, match="--vad_lexicon NRC-VAD-Lexicon.txt"):
+        train.main([*write_artemis(tmp_path / "data"), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_generation_the_best_model_is_chosen_by_the_loss(tmp_path):
+    steps = ["--max_steps", "2", "--eval_steps", "1", "--save_steps", "1", "--generation_samples", "0"]
+    quiet = ["--disable_tqdm", "true", "--use_cpu", "true", "--image_size", "32", "--num_paintings", "60"]
+    trainer = train.main(["--output_dir", str(tmp_path), *steps, *quiet])
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 2 and trainer.state.best_metric == min(losses)
+
+
 GOOD = ("Cubism", "painter_1", "awe", "the shapes feel large", 3)
 
 
