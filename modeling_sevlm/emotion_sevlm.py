@@ -94,7 +94,11 @@ class VADLookup(nn.Module):
         # All words advance together: round d settles the state of every word's d-th token from its (d-1)-th.
         dead = torch.full_like(pieces, -1)
         states = torch.where(starts, self._step(torch.zeros_like(pieces), pieces), dead)
-        for d in range(1, min(self.max_word_tokens, input_ids.shape[-1])):
+        rounds = min(self.max_word_tokens, input_ids.shape[-1])
+        if depth.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Few words are that long, and elsewhere asking would wait for the device.
+            rounds = min(rounds, int(depth.max()) + 1) if depth.numel() else 0
+        for d in range(1, rounds):
             before = dead.clone()
             before[..., 1:] = states[..., :-1]
             states = torch.where(is_piece & (depth == d), self._step(before, pieces), states)
@@ -174,9 +178,11 @@ class SEVLMEmotionLayer(nn.Module):
         self.dropout = nn.Dropout(config.emotion_encoder_dropout)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        attended = nn.functional.scaled_dot_product_attention(
-            self.query(hidden), self.key(hidden), self.value(hidden), attn_mask=mask
-        )
+        # No fused kernel takes heads of width 3, and the fallback spends more operations than this.
+        scores = self.query(hidden) @ self.key(hidden).transpose(-1, -2) * VAD_SIZE**-0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        attended = scores.softmax(dim=-1) @ self.value(hidden)
         attended = self.norm_attention(hidden + self.dropout(attended))
         transformed = self.fc_out(nn.functional.relu(self.fc_in(attended)))
         return self.norm_output(attended + self.dropout(transformed))

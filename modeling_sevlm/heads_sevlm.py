@@ -12,18 +12,15 @@ import torch
 from torch import nn
 
 
-def language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the next token, mean over labels that are not -100.
+def language_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the next token, mean over the tokens that are asked for.
 
     Args:
-        logits: `(N, L, V)`; position t predicts token t + 1.
-        labels: `(N, L)` token ids, -100 where nothing is asked.
+        logits: `(T, V)`, where the T tokens were predicted.
+        targets: `(T,)` token ids.
     """
-    targets = labels[:, 1:].reshape(-1)
-    total = nn.functional.cross_entropy(
-        logits[:, :-1].reshape(-1, logits.shape[-1]).float(), targets, ignore_index=-100, reduction="sum"
-    )
-    return total / targets.ne(-100).sum().clamp(min=1)
+    total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    return total / max(1, targets.shape[0])
 
 
 def emotion_targets(vad_values: torch.Tensor, explanation_mask: torch.Tensor) -> torch.Tensor:

@@ -28,10 +28,11 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_sevlm import SEVLMConfig
-from .decoder_sevlm import SEVLMDecoder
+from .decoder_sevlm import SEVLMCache, SEVLMDecoder
 from .emotion_sevlm import VAD_SIZE, SEVLMEmotionEncoder, VADLookup
 from .heads_sevlm import SEVLMContrastiveHead, emotion_loss, language_loss, masked_mean
 from .label_tree_sevlm import build_label_tree
+from .packed_linear_sevlm import make_packable, packed_linears
 from .pipeline_sevlm import CUSTOM_PIPELINES
 from .vision_sevlm import build_vision_tower, encode_patches, ends_in_norm, load_vision_tower, vision_feature_size
 
@@ -47,7 +48,7 @@ class SEVLMOutput(ModelOutput):
     Args:
         loss: weighted sum of the parts below (Eq. 8), given `labels`.
         language_loss, emotion_loss, contrastive_loss, label_loss: the parts, unweighted.
-        logits: `(B, [P,] L, vocab_size)`.
+        logits: `(B, [P,] L, vocab_size)`; none in training, see `skip_logits`.
         vad_predictions: `(B, [P,] L, 3)`; position t predicts the VAD of token t + 1 (Eq. 4).
         alignment_scores: `(B, [P])` S(I, M, X) of Eq. 6, given `labels`.
         image_features: `(B, K, d)` patch features; may be given back as `image_features`.
@@ -100,6 +101,8 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
     """Image encoder, GPT-2 decoder with VAD fusion, language head, VAD head and contrastive head (Fig. 4)."""
 
     _tied_weights_keys = {"lm_head.weight": "decoder.wte.weight"}
+    # On CPU, keep a second copy of the weights in the order in which they are read fastest; see packed_linear_sevlm.
+    pack_weights = True
 
     def __init__(self, config: SEVLMConfig):
         super().__init__(config)
@@ -117,6 +120,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         self.vad_head = nn.Linear(width, VAD_SIZE) if config.use_vad_head else None
         self.contrastive_head = SEVLMContrastiveHead(width) if config.contrastive_negatives else None
         self.post_init()
+        make_packable(self)
         # Nucleus sampling as in the paper's comparison; saved as generation_config.json.
         self.generation_config.update(
             do_sample=True,
@@ -309,11 +313,10 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         return self.get_image_features(pixel_values) if image_features is None else image_features
 
     def _image_embeds(self, image_features: torch.Tensor, rows: int) -> torch.Tensor:
-        """Features in the decoder's width, one copy for each of `rows` texts (a multiple of the pictures)."""
+        """`(B, K, n_embd)`: features in the decoder's width, for `rows` texts (a multiple of the pictures)."""
         if rows % image_features.shape[0]:
             raise ValueError(f"{rows} rows of text do not divide among {image_features.shape[0]} pictures.")
-        embeds = self.vision_projection(image_features.to(self.dtype)).contiguous()  # Conv1D views it
-        return embeds.repeat_interleave(rows // embeds.shape[0], dim=0) if rows != embeds.shape[0] else embeds
+        return self.vision_projection(image_features.to(self.dtype)).contiguous()  # Conv1D views it
 
     def _prompt(self, batch_size: int) -> torch.Tensor:
         if self.config.prompt_token_ids is None:
@@ -336,48 +339,27 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         behind[..., 0] = False
         return behind
 
-    def _decode(self, input_ids, image_embeds, attention_mask, token_type_ids, vad_values, position_ids, **kwargs):
-        """Embeddings, emotion features and decoder for `(N, L)` new tokens; mask, segments and VAD cover the cached
-        tokens too. Returns the decoder's output, the segments' `behind because` mask and the VAD values."""
-        past = kwargs.get("past_key_values")
-        past_length = 0 if past is None else int(past.get_seq_length())
-        if past_length and (token_type_ids is None or vad_values is None):
-            raise ValueError("With `past_key_values`, pass `token_type_ids` and `vad_values` of the whole sequence.")
+    def _derived_inputs(self, input_ids, attention_mask=None, token_type_ids=None, vad_values=None) -> dict:
+        """What the decoder wants beside the tokens of whole sequences `(N, L)`: segments, positions, the mask of the
+        explanation, and emotion features f^E (Eq. 2)."""
         if token_type_ids is None:
             token_type_ids = self.segment_ids(input_ids)
-        if vad_values is None:
-            vad_values = self.vad_lookup(input_ids)
-        length, total = input_ids.shape[1], token_type_ids.shape[1]
-        mask_2d = attention_mask
-        if attention_mask is not None and attention_mask.dim() == 4:
-            # `generate` prepares it so for static caches; what the last token sees is what is no padding.
-            visible = attention_mask[:, 0, -1, :total]
-            mask_2d = visible if visible.dtype == torch.bool else visible.ge(0)
-        if mask_2d is not None:
-            positions = (mask_2d.long().cumsum(dim=-1) - 1).clamp(min=0)
+        if attention_mask is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         else:
-            positions = torch.arange(total, device=input_ids.device).unsqueeze(0)
-        behind = self.explanation_mask(token_type_ids)
-
-        emotion_features = None
+            position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        derived = {
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "explanation_mask": self.explanation_mask(token_type_ids),
+            "emotion_features": None,
+        }
         if self.config.use_vad_features:
-            emotion_features = vad_values.to(self.dtype)
+            features = (self.vad_lookup(input_ids) if vad_values is None else vad_values).to(self.dtype)
             if self.emotion_encoder is not None:
-                if past_length and not self.emotion_encoder.is_causal:
-                    raise ValueError("A bidirectional emotion encoder changes earlier features: decode uncached.")
-                emotion_features = self.emotion_encoder(emotion_features, positions, mask_2d)
-            emotion_features = emotion_features[:, -length:]
-        outputs = self.decoder(
-            input_ids,
-            image_embeds,
-            token_type_ids[:, -length:],
-            positions[:, -length:] if position_ids is None else position_ids,
-            attention_mask=attention_mask,
-            emotion_features=emotion_features,
-            fusion_mask=behind[:, -length:],
-            **kwargs,
-        )
-        return outputs, behind, vad_values
+                features = self.emotion_encoder(features, position_ids, attention_mask)
+            derived["emotion_features"] = features
+        return derived
 
     @can_return_tuple
     def forward(
@@ -391,9 +373,12 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         emotion_shares: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        explanation_mask: torch.Tensor | None = None,
+        emotion_features: torch.Tensor | None = None,
         past_key_values=None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
+        skip_logits: bool | None = None,
         **kwargs,
     ) -> SEVLMOutput:
         """
@@ -405,8 +390,12 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             vad_values: `(B, [P,] L, 3)` in [-1, 1], features and targets; looked up in the lexicon if absent.
             labels: `(B, [P,] L)`, -100 where nothing is asked; with them the losses are computed.
             emotion_shares: `(B, number of emotions)` shares of the viewers' labels, for the label loss.
-            past_key_values, use_cache: with a cache, `input_ids` holds the new tokens only, while mask, segments and
-                VAD cover the cached ones too.
+            explanation_mask, emotion_features: `(B, L)` and `(B, L, 3)`; computed here, except for new tokens behind
+                cached ones, of which they depend.
+            past_key_values, use_cache: with a cache that holds tokens, `input_ids`, `token_type_ids`, `position_ids`,
+                `explanation_mask` and `emotion_features` are those of the new tokens, as
+                `prepare_inputs_for_generation` makes them.
+            skip_logits: leave `logits` out and compute those that `labels` ask for only; so by default in training.
         """
         image_features = self._image_features(pixel_values, image_features)
         if input_ids is None:
@@ -424,40 +413,62 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         if vad_values is not None and vad_values.dim() == 4:
             vad_values = vad_values.flatten(0, 1)
 
-        image_embeds = self._image_embeds(image_features, input_ids.shape[0])
-        decoded, behind, vad_values = self._decode(
+        if explanation_mask is None:
+            if past_key_values is not None and past_key_values.get_seq_length():
+                raise ValueError(
+                    "Tokens behind cached ones need `token_type_ids`, `position_ids`, `explanation_mask` and "
+                    "`emotion_features` that know the cached ones: see `prepare_inputs_for_generation`."
+                )
+            if vad_values is None:
+                vad_values = self.vad_lookup(input_ids)
+            derived = self._derived_inputs(input_ids, attention_mask, token_type_ids, vad_values)
+            token_type_ids, explanation_mask = derived["token_type_ids"], derived["explanation_mask"]
+            position_ids = derived["position_ids"] if position_ids is None else position_ids
+            emotion_features = derived["emotion_features"]
+
+        if isinstance(past_key_values, SEVLMCache) and past_key_values.knows_patches:
+            image_embeds = image_features  # not read again
+        else:
+            image_embeds = self._image_embeds(image_features, input_ids.shape[0])
+        decoded = self.decoder(
             input_ids,
             image_embeds,
-            attention_mask,
             token_type_ids,
-            vad_values,
             position_ids,
+            attention_mask=attention_mask,
+            emotion_features=emotion_features,
+            fusion_mask=explanation_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
         )
         hidden = decoded.last_hidden_state
         kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        logits = self.lm_head(kept)
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        logits = None if skip_logits else self.lm_head(kept)
         vad_predictions = self.vad_head(kept) if self.vad_head is not None else None
 
         parts, scores = {}, None
         if labels is not None:
-            present = attention_mask.bool() if attention_mask is not None else torch.ones_like(behind)
-            explanation = behind & present
-            parts["language_loss"] = language_loss(logits, labels)
+            present = attention_mask.bool() if attention_mask is not None else torch.ones_like(explanation_mask)
+            explanation = explanation_mask & present
+            # No label stands behind prompt and padding; the vocabulary is most of the work.
+            asked = labels[:, 1:].ne(-100)
+            asked_logits = self.lm_head(hidden[:, :-1][asked]) if skip_logits else logits[:, :-1][asked]
+            parts["language_loss"] = language_loss(asked_logits, labels[:, 1:][asked])
             if vad_predictions is not None:
                 parts["emotion_loss"] = emotion_loss(vad_predictions, vad_values, explanation)
             if self.contrastive_head is not None:
                 parts["contrastive_loss"], scores = self._contrast(
-                    input_ids, hidden, image_embeds, present & ~behind, explanation, shape
+                    input_ids, hidden, image_embeds, present & ~explanation_mask, explanation, shape
                 )
             if self.config.label_loss_weight and emotion_shares is not None:
                 parts["label_loss"] = -(emotion_shares * self._label_log_probs(image_features)).sum(dim=-1).mean()
         return SEVLMOutput(
             loss=self._weighted_sum(parts) if parts else None,
             **parts,
-            logits=logits.view(*shape[:-1], *logits.shape[1:]),
+            logits=logits.view(*shape[:-1], *logits.shape[1:]) if logits is not None else None,
             vad_predictions=vad_predictions.view(*shape[:-1], -1, VAD_SIZE) if vad_predictions is not None else None,
             alignment_scores=scores,
             image_features=image_features,
@@ -473,8 +484,9 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
     def _contrast(self, input_ids, hidden, image_embeds, emotion_part, explanation_part, shape):
         """Contrastive loss and matched scores; the two parts are masks `(B * P, L)` of the sentences' two means."""
         pictures, sentences = shape[0], shape[1] if len(shape) == 3 else 1
-        means = (image_embeds.mean(dim=1), masked_mean(hidden, emotion_part), masked_mean(hidden, explanation_part))
-        image, emotion, explanation = (mean.view(pictures, sentences, -1) for mean in means)
+        image = image_embeds.mean(dim=1, keepdim=True).expand(-1, sentences, -1)
+        means = (masked_mean(hidden, emotion_part), masked_mean(hidden, explanation_part))
+        emotion, explanation = (mean.view(pictures, sentences, -1) for mean in means)
         label_tokens = torch.where(emotion_part, input_ids, -1).view(pictures, sentences, -1)
         loss, scores = self.contrastive_head.loss(
             image,
@@ -493,28 +505,34 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         Pictures go through the tower once, whatever the number of beams, returns or prompts per picture. Without
         `input_ids` the prompt is the config's. Segments and VAD are derived from the tokens, given and generated.
         """
-        image_features = self._image_features(pixel_values, image_features).to(self.device)
-        input_ids = inputs if input_ids is None else input_ids
-        if input_ids is None:
-            input_ids = self._prompt(image_features.shape[0])
-        if input_ids.shape[0] != image_features.shape[0]:
+        with packed_linears(self, self.pack_weights):
+            image_features = self._image_features(pixel_values, image_features).to(self.device)
+            input_ids = inputs if input_ids is None else input_ids
+            if input_ids is None:
+                input_ids = self._prompt(image_features.shape[0])
             if input_ids.shape[0] % image_features.shape[0]:
                 raise ValueError(f"{input_ids.shape[0]} prompts for {image_features.shape[0]} pictures.")
-            image_features = image_features.repeat_interleave(input_ids.shape[0] // image_features.shape[0], dim=0)
-        for derived in ("token_type_ids", "vad_values", "labels", "emotion_shares"):
-            kwargs.pop(derived, None)
-        if self.emotion_encoder is not None and not self.emotion_encoder.is_causal:
-            # Every earlier emotion feature changes with each new word.
-            if kwargs.get("use_cache"):
-                raise ValueError("A bidirectional emotion encoder cannot decode with a cache: drop `use_cache=True`.")
-            kwargs["use_cache"] = False
-        return super().generate(input_ids, *args, image_features=image_features, **kwargs)
+            for derived in ("token_type_ids", "vad_values", "labels", "emotion_shares"):
+                kwargs.pop(derived, None)
+            if self.emotion_encoder is not None and not self.emotion_encoder.is_causal:
+                # Every earlier emotion feature changes with each new word.
+                if kwargs.get("use_cache"):
+                    raise ValueError("A bidirectional emotion encoder decodes without a cache: drop `use_cache=True`.")
+                kwargs["use_cache"] = False
+            return super().generate(input_ids, *args, image_features=image_features, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, **kwargs):
+    def _expand_inputs_for_generation(self, *args, image_features=None, **kwargs):
+        # Beams and candidates of a picture share it.
+        input_ids, kwargs = super()._expand_inputs_for_generation(*args, **kwargs)
+        return input_ids, kwargs | {"image_features": image_features}
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
         # `input_ids` is the whole sequence even when the cache needs the last token only.
-        prepared = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        prepared["token_type_ids"] = self.segment_ids(input_ids)
-        prepared["vad_values"] = self.vad_lookup(input_ids)
+        prepared = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        new = prepared["input_ids"].shape[1]
+        for name, values in self._derived_inputs(input_ids, attention_mask).items():
+            # Slices remember the length of the whole in their strides; a compiled graph would be made anew each step.
+            prepared[name] = None if values is None else values[:, -new:].clone(memory_format=torch.contiguous_format)
         return prepared
 
     @torch.no_grad()
@@ -525,7 +543,8 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         labels run in one pass as branches of a tree that share the prompt, so the patches are attended to once.
         (Call `eval()` first, as for `generate`: dropout would blur the scores.)
         """
-        return self._label_log_probs(self._image_features(pixel_values, image_features)).exp()
+        with packed_linears(self, self.pack_weights):
+            return self._label_log_probs(self._image_features(pixel_values, image_features)).exp()
 
     def _label_log_probs(self, image_features: torch.Tensor) -> torch.Tensor:
         """Logarithms of `emotion_scores`, with a gradient: `(B, number of emotions)`."""
@@ -571,12 +590,18 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             raise ValueError("This checkpoint has no contrastive head (`contrastive_negatives` is empty).")
         if attention_mask is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
-        embeds = self._image_embeds(self._image_features(pixel_values, image_features), input_ids.shape[0])
-        decoded, behind, _ = self._decode(input_ids, embeds, attention_mask, token_type_ids, vad_values, None)
-        present, hidden = attention_mask.bool(), decoded.last_hidden_state
-        return self.contrastive_head(
-            embeds.mean(dim=1), masked_mean(hidden, present & ~behind), masked_mean(hidden, present & behind)
-        )
+        with packed_linears(self, self.pack_weights):
+            embeds = self._image_embeds(self._image_features(pixel_values, image_features), input_ids.shape[0])
+            derived = self._derived_inputs(input_ids, attention_mask, token_type_ids, vad_values)
+            behind = derived.pop("explanation_mask")
+            hidden = self.decoder(
+                input_ids, embeds, attention_mask=attention_mask, fusion_mask=behind, **derived
+            ).last_hidden_state
+            image = embeds.mean(dim=1).repeat_interleave(input_ids.shape[0] // embeds.shape[0], dim=0)
+            present = attention_mask.bool()
+            return self.contrastive_head(
+                image, masked_mean(hidden, present & ~behind), masked_mean(hidden, present & behind)
+            )
 
 
 SEVLMForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

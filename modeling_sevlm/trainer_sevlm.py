@@ -124,7 +124,7 @@ class SEVLMTrainer(Trainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs)
+        outputs = model(**inputs, skip_logits=True)
         counts = self._count_items(inputs)
         if model.training:
             # Gradients are averaged over processes, the counts are summed over them.

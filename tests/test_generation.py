@@ -107,6 +107,17 @@ def test_the_tower_runs_once_per_picture(processor, model, decoding, monkeypatch
     assert sum(seen) == 3
 
 
+def test_the_patches_are_projected_and_attended_to_once_per_picture(processor):
+    model, seen = tiny_model(processor), []
+    model.vision_projection.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
+    keys = model.decoder.h[0].crossattention.c_attn
+    keys.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
+    for decoding in DECODING.values():
+        model.generate(pixel_values=pixels(3), use_cache=True, **decoding)
+        assert seen == [3, 3]
+        seen.clear()
+
+
 def test_several_prompts_share_a_picture(processor, model, monkeypatch):
     seen = count_tower_pictures(model, monkeypatch)
     prompts = processor(emotions=["awe", "fear", "awe", "fear"], return_tensors="pt")

@@ -49,6 +49,47 @@ def test_outputs_have_the_shape_of_the_input(processor, model, nested):
     assert outputs.image_features.shape == (3, 16, 32)
 
 
+def test_training_computes_the_logits_that_labels_ask_for_and_no_others(processor):
+    batch, model = training_batch(processor), tiny_model(processor)
+    rows = []
+    model.lm_head.register_forward_hook(lambda module, args, output: rows.append(output.shape[:-1].numel()))
+    whole, skipped = model(**batch), model(**batch, skip_logits=True)
+    assert rows == [batch["labels"].numel(), batch["labels"][..., 1:].ne(-100).sum()]
+    assert skipped.logits is None and whole.logits is not None
+    gradients = []
+    for outputs in (whole, skipped):
+        model.zero_grad()
+        outputs.loss.backward()
+        gradients.append(model.decoder.wte.weight.grad.clone())
+    torch.testing.assert_close(skipped.loss, whole.loss)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert model.train()(**batch).logits is None
+
+
+def test_sentences_that_share_a_picture_give_what_they_give_with_a_picture_each(processor, model):
+    batch = training_batch(processor)
+    features = model.get_image_features(batch.pop("pixel_values"))
+    flat = {name: batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
+    shared = model(**{name: batch[name] for name in flat}, image_features=features).logits.flatten(0, 1)
+    torch.testing.assert_close(shared, model(**flat, image_features=features.repeat_interleave(2, dim=0)).logits)
+    swapped = model(**flat, image_features=features.flip(0).repeat_interleave(2, dim=0)).logits
+    assert not torch.allclose(shared, swapped, atol=1e-3)
+
+
+def test_cross_attentions_come_one_row_a_sentence(processor):
+    model = tiny_model(processor)
+    model.set_attn_implementation("eager")
+    batch = training_batch(processor)
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    found = model(**batch, output_attentions=True).cross_attentions
+    rows, length = batch["input_ids"].shape[0] * 2, batch["input_ids"].shape[2]
+    assert [weights.shape for weights in found] == [(rows, 2, length, 16)] * 2
+    torch.testing.assert_close(found[0].sum(dim=-1), torch.ones(rows, 2, length))
+    last = {name: tensor[2:] for name, tensor in batch.items()}
+    alone = model(**last, output_attentions=True).cross_attentions
+    torch.testing.assert_close(found[1][4:], alone[1])
+
+
 def test_the_loss_is_the_weighted_sum_of_its_parts(processor, model):
     outputs = model(**training_batch(processor))
     expected = outputs.language_loss + outputs.emotion_loss + 2 * outputs.contrastive_loss

@@ -36,6 +36,7 @@ MODEL_FILES = {
     "label_tree_sevlm.py",
     "model.safetensors",
     "modeling_sevlm.py",
+    "packed_linear_sevlm.py",
     "pipeline_sevlm.py",
     "vision_sevlm.py",
 }

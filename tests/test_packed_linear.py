@@ -1,0 +1,146 @@
+"""Packed weights: the same products, made anew when weights change, and nowhere where they do not belong."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from tiny import pixels, tiny_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from modeling_sevlm import packed_linear_sevlm
+from modeling_sevlm.packed_linear_sevlm import make_packable, packed_linears
+
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The packed products from here on, by number of output features."""
+    seen = []
+    product = packed_linear_sevlm._product
+
+    def counted(input, weight, bias):
+        seen.append(weight.shape[0])
+        return product(input, weight, bias)
+
+    monkeypatch.setattr(packed_linear_sevlm, "_product", counted)
+    return seen
+
+
+def layers(dtype=torch.float32):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 64), nn.GELU(), Conv1D(40, 64), nn.Linear(40, 33, bias=False)).to(dtype)
+    nn.init.normal_(model[2].bias)
+    make_packable(model)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 48), (8, 48), (2, 5, 48), (0, 48)])
+def test_packed_layers_give_the_same_products(products, dtype, shape):
+    model, rows = layers(dtype), torch.randn(shape, dtype=dtype)
+    expected = model(rows)
+    assert not products
+    with packed_linears(model):
+        packed = model(rows)
+    assert products == [64, 40, 33]
+    torch.testing.assert_close(packed, expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("layer", [0, 2], ids=["Linear", "Conv1D"])
+@pytest.mark.parametrize("way", ["in place", "through .data", "one number through .data", "replaced", "other dtype"])
+def test_changed_weights_are_packed_anew(products, layer, way):
+    model = layers()
+    with packed_linears(model):
+        model(torch.ones(1, 48))
+    weight = model[layer].weight
+    if way == "in place":
+        weight.mul_(2)
+    elif way == "through .data":
+        weight.data += 1
+    elif way == "one number through .data":
+        weight.data[-1, -1] += 1
+    elif way == "replaced":
+        model[layer].weight = nn.Parameter(weight + 1, requires_grad=False)
+    else:
+        model.double().float().bfloat16().float()
+        model[layer].weight.data.mul_(3)
+    rows = torch.randn(4, 48)
+    with packed_linears(model):
+        packed = model(rows)
+    assert len(products) == 6
+    torch.testing.assert_close(packed, model(rows), atol=1e-5, rtol=1e-4)
+
+
+def test_weights_that_stay_are_packed_once(monkeypatch):
+    model, packed = layers(), []
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    fake = lambda *args: packed.append(args) or reorder(*args)  # noqa: E731
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", fake)
+    for _ in range(3):
+        with packed_linears(model):
+            model(torch.ones(1, 48))
+    assert len(packed) == 3
+
+
+def test_autograd_and_other_dtypes_do_without(products):
+    model = layers()
+    weight = model[0].weight.requires_grad_()
+    with packed_linears(model), torch.enable_grad():
+        model(torch.ones(1, 48)).sum().backward()
+    assert weight.grad.abs().sum() > 0 and not products
+    model.double()
+    with packed_linears(model), torch.no_grad():
+        model(torch.ones(1, 48, dtype=torch.float64))
+    assert not products
+
+
+def test_another_thread_is_not_affected(products):
+    model = layers()
+    with packed_linears(model):
+        thread = threading.Thread(target=lambda: model(torch.ones(1, 48)))
+        thread.start()
+        thread.join()
+    assert not products
+
+
+def test_a_model_with_packed_weights_can_be_copied_pickled_and_saved(processor, tmp_path):
+    model = tiny_model(processor)
+    names = list(model.state_dict())
+    expected = model.generate(pixel_values=pixels(2), do_sample=False)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    model.save_pretrained(tmp_path)
+    copies.append(type(model).from_pretrained(tmp_path))
+    for other in copies:
+        assert list(other.state_dict()) == names
+        assert torch.equal(other.generate(pixel_values=pixels(2), do_sample=False), expected)
+
+
+@pytest.mark.parametrize("call", ["generate", "emotion_scores", "alignment_score"])
+def test_the_model_uses_packed_weights_unless_told_not_to(processor, products, call):
+    model = tiny_model(processor)
+    arguments = {"pixel_values": pixels(2)}
+    if call == "generate":
+        arguments |= {"do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    if call == "alignment_score":
+        arguments["input_ids"] = processor(emotions=["awe"] * 2, return_tensors="pt")["input_ids"]
+    packed = getattr(model, call)(**arguments)
+    assert products
+    products.clear()
+    model.pack_weights = False
+    plain = getattr(model, call)(**arguments)
+    assert not products and not any(layer in packed_linear_sevlm._packed for layer in model.modules())
+    if call == "generate":
+        assert torch.equal(packed.sequences, plain.sequences)
+        packed, plain = packed.scores[0], plain.scores[0]
+    torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-4)
