@@ -27,6 +27,7 @@ from processing import SEVLMProcessor, VADLexicon
 
 MODEL_FILES = {
     "README.md",
+    "checkpoint_sevlm.py",
     "config.json",
     "configuration_sevlm.py",
     "decoder_sevlm.py",
