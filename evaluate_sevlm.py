@@ -41,6 +41,7 @@ from evaluation.systems import (
     without_annotations,
 )
 from modeling_sevlm import SEVLMForConditionalGeneration
+from modeling_sevlm.checkpoint_sevlm import training_lexicon
 from modeling_sevlm.model_card_sevlm import EVALUATION_FILE, write_model_card
 from modeling_sevlm.trainer_sevlm import SEVLMTrainer, SEVLMTrainingArguments
 from processing import SEVLMProcessor
@@ -362,7 +363,7 @@ def show(figures: dict, deviations: dict | None, args: EvaluationArguments, data
 
 def restore_lexicon(model, processor, lexicon) -> None:
     """Give a checkpoint that was saved without its lexicon the one it was trained with, and no other."""
-    known = {name: value for name, value in (model.config.vad_lexicon or {}).items() if name != "table"}
+    known = training_lexicon(model.config.vad_lexicon) or {}
     given = lexicon.to_metadata() if lexicon is not None else None
     if given is not None and given != known:
         raise SystemExit(f"error: the model was trained with the VAD lexicon {known or 'none'}, not with {given}.")

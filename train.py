@@ -296,9 +296,10 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
             f"{training_args.world_size} process(es) on {training_args.device.type}",
             flush=True,
         )
+        # Before a push, as the model card tells of it; that of a checkpoint does so too.
+        write_json(Path(training_args.output_dir, TRAINING_FILE), training_record(model_args, data_args, trainer))
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
-        # Before a push, as the model card tells of both.
         write_json(Path(training_args.output_dir, LOG_FILE), trainer.state.log_history)
         write_json(Path(training_args.output_dir, TRAINING_FILE), training_record(model_args, data_args, trainer))
     if training_args.push_to_hub:

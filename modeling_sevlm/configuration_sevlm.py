@@ -9,6 +9,7 @@ the defaults are its full system.
 import copy
 from typing import Any
 
+import torch
 from transformers import AutoConfig, CLIPVisionConfig, GPT2Config, PreTrainedConfig
 
 
@@ -71,7 +72,8 @@ class SEVLMConfig(PreTrainedConfig):
             shares of all viewers' labels, where the language loss sees one label at a time.
         vad_lexicon (`dict`, *optional*):
             What is known of the lexicon behind the VAD table (name, version, license, ...) and, under `"table"`, the
-            sizes of the compiled table that lies in the weights. Written by `set_vad_lexicon`.
+            sizes of the compiled table that lies in the weights. `"trained_with"`: what is known of the lexicon that
+            the model was trained with, if that was another one. Written by `set_vad_lexicon`.
     """
 
     model_type = "sevlm"
@@ -137,6 +139,9 @@ class SEVLMConfig(PreTrainedConfig):
         self.contrastive_negatives = list(self.contrastive_negatives)
         self._check()
         super().__post_init__(**kwargs)
+        if self.dtype is None:
+            # Else the library would open the weights to find out, before it is checked that they are no pickle.
+            self.dtype = torch.float32
 
     @staticmethod
     def _vision_config(config):

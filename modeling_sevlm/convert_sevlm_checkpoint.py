@@ -13,9 +13,9 @@ A script: unlike the other modules of this folder it uses `processing/` too, and
 
 import argparse
 import json
-import pickle
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -47,6 +47,9 @@ EMOTION_ENCODER_NAMES = [
 ]
 # GPT-2's constant masks, and the emotion encoder's output layer, which nothing uses.
 UNUSED = re.compile(r"\.(attn|crossattention)\.(bias|masked_bias)$|^decoder\.(weight|bias)$")
+WEIGHTS_FILE = "pytorch_model.bin"
+EMOTION_ENCODER = "emo_encoder_state_dict"
+REMEDY = "Download it again from its authors."
 
 
 class ReleaseError(ValueError):
@@ -56,34 +59,78 @@ class ReleaseError(ValueError):
 def load_release(release_dir: str | Path, tag: str) -> tuple[dict, dict[str, torch.Tensor], Path]:
     """The release's decoder config, all weights under our names, and the tokenizer's folder."""
     root = Path(release_dir)
-    models = sorted(root.rglob(f"nle_model_{tag}"))
+    # A download into a folder keeps notes on its files under .cache, in folders of the same names.
+    files = sorted(root.rglob(f"nle_model_*/{WEIGHTS_FILE}"))
+    found = [file for file in files if ".cache" not in file.relative_to(root).parts]
+    models = [file.parent for file in found if file.parent.name == f"nle_model_{tag}"]
     if len(models) != 1:
-        tags = sorted({path.name.removeprefix("nle_model_") for path in root.rglob("nle_model_*")})
-        raise ReleaseError(f"{root}: found {len(models)} folders nle_model_{tag}. Tags there: {tags or 'none'}.")
+        tags = sorted({file.parent.name.removeprefix("nle_model_") for file in found})
+        raise ReleaseError(
+            f"{root}: found {len(models)} folders nle_model_{tag} with {WEIGHTS_FILE}. Tags there: {tags or 'none'}."
+        )
     folder = models[0].parent
     tokenizers = sorted(folder.glob("nle_gpt2_tokenizer_*"))
     if not tokenizers:
         raise ReleaseError(f"{folder}: no folder nle_gpt2_tokenizer_*.")
-    weights = _rename(_torch_load(models[0] / "pytorch_model.bin"), DECODER_NAMES)
-    statistics = _torch_load(folder / f"ckpt_stats_{tag}.tar")
-    if "emo_encoder_state_dict" in statistics:
-        weights |= _rename(statistics["emo_encoder_state_dict"], EMOTION_ENCODER_NAMES)
-    return json.loads((models[0] / "config.json").read_text()), weights, tokenizers[0]
+    decoder_file, statistics_file = models[0] / WEIGHTS_FILE, folder / f"ckpt_stats_{tag}.tar"
+    weights = _rename(_tensors(_torch_load(decoder_file), decoder_file), DECODER_NAMES)
+    _need(weights, ("decoder.wte.weight", "lm_head.weight"), decoder_file)
+    statistics = _torch_load(statistics_file)
+    if "decoder.vad_fusion.weight" in weights:
+        # Features that are fused were encoded; without the encoder the model would compute something else.
+        _need(statistics, (EMOTION_ENCODER,), statistics_file)
+    if EMOTION_ENCODER in statistics:
+        encoder = _rename(_tensors(statistics[EMOTION_ENCODER], statistics_file), EMOTION_ENCODER_NAMES)
+        needed = ("positions.weight", "layers.0.fc_in.weight")
+        _need(encoder, [f"emotion_encoder.{name}" for name in needed], statistics_file)
+        weights |= encoder
+    return _read_config(models[0] / "config.json"), weights, tokenizers[0]
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReleaseError(f"{path} cannot be read: {error} {REMEDY}") from error
+    if not isinstance(config, dict):
+        raise ReleaseError(f"{path} holds a {type(config).__name__} and no settings. {REMEDY}")
+    _need(config, ("img_size", "max_seq_len", "encoder_dim"), path)
+    return config
+
+
+def _need(holder: Mapping, names: Sequence[str], path: Path) -> None:
+    if lacking := [name for name in names if name not in holder]:
+        raise ReleaseError(f"{path} lacks {', '.join(lacking)}. {REMEDY}")
+
+
+def _tensors(value: object, path: Path) -> dict[str, torch.Tensor]:
+    if not isinstance(value, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in value.values()):
+        raise ReleaseError(f"{path} holds no weights by name, but a {type(value).__name__}. {REMEDY}")
+    return value
 
 
 def _torch_load(path: Path) -> dict:
     if not path.is_file():
         raise ReleaseError(f"{path} is missing.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    # A file that is cut short or made up raises whatever the unpickler stumbles over.
+    except Exception as error:
         # Torch's own message goes on to explain how to read it all the same.
         asked = re.search(r"unsupported GLOBAL (\S+)", str(error))
+        if asked:
+            reason = f"it holds more than plain weights (it calls for {asked[1]})"
+        else:
+            detail = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+            told = detail[1] if detail else str(error).partition("\n")[0]
+            told = "" if "weights_only" in told else f": {told[:200]}"
+            reason = f"it is broken, or no file of weights ({type(error).__name__}{told})"
         raise ReleaseError(
-            f"{path} was refused: it is broken, or holds more than plain weights"
-            f"{f' (it calls for {asked[1]})' if asked else ''}, and what is pickled in such a file can run code. "
-            "Download it again from its authors."
+            f"{path} was refused: {reason}, and what is pickled in such a file can run code. {REMEDY}"
         ) from error
+    if not isinstance(loaded, dict):
+        raise ReleaseError(f"{path} holds a {type(loaded).__name__} and no dictionary. {REMEDY}")
+    return loaded
 
 
 def _rename(weights: dict[str, torch.Tensor], names: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
@@ -156,7 +203,10 @@ def convert(
         **layout,
     )
     model = SEVLMForConditionalGeneration(config)
-    result = model.load_state_dict(weights, strict=False)
+    try:
+        result = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ReleaseError(f"The release's weights do not fit its config.json: {error}") from error
     missing = [name for name in result.missing_keys if not name.startswith(("vision_tower.", "vad_lookup."))]
     if missing or result.unexpected_keys:
         raise ReleaseError(f"Weights missing: {missing}; weights without a place: {result.unexpected_keys}.")

@@ -5,12 +5,13 @@
 
 Figures come from `evaluation_results.json` in the folder, which `evaluate_sevlm.py --update_model_card` puts there;
 they also become the card's model-index (`EvalResult`). How the model was trained comes from `training.json` and the
-log, which `train.py` and the converter leave. Never copied to the Hub.
+log, which `train.py` and the converter leave. A folder with neither of the two files, such as a downloaded repository,
+keeps the card that lies in it, if that card's metadata says that it speaks of the same weights and the same lexicon.
+Never copied to the Hub.
 """
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from .checkpoint_sevlm import (
+    CARD_FILE,
+    card_facts,
+    is_hub_name,
+    license_link,
+    read_facts,
+    renamed_card,
+    training_lexicon,
+)
 from .configuration_sevlm import SEVLMConfig
 
 
@@ -27,7 +37,6 @@ LOG_FILE = "training_log.json"
 # Trainer's own record, in checkpoint folders.
 STATE_FILE = "trainer_state.json"
 AUTHORS_REPOSITORY = "jing5566/SEVLM"
-CARD_FILE = "README.md"
 # Figure in results.json, heading, metric type in the model-index.
 METRICS = (
     ("accuracy", "ACC", "accuracy"),
@@ -85,11 +94,6 @@ def describe_data(results: dict) -> tuple[str, str]:
     return "custom", "embedded paintings"
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether a string is a repository's name rather than a path."""
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not os.path.exists(name)
-
-
 def eval_results(results: dict) -> list[EvalResult]:
     """The figures of a `results.json` as entries of a model-index, in percent."""
     dataset_type, dataset_name = describe_data(results)
@@ -116,21 +120,30 @@ def render_model_card(
 
     Args:
         repository: the name it will have on the Hub; the folder's own by default.
-        records: the folder with the records of training and evaluation; `folder` by default.
+        records: the folder with the records of training and evaluation, or with a card of the same model; `folder` by
+            default.
     """
     folder = Path(folder)
     records = Path(folder if records is None else records)
+    repository, facts = repository or folder.name, card_facts(folder)
+    if not any((records / name).is_file() for name in (EVALUATION_FILE, TRAINING_FILE)):
+        if read_facts(records / CARD_FILE) == facts:
+            return ModelCard(renamed_card(records / CARD_FILE, repository))
     config = SEVLMConfig.from_pretrained(folder)
     results = _read(records / EVALUATION_FILE)
-    record = _read(records / TRAINING_FILE) or {}
-    repository = repository or folder.name
+    record = _read(records / TRAINING_FILE)
+    if record is None and (records / STATE_FILE).is_file():
+        # A checkpoint of a run lies in the run's folder.
+        record = _read(records.parent / TRAINING_FILE)
+    record = record or {}
     model_name = repository.split("/")[-1]
     known = [heading for name, heading, _ in METRICS if results and results.get(name) is not None]
     towers = {name: _tower_name(getattr(config, f"{name}_config")) for name in ("vision", "text")}
     license = _license(record)
+    lexicon = training_lexicon(config.vad_lexicon)
     version = results["data"].get("version") if results and results["data"].get("annotations") else None
     return ModelCard.from_template(
-        _metadata(model_name, record, towers, license, results),
+        _metadata(repository, record, towers, license, results, facts),
         template_path=str(template_path()),
         model_name=model_name,
         repository=repository,
@@ -148,9 +161,10 @@ def render_model_card(
         loss_weights=[
             f"{getattr(config, f'{name}_loss_weight'):g}" for name in ("language", "emotion", "contrastive", "label")
         ],
-        lexicon=config.vad_lexicon,
-        lexicon_left_out=bool(config.vad_lexicon) and not config.vad_lexicon.get("table"),
-        lexicon_file="NRC-VAD-Lexicon.txt" if "NRC" in (config.vad_lexicon or {}).get("name", "") else "lexicon.txt",
+        lexicon=lexicon,
+        lexicon_left_out=bool(lexicon) and not config.vad_lexicon.get("table"),
+        lexicon_in_its_place=config.vad_lexicon if lexicon and "trained_with" in config.vad_lexicon else None,
+        lexicon_file=_lexicon_file(lexicon) if lexicon else None,
         license=license,
         converted=record.get("converted"),
         authors_repository=AUTHORS_REPOSITORY,
@@ -178,6 +192,15 @@ def _tower_name(config) -> str:
     return name if name and is_hub_name(name) else ""
 
 
+def _lexicon_file(lexicon: dict) -> str:
+    """A file name by which `VADLexicon.from_file` knows the lexicon again."""
+    name, version = lexicon["name"], lexicon.get("version")
+    if name == "NRC-VAD":
+        return "NRC-VAD-Lexicon.txt" if version in ("1", "") else f"NRC-VAD-Lexicon-v{version}.txt"
+    # One that it does not know by its columns is called like its file.
+    return "lexicon.csv" if name.startswith("Warriner") else f"{name}.txt"
+
+
 def _license(record: dict) -> str:
     """`apache-2.0` for what was trained on the project's own data. Everything else carries terms of data that are not
     ours, unknown ones included, and the Hub calls that `other`."""
@@ -185,11 +208,13 @@ def _license(record: dict) -> str:
     return "apache-2.0" if is_ours else "other"
 
 
-def _metadata(name: str, record: dict, towers: dict, license: str, results: dict | None) -> ModelCardData:
+def _metadata(
+    repository: str, record: dict, towers: dict, license: str, results: dict | None, facts: dict
+) -> ModelCardData:
     kind, data = describe_data(record) if "data" in record else (None, "")
     datasets = ["artemis"] if kind == "artemis" or "converted" in record else [data] if "/" in data else None
     base = [AUTHORS_REPOSITORY] if "converted" in record else [tower for tower in towers.values() if tower]
-    terms = {} if license != "other" else {"license_name": "research-only", "license_link": "README.md"}
+    terms = {"license_name": "research-only", "license_link": license_link(repository)} if license == "other" else {}
     return ModelCardData(
         language="en",
         license=license,
@@ -199,14 +224,16 @@ def _metadata(name: str, record: dict, towers: dict, license: str, results: dict
         tags=["sevlm", "art", "emotion", "affective-computing", "artemis", "vad"],
         datasets=datasets,
         base_model=base or None,
-        model_name=name,
+        model_name=repository.split("/")[-1],
         eval_results=(eval_results(results) or None) if results else None,
+        sevlm=facts,
     )
 
 
 def _training(records: Path, record: dict) -> dict | None:
     """What the template says of the run, from `training.json` and from the log; `None` without either."""
-    log = _read(records / LOG_FILE) or (_read(records / STATE_FILE) or {}).get("log_history")
+    state = _read(records / STATE_FILE) or {}
+    log = _read(records / LOG_FILE) or state.get("log_history")
     if not log and "data" not in record:
         return None
     log = log or []
@@ -218,8 +245,8 @@ def _training(records: Path, record: dict) -> dict | None:
     rows += [("best accuracy in validation", f"{100 * max(accuracies):.1f} %")] if accuracies else []
     seconds = [entry["train_runtime"] for entry in log if "train_runtime" in entry]
     return {
-        "epochs": max((entry.get("epoch", 0) for entry in log), default=0),
-        "steps": max((entry.get("step", 0) for entry in log), default=0),
+        "epochs": max([entry.get("epoch", 0) for entry in log] + [state.get("epoch") or 0]),
+        "steps": max([entry.get("step", 0) for entry in log] + [state.get("global_step") or 0]),
         "hours": seconds[-1] / 3600 if seconds else None,
         "rows": rows,
     }

@@ -4,14 +4,16 @@
 Used by `train.py`; never copied to the Hub.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -19,9 +21,11 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
+from processing import SEVLMProcessor
+
 from .heads_sevlm import emotion_targets
 from .model_card_sevlm import write_model_card
-from .push import push
+from .push import find_destination, push
 
 
 logger = logging.get_logger(__name__)
@@ -88,9 +92,11 @@ class SEVLMTrainer(Trainer):
     """
 
     def __init__(self, *args, generation_metrics: Callable[[nn.Module], dict[str, float]] | None = None, **kwargs):
+        # `Trainer` creates the repository as it begins.
+        given = inspect.signature(Trainer.__init__).bind_partial(self, *args, **kwargs).arguments
+        if (arguments := given.get("args")) is not None and arguments.push_to_hub:
+            check_push(arguments, given.get("processing_class"))
         super().__init__(*args, **kwargs)
-        if self.args.push_to_hub:
-            check_push(self.args, self.processing_class)
         self.generation_metrics = generation_metrics
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(TellEpoch(self.train_dataset))
@@ -251,6 +257,7 @@ class SEVLMTrainer(Trainer):
             folder,
             self.hub_model_id,
             processor=self.processing_class,
+            private=self.args.hub_private_repo,
             revision=revision or self.args.hub_revision,
             message=message,
             token=token or self.args.hub_token,
@@ -260,14 +267,17 @@ class SEVLMTrainer(Trainer):
 
 def check_push(args: TrainingArguments, processor) -> None:
     """Raises `ValueError` for what would leave a repository without a processor, or with optimizer states and pickles
-    in it."""
-    if processor is None:
-        raise ValueError("push_to_hub needs the processor too: pass it as `processing_class`.")
+    in it, or in public what was meant to be private."""
+    if not isinstance(processor, SEVLMProcessor):
+        raise ValueError("push_to_hub needs the processor too: pass a `SEVLMProcessor` as `processing_class`.")
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise ValueError(
             f"hub_strategy={args.hub_strategy.value!r} would publish optimizer states and pickled arguments: use "
             "'every_save' or 'end', and keep what training resumes from on your machine."
         )
+    if args.hub_private_repo:
+        name = args.hub_model_id or Path(args.output_dir).absolute().name
+        find_destination(HfApi(token=args.hub_token), name, private=True)
 
 
 def _report_failure(job: Future) -> None:

@@ -8,6 +8,7 @@
 `HF_ENDPOINT` is read when `huggingface_hub` is imported, so whoever talks to this Hub is a process of its own. Large
 files go through LFS; xet is not spoken. `hub.cut = "uploads"` breaks every upload of a large file off in the middle,
 `"commits"` every commit, until it is `None` again; a visitor says the same by `POST /_cut/uploads`, `/_cut/nothing`.
+Every token is good except `hf_wrong`, which nobody has, and `hf_reader`, which may not write.
 """
 
 import base64
@@ -20,6 +21,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".npz", ".parquet", ".arrow", ".h5", ".onnx", ".zip", ".jpg", ".png")
@@ -102,6 +105,39 @@ def _git_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def card_errors(content: str) -> list[str]:
+    """What the Hub has against a card's metadata, as far as it documents its rules."""
+    match = re.match(r"---\n(.*?\n)---(\n|$)", content, re.DOTALL)
+    data = yaml.safe_load(match[1]) if match else {}
+    if not isinstance(data, dict):
+        return ["metadata must be a mapping"]
+    errors = []
+
+    def check(name: str, pattern: str, *, required: bool = False) -> None:
+        values = data.get(name)
+        for value in values if isinstance(values, list) else [values]:
+            if required if value is None else not (isinstance(value, str) and re.fullmatch(pattern, value)):
+                errors.append(f'"{name}" must match {pattern}, not {value!r}')
+
+    repository = r"[\w.-]+(/[\w.-]+)?"
+    rules = {"language": r"[a-z]{2,3}(-\w+)?", "license": r"[a-z0-9.-]+", "tags": r".+", "pipeline_tag": r"[a-z0-9-]+"}
+    for name, pattern in (
+        rules | {"library_name": r"[\w.-]+", "datasets": repository, "base_model": repository}
+    ).items():
+        check(name, pattern)
+    check("license_name", r"[a-z0-9.-]+", required=data.get("license") == "other")
+    check("license_link", r"LICENSE(\.md)?|https?://\S+", required=data.get("license") == "other")
+    for entry in data.get("model-index") or []:
+        if not entry.get("name"):
+            errors.append('"model-index[0].name" is required')
+        for result in entry["results"]:
+            given = [result["task"].get("type"), *(result["dataset"].get(name) for name in ("type", "name"))]
+            given += [metric.get(name) for metric in result["metrics"] for name in ("type", "value")]
+            if None in given or not result["metrics"]:
+                errors.append('"model-index[0].results" needs task, dataset and metrics')
+    return errors
+
+
 class _ConnectionCut(Exception):
     pass
 
@@ -124,6 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(url.query)
         with self.hub.lock:
             self.hub.requests.append((self.command, self.path))
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            if token == "hf_wrong":
+                return self.refuse(401, "Unauthorized", "Invalid credentials in Authorization header")
+            if token == "hf_reader" and re.search(r"/repos/create|/commit/|/preupload/|/branch/", url.path):
+                return self.refuse(403, "Forbidden", "You don't have the rights to write here.")
             for method, pattern, answer in ROUTES:
                 match = re.fullmatch(pattern, url.path)
                 if match and method == ("GET" if self.command == "HEAD" else self.command):
@@ -196,7 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(200, {"url": url, "name": name, "id": name})
 
     def validate_card(self, data):
-        self.reply(200, {"errors": [], "warnings": []})
+        errors = [{"message": error} for error in card_errors(json.loads(data)["content"])]
+        self.reply(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def info(self, data, name, revision="main"):
         repo, commit = self.look_up(name, revision)

@@ -6,7 +6,6 @@ tests look at what it left or printed.
 """
 
 import json
-import os
 import re
 import shutil
 
@@ -18,15 +17,14 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from tiny import IMAGE_SIZE, WORDS, tiny_model, tiny_processor
 
-from evaluation.report import PAPER_ROWS
-from modeling_sevlm import SEVLMForConditionalGeneration, convert_sevlm_checkpoint
-from modeling_sevlm.model_card_sevlm import PAPER, render_model_card
+from modeling_sevlm import SEVLMForConditionalGeneration
 from modeling_sevlm.push import PushError, check_complete, check_lexicon_stays, stage
 from processing import SEVLMProcessor, VADLexicon
 
 
 MODEL_FILES = {
     "README.md",
+    "checkpoint_sevlm.py",
     "config.json",
     "configuration_sevlm.py",
     "decoder_sevlm.py",
@@ -49,6 +47,12 @@ PROCESSOR_FILES = {
 }
 LEXICON = {"vad_lexicon.tsv"}
 COMPLETE = MODEL_FILES | PROCESSOR_FILES
+RESULTS = {
+    "data": {"annotations": None, "dataset": None},
+    "arguments": {"split": "test", "num_candidates": 1, "do_sample": False},
+    **{"accuracy": 0.515, "num_paintings": 10, "num_dominant": 5, "judge": None, "seeds": [0]},
+}
+FIGURES = "| this model | 51.5 |"
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,7 @@ def save(folder, model, processor, **kwargs):
     (folder / "checkpoint-2").mkdir()
     torch.save({}, folder / "checkpoint-2" / "optimizer.pt")
     (folder / "training_log.json").write_text(json.dumps([{"loss": 5.0, "epoch": 1.0, "step": 9}]))
+    (folder / "evaluation_results.json").write_text(json.dumps(RESULTS))
     return folder
 
 
@@ -122,6 +127,7 @@ found["tokenizer"] = tokenizer("the dark sea")["input_ids"]
 read = transformers.AutoImageProcessor.from_pretrained("org/first", **trust)
 pixels, expected = (way(images=Image.open(IMAGE), return_tensors="pt")["pixel_values"] for way in (read, processor))
 found["pixels"] = float((pixels - expected).abs().max())
+model.push_to_hub("org/third")
 model.save_pretrained("again")
 processor.save_pretrained("again")
 model = transformers.AutoModel.from_pretrained("again", **trust)
@@ -130,7 +136,8 @@ processor.push_to_hub("org/second")
 model.push_to_hub("org/second", revision="main")
 print(json.dumps(found))
 """
-    return answers(visit(hub, folder / "visitor", script(image, code)))
+    done = visit(hub, folder / "visitor", script(image, code))
+    return answers(done) | {"told": done.stderr}
 
 
 def test_the_command_leaves_exactly_what_a_user_needs_in_one_commit(hub, published, folder):
@@ -178,9 +185,23 @@ print(json.dumps(found))
 
 def test_what_was_loaded_saved_and_pushed_again_is_the_same(hub, reader, checkpoint):
     """By `processor.push_to_hub` and `model.push_to_hub`, from a process that has the code from the Hub only."""
-    assert set(hub.listing("org/second")) == COMPLETE | LEXICON
+    assert set(hub.listing("org/second")) == (COMPLETE | LEXICON) - {"README.md"}
     assert_same(reader["org/second"], checkpoint[1])
     assert reader["org/second"]["lexicon"] and reader["org/second"]["table"], "it may travel"
+
+
+def test_the_card_comes_along_with_the_weights_that_it_speaks_of(hub, ways, visitor):
+    """Without the project from where the model was loaded, with it from a downloaded copy; results included."""
+    first = hub.contents("org/first")["README.md"].decode()
+    assert FIGURES in first and "org/first" in first
+    for name in ("org/third", "org/snapshot"):
+        card = hub.contents(name)["README.md"].decode()
+        assert card == first.replace("org/first", name).replace("# first", f"# {name[4:]}").replace(
+            "name: first", f"name: {name[4:]}"
+        ), name
+    assert FIGURES not in hub.contents("org/changed")["README.md"].decode(), "measured with other weights"
+    for done, told in ((visitor["told"], "org/second gets no model card"), (ways.told, "org/changed spoke of other")):
+        assert told in done
 
 
 def test_the_code_of_the_card_runs_as_printed_and_restores_the_lexicon(reader, restricted):
@@ -201,7 +222,7 @@ print(json.dumps(answer(model, processor, IMAGE)))
 # Every further way of publishing, in one process: (name of the repository, how).
 WAYS = """
 import pathlib
-import transformers
+import huggingface_hub, transformers
 from modeling_sevlm import SEVLMForConditionalGeneration
 from modeling_sevlm.push import main
 from processing import SEVLMProcessor, VADLexicon
@@ -227,6 +248,13 @@ main([str(RESTRICTED), "org/asked"])
 model(OPEN).push_to_hub("org/model")
 processor(OPEN).push_to_hub("org/processor")
 processor(OPEN).save_pretrained(WORK / "saved", push_to_hub=True, repo_id="org/saved")
+huggingface_hub.snapshot_download("org/first", local_dir=WORK / "snapshot")
+main([str(WORK / "snapshot"), "org/snapshot"])
+changed = SEVLMForConditionalGeneration.from_pretrained("org/first")
+changed.push_to_hub("org/changed")
+changed.lm_head.weight.data.mul_(-2)
+changed.push_to_hub("org/changed")
+
 model(RESTRICTED).push_to_hub("org/parts")
 processor(RESTRICTED).push_to_hub("org/parts")
 processor(RESTRICTED).push_to_hub("org/parts", include_vad_lexicon=True)
@@ -240,6 +268,7 @@ def ways(hub, folder, published, checkpoint, restricted):
     done = visit(hub, folder / "publisher", ["-c", "import sys\n" + WAYS, *arguments], python_path=PROJECT)
     assert done.returncode == 0, done.stderr[-4000:]
     assert not hub.unhandled
+    hub.told = done.stderr
     return hub
 
 
@@ -347,6 +376,8 @@ def test_training_publishes_complete_repositories_only(hub, trained, reader, ima
     assert [commit["title"] for commit in commits] == titles
     for commit in commits:
         assert set(hub.listing("org/trained", commit["oid"])) == COMPLETE | LEXICON, commit["title"]
+        card = ModelCard(hub.contents("org/trained", commit["oid"])["README.md"].decode())
+        assert card.data.license == "apache-2.0" and "On embedded paintings, for" in card.text, commit["title"]
     assert (trained / "training_args.bin").exists(), "Trainer wrote one, and it stayed here"
     model, processor = (kind.from_pretrained(trained) for kind in (SEVLMForConditionalGeneration, SEVLMProcessor))
     assert_same(reader["org/trained"], answer(model.eval(), processor, image))
@@ -356,16 +387,33 @@ def test_training_publishes_complete_repositories_only(hub, trained, reader, ima
     assert (trained / "README.md").read_text() == card.content, "ours, in both places"
 
 
-def test_a_trainer_that_would_publish_pickles_or_no_processor_does_not_start():
+def test_a_trainer_that_would_publish_pickles_or_no_processor_does_not_start(processor):
     from modeling_sevlm.trainer_sevlm import SEVLMTrainingArguments, check_push
 
     arguments = {"output_dir": "unused", "push_to_hub": True, "use_cpu": True}
-    check_push(SEVLMTrainingArguments(**arguments), processor=object())
-    with pytest.raises(ValueError, match="processing_class"):
-        check_push(SEVLMTrainingArguments(**arguments), processor=None)
+    check_push(SEVLMTrainingArguments(**arguments), processor)
+    for other in (None, processor.tokenizer):
+        with pytest.raises(ValueError, match="processing_class"):
+            check_push(SEVLMTrainingArguments(**arguments), other)
     for strategy in ("checkpoint", "all_checkpoints"):
         with pytest.raises(ValueError, match="optimizer states"):
-            check_push(SEVLMTrainingArguments(**arguments, hub_strategy=strategy), processor=object())
+            check_push(SEVLMTrainingArguments(**arguments, hub_strategy=strategy), processor)
+
+
+@pytest.mark.parametrize("positional", [False, True])
+def test_a_trainer_that_may_not_push_has_created_nothing(model, processor, tmp_path, monkeypatch, positional):
+    from modeling_sevlm.trainer_sevlm import SEVLMTrainer, SEVLMTrainingArguments
+
+    created = []
+    monkeypatch.setattr(SEVLMTrainer, "init_hf_repo", lambda *_, **__: created.append("a repository"))
+    quiet = {"use_cpu": True, "eval_strategy": "no", "load_best_model_at_end": False}
+    arguments = SEVLMTrainingArguments(output_dir=str(tmp_path), push_to_hub=True, **quiet)
+    given = {"train_dataset": [0], "data_collator": list}
+    with pytest.raises(ValueError, match="processing_class"):
+        SEVLMTrainer(model, arguments, **given) if positional else SEVLMTrainer(model=model, args=arguments, **given)
+    assert not created
+    SEVLMTrainer(model, arguments, processing_class=processor, **given)
+    assert created, "what is complete may begin"
 
 
 def test_a_push_that_breaks_off_changes_nothing_and_can_be_repeated(hub, folder, checkpoint, image):
@@ -445,63 +493,3 @@ def test_the_last_look_before_a_push_sees_a_lexicon_that_may_not_travel(restrict
     model.save_pretrained(tmp_path, include_vad_lexicon=True)
     with pytest.raises(PushError, match="compiled"):
         check_lexicon_stays(tmp_path)
-
-
-class Planted:
-    """Unpickled, it makes a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("file", ["nle_model_best-acc/pytorch_model.bin", "ckpt_stats_best-acc.tar"])
-def test_the_converter_refuses_a_file_that_holds_code(tmp_path, file, capsys):
-    proof, release = tmp_path / "proof", tmp_path / "release"
-    (release / "nle_model_best-acc").mkdir(parents=True)
-    (release / "nle_gpt2_tokenizer_0").mkdir()
-    torch.save({}, release / "nle_model_best-acc" / "pytorch_model.bin")
-    torch.save({}, release / "ckpt_stats_best-acc.tar")
-    torch.save({"weights": Planted(proof)}, release / file)
-    with pytest.raises(SystemExit) as refusal:
-        convert_sevlm_checkpoint.main([str(release), "--output_dir", str(tmp_path / "out")])
-    message = str(refusal.value)
-    assert file.split("/")[-1] in message and "refused" in message and "run code" in message
-    assert "mkdir" in message and "weights_only" not in message, "no advice how to run it after all"
-    assert not proof.exists() and not (tmp_path / "out").exists()
-    torch.load(release / file, weights_only=False)
-    assert proof.exists(), "what was planted is alive"
-
-
-def test_the_card_tells_where_a_model_comes_from_and_what_it_scores(restricted, tmp_path):
-    model = SEVLMForConditionalGeneration.from_pretrained(restricted[0])
-    model.config.vision_config._name_or_path = "openai/clip-vit-base-patch16"
-    model.config.text_config._name_or_path = "distilgpt2"
-    model.save_pretrained(tmp_path)
-    data = {"annotations": ["/home/someone/artemis.csv"], "version": "v1", "dataset": None}
-    results = {"data": data, "accuracy": 0.61, "bleu_4": 0.09, "num_paintings": 10, "num_dominant": 5, "judge": None}
-    results |= {"seeds": [0], "arguments": {"split": "test", "num_candidates": 1, "do_sample": False}}
-    (tmp_path / "evaluation_results.json").write_text(json.dumps(results))
-    (tmp_path / "training.json").write_text(json.dumps({"data": data, "arguments": {"learning_rate": 2e-5}}))
-    card = render_model_card(tmp_path, "org/name")
-    assert card.data.license == "other" and card.data.datasets == ["artemis"]
-    assert card.data.base_model == ["openai/clip-vit-base-patch16", "distilgpt2"]
-    assert [(r.metric_name, r.metric_value) for r in card.data.eval_results] == [("ACC", 61.0), ("B4", 9.0)]
-    for line in ("| this model | 61.0 | 9.0 |", "| paper, SEVLM | 65.6 | 9.2 |", "| learning rate | 2e-05 |"):
-        assert line in card.text
-    assert "/home" not in card.content
-
-    (tmp_path / "training.json").write_text(
-        json.dumps({"data": data | {"annotations": None, "dataset": "/home/me/art"}})
-    )
-    assert "On art." in (told := render_model_card(tmp_path).content) and "/home" not in told
-    (tmp_path / "training.json").write_text(json.dumps({"converted": {"tag": "best-acc", "vision_model": None}}))
-    told = render_model_card(tmp_path)
-    assert told.data.base_model == ["jing5566/SEVLM"] and "The credit for them is theirs." in told.text
-
-
-def test_the_card_and_the_evaluation_quote_the_same_paper():
-    for version, rows in PAPER.items():
-        assert list(rows.values()) == [PAPER_ROWS[version][name] for name in ("Baseline", "SEVLM")]
