@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hub_fixtures import PROJECT, answers, visit
+from hub_fixtures import PROJECT, answers, has_rows, visit
 from PIL import Image
 from tiny import IMAGE_SIZE, WORDS, tiny_lexicon, tiny_model, tiny_processor
 from transformers import AutoConfig, GenerationConfig, pipeline, set_seed
@@ -470,7 +470,8 @@ from modeling_sevlm.__main__ import main
 from transformers import pipeline
 
 folder, image = sys.argv[1:]
-pipeline("art-emotion-explanation", model=folder).push_to_hub("org/pipeline")
+commit = pipeline("art-emotion-explanation", model=folder).push_to_hub("org/pipeline", commit_message="Two parts")
+assert commit.commit_message == "Two parts"
 again = ["--model", "org/pipeline", "--revision", "main", "--emotion", "awe", "--max_new_tokens", "6", "--json"]
 sys.exit(main([image, *again]))
 """
@@ -482,6 +483,20 @@ assert "modeling_sevlm" not in sys.modules and "processing" not in sys.modules
 explain = pipeline("art-emotion-explanation", model="org/pipeline", trust_remote_code=True, revision="main")
 print(json.dumps(explain(sys.argv[1], emotion="awe", do_sample=False, max_new_tokens=6)))
 """
+PUBLISH_AGAIN = """
+import sys
+from tiny import tiny_lexicon, tiny_model, tiny_processor
+from transformers import pipeline
+
+processor = tiny_processor(vad_lexicon=tiny_lexicon(redistributable=False))
+explain = pipeline("art-emotion-explanation", model=tiny_model(processor), processor=processor)
+explain.push_to_hub("org/pipeline", include_vad_lexicon=sys.argv[1] == "with lexicon")
+"""
+REPOSITORY = """
+README.md config.json configuration_sevlm.py decoder_sevlm.py emotion_sevlm.py generation_config.json
+heads_sevlm.py label_tree_sevlm.py model.safetensors modeling_sevlm.py pipeline_sevlm.py processing_sevlm.py
+processor_config.json tokenizer.json tokenizer_config.json vad_lexicon.py vision_sevlm.py
+""".split()
 
 
 def test_a_pipeline_pushed_to_the_hub_runs_from_there(hub, explain, folder, tmp_path):
@@ -491,3 +506,14 @@ def test_a_pipeline_pushed_to_the_hub_runs_from_there(hub, explain, folder, tmp_
     there = visit(hub, tmp_path / "visitor", ["-c", VISIT, image])
     expected = explain(painting(3), emotion="awe", **GREEDY)
     assert same(answers(here), expected) and same(answers(there), expected)
+    assert set(hub.listing("org/pipeline")) == {*REPOSITORY, "vad_lexicon.tsv"}
+    card = hub.contents("org/pipeline")["README.md"].decode()
+    assert "pipeline_tag: image-text-to-text" in card and "# pipeline\n" in card and "*test words*" in card
+
+    # Pushed again with a lexicon that may not travel, nothing of the old one stays, unless it is asked for.
+    for words, stays in (("without", set()), ("with lexicon", {"vad_lexicon.tsv"})):
+        done = visit(hub, tmp_path / "again", ["-c", PUBLISH_AGAIN, words], python_path=PROJECT)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert set(hub.listing("org/pipeline")) == {*REPOSITORY, *stays}
+        weights = hub.contents("org/pipeline")["model.safetensors"]
+        assert has_rows(weights, "model.safetensors") == bool(stays)
