@@ -84,6 +84,11 @@ class SEVLMPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.model.config.model_type != "sevlm":
             raise ValueError(f"The task {TASK!r} is for SEVLM models, not for {self.model.config.model_type!r}.")
+        if self.model.vision_tower is None:
+            raise ValueError(
+                "This model was saved without its vision tower and takes no pictures: convert it again with a vision "
+                "model."
+            )
         if self.processor is None:
             raise ValueError(f"The pipeline {TASK!r} needs the model's processor: pass `processor=` too.")
 

@@ -387,6 +387,11 @@ def test_a_model_of_another_kind_is_refused(explain, processor, monkeypatch):
         pipeline(TASK, model=explain.model, processor=processor)
 
 
+def test_a_model_without_its_vision_tower_is_refused(processor):
+    with pytest.raises(ValueError, match="takes no pictures: convert it again"):
+        pipeline(TASK, model=tiny_model(processor, use_vision_tower=False), processor=processor)
+
+
 def test_half_precision_gives_numbers(processor, model):
     explain = pipeline(TASK, model=model.to(torch.bfloat16), processor=processor)
     result = explain(painting(0), emotion="awe", **GREEDY)
@@ -490,7 +495,8 @@ from transformers import pipeline
 
 processor = tiny_processor(vad_lexicon=tiny_lexicon(redistributable=False))
 explain = pipeline("art-emotion-explanation", model=tiny_model(processor), processor=processor)
-explain.push_to_hub("org/pipeline", include_vad_lexicon=sys.argv[1] == "with lexicon")
+way = {"with lexicon": {"include_vad_lexicon": True}, "proposed": {"create_pr": True}}.get(sys.argv[1], {})
+explain.push_to_hub("org/pipeline", **way)
 """
 REPOSITORY = """
 README.md config.json configuration_sevlm.py decoder_sevlm.py emotion_sevlm.py generation_config.json
@@ -510,10 +516,18 @@ def test_a_pipeline_pushed_to_the_hub_runs_from_there(hub, explain, folder, tmp_
     card = hub.contents("org/pipeline")["README.md"].decode()
     assert "pipeline_tag: image-text-to-text" in card and "# pipeline\n" in card and "*test words*" in card
 
-    # Pushed again with a lexicon that may not travel, nothing of the old one stays, unless it is asked for.
-    for words, stays in (("without", set()), ("with lexicon", {"vad_lexicon.tsv"})):
-        done = visit(hub, tmp_path / "again", ["-c", PUBLISH_AGAIN, words], python_path=PROJECT)
-        assert done.returncode == 0, done.stderr[-4000:]
-        assert set(hub.listing("org/pipeline")) == {*REPOSITORY, *stays}
-        weights = hub.contents("org/pipeline")["model.safetensors"]
-        assert has_rows(weights, "model.safetensors") == bool(stays)
+
+@pytest.mark.parametrize("way", ["proposed", "without lexicon", "with lexicon"])
+def test_a_pipeline_pushed_again_leaves_nothing_of_an_old_lexicon(hub, tmp_path, way):
+    """After the test above, whose lexicon may travel; this one may not, unless that is asked for."""
+    before = hub.listing("org/pipeline")
+    done = visit(hub, tmp_path, ["-c", PUBLISH_AGAIN, way], python_path=PROJECT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    revision = "refs/pr/1" if way == "proposed" else "main"
+    assert set(hub.listing("org/pipeline", revision)) == {
+        *REPOSITORY,
+        *(["vad_lexicon.tsv"] * (way == "with lexicon")),
+    }
+    weights = hub.contents("org/pipeline", revision)["model.safetensors"]
+    assert has_rows(weights, "model.safetensors") == (way == "with lexicon")
+    assert way != "proposed" or hub.listing("org/pipeline") == before
