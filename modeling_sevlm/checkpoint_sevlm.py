@@ -238,8 +238,8 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         `processor.push_to_hub`.
 
         A card says of which weights and which lexicon it speaks. The repository's own is kept if it speaks of these,
-        or is none of ours; otherwise the one comes along that lies where the model was loaded from, if that one does; otherwise a new one
-        is written, for which this project has to be installed."""
+        or is none of ours; otherwise the one comes along that lies where the model was loaded from, if that one does;
+        otherwise a new one is written, for which this project has to be installed."""
         # What the library calls takes no arguments of ours.
         self.save_pretrained = partial(self.save_pretrained, include_vad_lexicon=include_vad_lexicon)
         try:

@@ -220,7 +220,7 @@ def _metadata(
         license=license,
         **terms,
         library_name="transformers",
-        pipeline_tag="image-to-text",
+        pipeline_tag="image-text-to-text",
         tags=["sevlm", "art", "emotion", "affective-computing", "artemis", "vad"],
         datasets=datasets,
         base_model=base or None,

@@ -10,14 +10,15 @@
 Where the package `modeling_sevlm` is installed, importing it registers the task and `trust_remote_code` is not needed.
 """
 
+import copy
 import inspect
-import os
 import sys
+import unicodedata
 from collections.abc import Mapping
+from numbers import Integral
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, Pipeline
-from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import KeyDataset
 
 
@@ -25,10 +26,15 @@ TASK = "art-emotion-explanation"
 # What a checkpoint's config.json says of it: where the class lies, and which auto class loads its model.
 CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_sevlm.SEVLMPipeline", "pt": ["AutoModelForImageTextToText"]}}
 VAD_NAMES = ("valence", "arousal", "dominance")
+# What a call may set, and what holds where it does not, or passes None.
+PREPARING = {"timeout": None}
+EXPLAINING = {"emotion": None, "num_candidates": 1}
+SHOWING = {"return_candidates": False, "return_all_scores": True}
+OURS = {*PREPARING, *EXPLAINING, *SHOWING, "generate_kwargs"}
 GENERATION_ARGUMENTS = {
     name
     for name in (*vars(GenerationConfig()), *inspect.signature(GenerationMixin.generate).parameters)
-    if not name.startswith("_")
+    if not name.startswith(("_", "negative_prompt"))
 } - {"self", "inputs", "kwargs", "num_return_sequences", "return_dict_in_generate"}
 
 
@@ -38,7 +44,8 @@ class SEVLMPipeline(Pipeline):
     A call takes a picture (PIL image, path, URL, array), a list of them, a data set (of `datasets` with the column
     "image", a `KeyDataset`, any torch data set of pictures or of rows with "image") or a generator. A list gives a
     list; data sets and generators give an iterator that reads pictures as they are needed. With `batch_size=` that
-    many go through the model at once; the vision tower sees every picture once.
+    many go through the model at once; the vision tower sees every picture once. `open_picture` beside the processor
+    says how pictures are read.
 
     Arguments, of a call or, as defaults, of `pipeline(...)`:
         emotion (`str`): explain this one of the model's emotions instead of letting the model name one.
@@ -49,6 +56,7 @@ class SEVLMPipeline(Pipeline):
         generate_kwargs (`dict`), or its entries as arguments: anything that `generate` takes, such as
             `do_sample=False` (the checkpoint's generation config samples) or `max_new_tokens`. Call
             `transformers.set_seed` for repeatable samples.
+    `None` in a call takes back a default given to `pipeline(...)`.
 
     Returns, for every picture, a dictionary:
         emotion (`str`, *optional*): what the sentence names or was asked to explain; None if that is none of the
@@ -58,7 +66,8 @@ class SEVLMPipeline(Pipeline):
         alignment_score (`float`, *optional*): fit of picture, emotion and explanation (Eq. 6), comparable for one
             picture only; None if the model has no contrastive head.
         vad (`list[dict]`, *optional*): the explanation's words in order, `{"word", "valence", "arousal", "dominance"}`
-            in [-1, 1], None where the lexicon does not know the word; None if the checkpoint holds no lexicon.
+            in [-1, 1], None where the lexicon does not know the word; None if the checkpoint holds no lexicon. Of a
+            word like "don't", which lexicons know in part, the first part that they know counts.
         candidates (`list[dict]`): with `return_candidates`, the `emotion`, `explanation`, `alignment_score` of each.
 
     Raises:
@@ -75,43 +84,64 @@ class SEVLMPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.model.config.model_type != "sevlm":
             raise ValueError(f"The task {TASK!r} is for SEVLM models, not for {self.model.config.model_type!r}.")
+        if self.model.vision_tower is None:
+            raise ValueError(
+                "This model was saved without its vision tower and takes no pictures: convert it again with a vision "
+                "model."
+            )
         if self.processor is None:
             raise ValueError(f"The pipeline {TASK!r} needs the model's processor: pass `processor=` too.")
 
-    def _sanitize_parameters(
-        self,
-        emotion=None,
-        num_candidates=None,
-        return_candidates=None,
-        return_all_scores=None,
-        timeout=None,
-        generate_kwargs=None,
-        local_files_only=None,  # `pipeline()` hands it on
-        **generation,
-    ):
-        generation |= generate_kwargs or {}
+    def _sanitize_parameters(self, generate_kwargs=None, local_files_only=None, **arguments):
+        # (`pipeline()` hands `local_files_only` on.)
+        generation = {name: value for name, value in arguments.items() if name not in OURS} | (generate_kwargs or {})
         if "num_return_sequences" in generation:
             raise ValueError("Several explanations of a picture are `num_candidates=` with `return_candidates=True`.")
         if unknown := sorted(generation.keys() - GENERATION_ARGUMENTS):
             raise ValueError(
-                f"Unknown arguments {unknown}: the pipeline takes emotion, num_candidates, return_candidates, "
-                "return_all_scores, timeout, generate_kwargs and what `generate` takes."
+                f"Unknown arguments {unknown}: the pipeline takes {', '.join(sorted(OURS))} and what `generate` takes."
             )
+
+        def given(defaults):
+            names = [name for name in defaults if name in arguments]
+            return {name: defaults[name] if arguments[name] is None else arguments[name] for name in names}
+
+        explaining = given(EXPLAINING)
+        emotion, num_candidates = explaining.get("emotion"), explaining.get("num_candidates", 1)
         if emotion is not None and emotion not in self.model.config.emotions:
             raise ValueError(f"Unknown emotion {emotion!r}; this model knows {self.model.config.emotions}.")
-        if num_candidates is not None and (not isinstance(num_candidates, int) or num_candidates < 1):
+        if not isinstance(num_candidates, Integral) or isinstance(num_candidates, bool) or num_candidates < 1:
             raise ValueError(f"num_candidates is a whole number from 1, not {num_candidates!r}.")
-        if (num_candidates or 1) > 1 and self.model.contrastive_head is None:
+        if num_candidates > 1 and self.model.contrastive_head is None:
             raise ValueError("This model has no contrastive head to rank candidates with: leave out num_candidates.")
+        self._check_generation(generation, emotion)
+        return given(PREPARING), explaining | generation, given(SHOWING)
 
-        def given(**parameters):
-            return {name: value for name, value in parameters.items() if value is not None}
-
-        return (
-            given(timeout=timeout),
-            given(emotion=emotion, num_candidates=num_candidates) | generation,
-            given(return_candidates=return_candidates, return_all_scores=return_all_scores),
-        )
+    def _check_generation(self, generation: dict, emotion: str | None):
+        """What `generate` would fail at without saying why, or do otherwise than asked."""
+        asked = generation
+        if (config := generation.get("generation_config")) is not None:
+            asked = config.to_dict() | generation
+            if (asked.get("num_return_sequences") or 1) > 1:
+                raise ValueError(
+                    "`generation_config` asks for several sequences: use `num_candidates=` with "
+                    "`return_candidates=True`, and leave `num_return_sequences` out of it."
+                )
+        if asked.get("guidance_scale") not in (None, 1):
+            raise ValueError(
+                "`guidance_scale` compares with what a model writes without the picture, and SEVLM writes nothing "
+                "without one: leave it out."
+            )
+        config = self.model.config
+        prompt = len(config.prompt_token_ids)
+        if emotion is not None:
+            prompt += len(config.emotion_token_ids[config.emotions.index(emotion)]) + 1
+        positions = config.text_config.n_positions
+        if config.use_vad_features and config.use_emotion_encoder:
+            positions = min(positions, config.emotion_encoder_max_positions)
+        for name, room in (("max_new_tokens", positions - prompt), ("max_length", positions)):
+            if (asked.get(name) or 0) > room:
+                raise ValueError(f"{name}={asked[name]} is more than this model has positions for: at most {room}.")
 
     def __call__(self, inputs, **kwargs):
         """See the class."""
@@ -136,23 +166,26 @@ class SEVLMPipeline(Pipeline):
     def preprocess(self, inputs, timeout=None) -> dict[str, torch.Tensor]:
         """A picture, or a mapping with one under "image" -> `{"pixel_values": (1, 3, H, W)}`. What this method has
         returned is an input too, so that pictures can be prepared elsewhere."""
-        if isinstance(inputs, Mapping):
-            if "pixel_values" in inputs:
-                return {"pixel_values": inputs["pixel_values"]}
-            if "image" not in inputs:
-                raise ValueError(f"A row needs its picture under 'image'; this one has {sorted(inputs)}.")
-            inputs = inputs["image"]
-        try:
-            if isinstance(inputs, (str, os.PathLike)):
-                inputs = load_image(os.fspath(inputs), timeout=timeout)
-            return {"pixel_values": self.processor(images=[inputs], return_tensors="pt")["pixel_values"]}
-        except Exception as error:  # plug-ins raise far more than OSError on damaged data
-            raise ValueError(f"Cannot read the picture {_name(inputs)}: {_reason(inputs, error)}") from error
+        if isinstance(inputs, Mapping) and "pixel_values" in inputs:
+            pixel_values = torch.as_tensor(inputs["pixel_values"])
+        else:
+            if isinstance(inputs, Mapping):
+                if "image" not in inputs:
+                    raise ValueError(f"A row needs its picture under 'image'; this one has {sorted(inputs)}.")
+                inputs = inputs["image"]
+            pixel_values = self.processor(images=[inputs], timeout=timeout, return_tensors="pt")["pixel_values"]
+        pixel_values = pixel_values.reshape(-1, *pixel_values.shape[-3:])
+        if len(pixel_values) != 1:
+            # The pipeline would show the first of them, or in a batch take them for those of other inputs.
+            raise ValueError(f"One picture at a time: this input holds {len(pixel_values)}. Pass them as a flat list.")
+        return {"pixel_values": pixel_values}
 
     def _forward(self, model_inputs, emotion=None, num_candidates=1, **generation) -> dict[str, torch.Tensor | None]:
         """B pictures, N candidates of L tokens: `sequences` (B, N, L) and `alignment_scores` (B, N), best first;
-        `emotion_scores` (B, labels); of the best candidate `vad` (B, L, 3) and `words` (B, L)."""
+        `emotion_scores` (B, labels); `vad` (B, L, 3) of the best candidate."""
         model = self.model
+        generation = {name: value for name, value in generation.items() if value is not None}
+        self._check_generation(generation, emotion)
         features = model.get_image_features(model_inputs["pixel_values"])
         prompt = {}
         if emotion is not None:
@@ -166,24 +199,26 @@ class SEVLMPipeline(Pipeline):
                     f"{num_candidates} candidates without sampling would be the same: leave out `do_sample=False`, or "
                     f"pass `num_beams={num_candidates}` too."
                 )
-            generation["num_return_sequences"] = num_candidates
+        ours = {"num_return_sequences": int(num_candidates), "return_dict_in_generate": False}
+        if "generation_config" in generation:
+            generation["generation_config"] = copy.deepcopy(generation["generation_config"])
+            vars(generation["generation_config"]).update(ours)
+        else:
+            generation |= ours
+        # `stop_strings` need it, and nothing minds it.
+        generation["tokenizer"] = self.tokenizer
         sequences = model.generate(image_features=features, **prompt, **generation)
         sequences = sequences.view(len(features), -1, sequences.shape[-1])
         scores = None
         if model.contrastive_head is not None:
             scores = model.alignment_score(sequences.flatten(0, 1), image_features=features)
-            scores, order = scores.float().view(sequences.shape[:2]).sort(dim=1, descending=True, stable=True)
+            scores, order = scores.view(sequences.shape[:2]).sort(dim=1, descending=True, stable=True)
             sequences = sequences.gather(1, order.unsqueeze(-1).expand_as(sequences))
-        vad, words = None, None
-        if model.vad_lookup.has_table:
-            best = sequences[:, 0].contiguous()
-            vad, words = model.vad_lookup(best), word_numbers(model, best)
         return {
             "emotion_scores": model.emotion_scores(image_features=features),
             "sequences": sequences,
             "alignment_scores": scores,
-            "vad": vad,
-            "words": words,
+            "vad": model.vad_lookup(sequences[:, 0]) if model.vad_lookup.has_table else None,
         }
 
     def postprocess(self, model_outputs, return_candidates=False, return_all_scores=True) -> dict:
@@ -198,7 +233,7 @@ class SEVLMPipeline(Pipeline):
             scores = {likeliest: scores[likeliest]}
         vad = None
         if model_outputs["vad"] is not None:
-            vad = self._words(sequences[0], model_outputs["words"][0], model_outputs["vad"][0])
+            vad = self._words(sequences[0].tolist(), model_outputs["vad"][0].tolist())
         result = {
             "emotion": candidates[0]["emotion"],
             "emotion_scores": scores,
@@ -208,20 +243,46 @@ class SEVLMPipeline(Pipeline):
         }
         return result | ({"candidates": candidates} if return_candidates else {})
 
-    def _words(self, ids: torch.Tensor, words: torch.Tensor, vad: torch.Tensor) -> list[dict]:
-        """One entry for each word of a sentence: `(L,)` tokens, their words' numbers and `(L, 3)` VAD."""
+    def _words(self, ids: list[int], vad: list[list[float]]) -> list[dict]:
+        """One entry for each written word of the explanation; `ids` and `vad` of a sentence's L tokens."""
+        config = self.model.config
+        end = ids.index(config.eos_token_id, 1) if config.eos_token_id in ids[1:] else len(ids)
+        if config.because_token_id not in ids[:end]:
+            return []
+        begin, goes_on = ids.index(config.because_token_id) + 1, False
+        words = []
+        for token, values in zip(ids[begin:end], vad[begin:end], strict=True):
+            text = self._decode([token])
+            belongs = any(map(_belongs_to_a_word, text))
+            if belongs:
+                if text[0].isspace() or not goes_on:
+                    words.append([])
+                words[-1].append((token, text, values))
+            goes_on = belongs
         entries = []
-        for number in range(1, int(words.max()) + 1):
-            tokens = words.eq(number).nonzero().flatten()
-            if not len(tokens):
-                continue  # of the prompt
-            # A word's VAD stands on the token that completes it; earlier tokens may complete shorter words.
-            values = vad[tokens[-1]]
-            known = bool(values.ne(0).any())
-            text = self.tokenizer.decode(ids[tokens].tolist(), clean_up_tokenization_spaces=False).strip()
-            rounded = [round(value, 4) if known else None for value in values.tolist()]
-            entries.append({"word": text} | dict(zip(VAD_NAMES, rounded, strict=True)))
+        for word in words:
+            spelled = _from_first_to_last_letter(self._decode([token for token, _, _ in word]))
+            if spelled:
+                values = self._known_vad([(text.removeprefix(" "), values) for _, text, values in word])
+                entries.append({"word": spelled} | dict(zip(VAD_NAMES, values, strict=True)))
         return entries
+
+    def _known_vad(self, tokens: list[tuple[str, list[float]]]) -> list[float | None]:
+        """VAD of the first run of letters in a word that the lexicon knows: what `VADLookup` takes for words."""
+        lexicon = self.processor.vad_lexicon
+        letters = ""
+        for (text, values), (following, _) in zip(tokens, [*tokens[1:], ("", None)], strict=True):
+            letters = letters + text if text.isalpha() else ""
+            # A run's VAD stands on the token that completes it; earlier tokens may complete shorter words.
+            if letters and not following.isalpha():
+                # The model's table does not tell an unknown word from one whose numbers are all zero.
+                if any(values) or (lexicon is not None and lexicon.get(letters) == (0, 0, 0)):
+                    return [round(value, 4) for value in values]
+                letters = ""
+        return [None] * len(VAD_NAMES)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def save_pretrained(self, save_directory, *, include_vad_lexicon: bool = False, **kwargs):
         """A complete folder: model, code, processor. Lexicons that may not be passed on are left out of both unless
@@ -231,32 +292,23 @@ class SEVLMPipeline(Pipeline):
         self.model.save_pretrained(save_directory, include_vad_lexicon=include_vad_lexicon, **kwargs)
         self.processor.save_pretrained(save_directory, include_vad_lexicon=include_vad_lexicon)
 
-
-def word_numbers(model, ids: torch.Tensor) -> torch.Tensor:
-    """`(B, L)` sequences -> `(B, L)`: which word a token belongs to, counted from 1; 0 outside the explanation and for
-    what is no word. Words begin where `VADLookup` begins them."""
-    lookup = model.vad_lookup
-    known = ids < lookup.token_pieces.shape[0]
-    rows = torch.where(known, ids, 0)
-    is_piece = known & lookup.token_pieces[rows].ne(-1)
-    follows_piece = torch.zeros_like(is_piece)
-    follows_piece[:, 1:] = is_piece[:, :-1]
-    starts = is_piece & (lookup.token_starts_word[rows] | ~follows_piece)
-    explanation = model.explanation_mask(model.segment_ids(ids))
-    # The end token is GPT-2's first token too, so only one inside the explanation ends it.
-    over = (explanation & ids.eq(model.config.eos_token_id)).cumsum(dim=1).gt(0)
-    return torch.where(is_piece & explanation & ~over, starts.cumsum(dim=1), 0)
+    def push_to_hub(self, repo_id: str, *, include_vad_lexicon: bool = False, create_pr: bool = False, **kwargs):
+        """As `model.push_to_hub`, then `processor.push_to_hub`, which take the same arguments: model, code, card and
+        processor, in two commits, with `create_pr` of one pull request. Lexicons that may not be passed on stay here
+        unless `include_vad_lexicon=True`. Returns the last commit."""
+        commit = self.model.push_to_hub(
+            repo_id, include_vad_lexicon=include_vad_lexicon, create_pr=create_pr, **kwargs
+        )
+        if create_pr:
+            kwargs["revision"] = commit.pr_revision
+        return self.processor.push_to_hub(repo_id, include_vad_lexicon=include_vad_lexicon, **kwargs)
 
 
-def _name(picture) -> str:
-    if isinstance(picture, (str, os.PathLike)):
-        name = os.fspath(picture)
-        return repr(name if len(name) <= 200 else name[:200] + "...")
-    return f"({type(picture).__name__})"
+def _belongs_to_a_word(char: str) -> bool:
+    """Letters, their accents, digits, apostrophes, and what stands for a part of a character of several tokens."""
+    return unicodedata.category(char)[0] in "LMN" or char in "'\u2019\ufffd"
 
 
-def _reason(picture, error: Exception) -> str:
-    is_address = isinstance(picture, str) and picture.startswith(("http://", "https://", "data:"))
-    if isinstance(picture, (str, os.PathLike)) and not is_address and not os.path.isfile(picture):
-        return "there is no such file (nor is it a URL or base64)."
-    return f"{type(error).__name__}: {str(error)[:300]}"
+def _from_first_to_last_letter(text: str) -> str:
+    places = [place for place, char in enumerate(text) if unicodedata.category(char)[0] in "LMN"]
+    return text[places[0] : places[-1] + 1] if places else ""

@@ -13,13 +13,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hub_fixtures import PROJECT, answers, visit
+from hub_fixtures import PROJECT, answers, has_rows, visit
 from PIL import Image
-from tiny import tiny_lexicon, tiny_model, tiny_processor
+from tiny import IMAGE_SIZE, WORDS, tiny_lexicon, tiny_model, tiny_processor
 from transformers import AutoConfig, GenerationConfig, pipeline, set_seed
 from transformers.pipelines.pt_utils import KeyDataset
 
 import modeling_sevlm
+from processing import VADLexicon
 
 
 TASK = "art-emotion-explanation"
@@ -96,6 +97,34 @@ def test_every_kind_of_input_gives_the_same(explain, tmp_path, batch_size):
         assert all(map(same, results, expected)), kind
 
 
+SEVERAL = {
+    "nested lists": lambda pictures: [[pictures[0], pictures[1]], [pictures[2]]],
+    "rows with lists": lambda pictures: [{"image": pictures[:2]}, {"image": pictures[2]}],
+    "generator of lists": lambda pictures: (group for group in [pictures[:2], pictures[2:]]),
+    "list of stacks": lambda pictures: [np.stack([np.asarray(one) for one in pictures[:2]]), pictures[2]],
+    "stacked array": lambda pictures: np.stack([np.asarray(one) for one in pictures[:2]]),
+    "stacked tensor": lambda pictures: torch.tensor(np.stack([np.asarray(one) for one in pictures[:2]])),
+    "prepared": lambda pictures: {"pixel_values": torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE)},
+    "prepared in rows": lambda pictures: [{"pixel_values": torch.zeros(1, 2, 3, IMAGE_SIZE, IMAGE_SIZE)}] * 2,
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_pictures_in_the_place_of_one_are_refused(explain, kind, batch_size):
+    inputs = SEVERAL[kind]([painting(seed) for seed in range(3)])
+    with pytest.raises(ValueError, match="One picture at a time: this input holds 2. Pass them as a flat list."):
+        list(explain(inputs, batch_size=batch_size, **GREEDY))
+
+
+def test_prepared_pictures_need_no_axis_for_the_one(explain):
+    prepared = explain.preprocess(painting(0))
+    assert prepared["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    expected = explain(painting(0), **GREEDY)
+    flat = {"pixel_values": prepared["pixel_values"][0].numpy()}
+    assert all(same(result, expected) for result in explain([prepared, flat], batch_size=2, **GREEDY))
+
+
 def test_a_url_is_fetched(explain, tmp_path):
     painting(1).save(tmp_path / "painting.png")
 
@@ -109,7 +138,7 @@ def test_a_url_is_fetched(explain, tmp_path):
     try:
         result = explain(f"{address}/painting.png", emotion="awe", timeout=20, **GREEDY)
         assert same(result, explain(painting(1), emotion="awe", **GREEDY))
-        with pytest.raises(ValueError, match="Cannot read the picture 'http.*nowhere.png': UnidentifiedImageError"):
+        with pytest.raises(ValueError, match="Cannot read the picture 'http.*nowhere.png': the server answers 404"):
             explain(f"{address}/nowhere.png")
     finally:
         server.shutdown()
@@ -186,6 +215,16 @@ def test_generation_arguments_of_a_call_add_to_those_of_the_pipeline(processor, 
         ({"max_new_token": 4}, "Unknown arguments.*max_new_token"),
         ({"num_return_sequences": 4}, "num_candidates"),
         ({"num_candidates": 0}, "from 1"),
+        ({"num_candidates": True}, "from 1"),
+        ({"num_candidates": 2.0}, "from 1"),
+        ({"guidance_scale": 1.5}, "guidance_scale.*without the picture.*leave it out"),
+        ({"generation_config": GenerationConfig(guidance_scale=1.5)}, "guidance_scale"),
+        ({"negative_prompt_ids": torch.ones(1, 1)}, "Unknown arguments.*negative_prompt_ids"),
+        ({"generation_config": GenerationConfig(do_sample=True, num_return_sequences=2)}, "num_candidates"),
+        # 64 positions; the prompt is `<bos> the emotion is`, and `something else because`.
+        ({"max_new_tokens": 61}, "max_new_tokens=61 .*at most 60"),
+        ({"max_new_tokens": 58, "emotion": "something else"}, "max_new_tokens=58 .*at most 57"),
+        ({"generation_config": GenerationConfig(max_length=65)}, "max_length=65 .*at most 64"),
     ],
 )
 def test_wrong_arguments_are_named(explain, arguments, message):
@@ -193,11 +232,89 @@ def test_wrong_arguments_are_named(explain, arguments, message):
         explain(painting(0), **arguments)
 
 
-def test_the_words_of_the_explanation_carry_their_vad(explain, processor, monkeypatch):
-    sentence = "the Dark funeral, a fun thing; cold"
+def test_the_positions_that_there_are_can_be_filled(processor, model):
+    explain = pipeline(TASK, model=model, processor=processor, emotion="something else")
+    options = {"do_sample": False, "return_candidates": True, "eos_token_id": -1}
+    assert explain(painting(0), max_new_tokens=57, **options)["explanation"]
+    with pytest.raises(ValueError, match="max_new_tokens=58 .*at most 57"):
+        explain(painting(0), max_new_tokens=58, **options)
+    assert explain(painting(0), max_new_tokens=60, **options | {"emotion": None})["emotion_scores"]
+
+
+def test_none_takes_back_a_default_of_the_pipeline(processor, model, monkeypatch):
+    defaults = {"emotion": "awe", "num_candidates": 3, "max_new_tokens": 3, "return_candidates": True}
+    explain = pipeline(TASK, model=model, processor=processor, return_all_scores=False, timeout=1, **defaults)
+    got, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **kwargs: got.append(kwargs) or generate(**kwargs))
+    assert len(explain(painting(0))["candidates"]) == 3 and "input_ids" in got[0]
+    taken_back = dict.fromkeys([*defaults, "return_all_scores", "timeout"])
+    result = explain(painting(0), **taken_back)
+    assert "candidates" not in result and len(result["emotion_scores"]) == 9
+    assert "input_ids" not in got[1] and "max_new_tokens" not in got[1] and got[1]["num_return_sequences"] == 1
+
+
+def test_numbers_of_other_libraries_count_candidates(explain):
+    options = {"num_candidates": np.int64(3), "return_candidates": True, "max_new_tokens": 3}
+    assert len(explain(painting(0), **options)["candidates"]) == 3
+
+
+def test_generation_stops_at_strings(explain):
+    whole = explain(painting(0), emotion="awe", do_sample=False)["explanation"]
+    word = whole.split()[1]
+    stopped = explain(painting(0), emotion="awe", do_sample=False, stop_strings=[word])["explanation"]
+    assert whole.startswith(stopped) and stopped.endswith(word) and len(stopped) < len(whole)
+
+
+def test_a_generation_config_may_ask_for_dictionaries(explain):
+    config = GenerationConfig(**GREEDY, return_dict_in_generate=True, output_scores=True)
+    assert same(explain(painting(0), generation_config=config), explain(painting(0), **GREEDY))
+
+
+def explain_sentence(explain, processor, monkeypatch, sentence: str) -> list[dict]:
+    """The words of a sentence that the model is made to say."""
     row = processor(emotions=["sadness"], explanations=[sentence], return_tensors="pt")["input_ids"]
     monkeypatch.setattr(explain.model, "generate", lambda **kwargs: row)
-    words = explain(painting(0))["vad"]
+    return explain(painting(0))["vad"]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "written", "valence"),
+    [
+        ("it's a 'cold' thing, don\u2019t!", ["it's", "a", "cold", "thing", "don\u2019t"], {"cold": -0.4}),
+        (
+            "(dark-golden) \u2026 calm's - 'tis",
+            ["dark", "golden", "calm's", "tis"],
+            {"dark": -0.6, "golden": 0.55, "calm's": 0.6},
+        ),
+        ("caf\u00e9 \u6d77\u5f88\u7f8e 1890s \U0001f600", ["caf\u00e9", "\u6d77\u5f88\u7f8e", "1890s"], {}),
+    ],
+)
+def test_words_are_shown_as_they_are_written(explain, processor, monkeypatch, sentence, written, valence):
+    words = explain_sentence(explain, processor, monkeypatch, sentence)
+    assert [entry["word"] for entry in words] == written
+    known = {entry["word"]: entry["valence"] for entry in words if entry["valence"] is not None}
+    assert known == valence
+
+
+def test_a_word_with_all_numbers_zero_is_known(monkeypatch):
+    lexicon = VADLexicon(WORDS | {"thing": (0, 0, 0)}, name="test words", redistributable=True)
+    processor = tiny_processor(vad_lexicon=lexicon)
+    explain = pipeline(TASK, model=tiny_model(processor), processor=processor)
+    words = explain_sentence(explain, processor, monkeypatch, "a thing")
+    assert [entry["valence"] for entry in words] == [None, 0]
+
+
+def test_a_sentence_that_ends_before_its_explanation_has_no_words(explain, processor, monkeypatch):
+    tokens = processor(emotions="awe", return_tensors="pt")["input_ids"]
+    ended = torch.cat([tokens[:, :-1], torch.tensor([[processor.tokenizer.eos_token_id]]), tokens[:, -1:]], dim=1)
+    for row in (ended, tokens, tokens[:, :-1]):
+        monkeypatch.setattr(explain.model, "generate", lambda row=row, **kwargs: row)
+        result = explain(painting(0))
+        assert result["vad"] == [] and result["explanation"] == ""
+
+
+def test_the_words_of_the_explanation_carry_their_vad(explain, processor, monkeypatch):
+    words = explain_sentence(explain, processor, monkeypatch, "the Dark funeral, a fun thing; cold")
     assert [entry["word"] for entry in words] == ["the", "Dark", "funeral", "a", "fun", "thing", "cold"]
     lexicon = tiny_lexicon()
     for entry in words:
@@ -270,6 +387,11 @@ def test_a_model_of_another_kind_is_refused(explain, processor, monkeypatch):
         pipeline(TASK, model=explain.model, processor=processor)
 
 
+def test_a_model_without_its_vision_tower_is_refused(processor):
+    with pytest.raises(ValueError, match="takes no pictures: convert it again"):
+        pipeline(TASK, model=tiny_model(processor, use_vision_tower=False), processor=processor)
+
+
 def test_half_precision_gives_numbers(processor, model):
     explain = pipeline(TASK, model=model.to(torch.bfloat16), processor=processor)
     result = explain(painting(0), emotion="awe", **GREEDY)
@@ -287,6 +409,18 @@ def test_image_text_to_text_continues_the_prompt(processor, model, folder):
     assert ask(painting(0), text=prompt, **options)[0]["generated_text"] == expected != ""
     stream = ask(({"images": painting(seed), "text": prompt} for seed in range(2)), batch_size=2, **options)
     assert next(iter(stream))[0]["generated_text"] == expected
+
+
+def test_image_text_to_text_takes_lists(processor, model, folder):
+    ask = pipeline("image-text-to-text", model=str(folder))
+    emotions, pictures = ["awe", "something else"], [painting(seed) for seed in range(2)]
+    # Padded on the left, as the prompts differ in length.
+    inputs = processor(images=pictures, emotions=emotions, return_tensors="pt")
+    ids = model.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
+    expected = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    prompts = [f"{processor.prompt} {emotion} because" for emotion in emotions]
+    given = ask(pictures, text=prompts, generate_kwargs=GREEDY, return_full_text=False)
+    assert [one["generated_text"] for one in given] == expected and expected[0] != expected[1]
 
 
 REMOTE = """
@@ -341,7 +475,8 @@ from modeling_sevlm.__main__ import main
 from transformers import pipeline
 
 folder, image = sys.argv[1:]
-pipeline("art-emotion-explanation", model=folder).push_to_hub("org/pipeline")
+commit = pipeline("art-emotion-explanation", model=folder).push_to_hub("org/pipeline", commit_message="Two parts")
+assert commit.commit_message == "Two parts"
 again = ["--model", "org/pipeline", "--revision", "main", "--emotion", "awe", "--max_new_tokens", "6", "--json"]
 sys.exit(main([image, *again]))
 """
@@ -353,6 +488,21 @@ assert "modeling_sevlm" not in sys.modules and "processing" not in sys.modules
 explain = pipeline("art-emotion-explanation", model="org/pipeline", trust_remote_code=True, revision="main")
 print(json.dumps(explain(sys.argv[1], emotion="awe", do_sample=False, max_new_tokens=6)))
 """
+PUBLISH_AGAIN = """
+import sys
+from tiny import tiny_lexicon, tiny_model, tiny_processor
+from transformers import pipeline
+
+processor = tiny_processor(vad_lexicon=tiny_lexicon(redistributable=False))
+explain = pipeline("art-emotion-explanation", model=tiny_model(processor), processor=processor)
+way = {"with lexicon": {"include_vad_lexicon": True}, "proposed": {"create_pr": True}}.get(sys.argv[1], {})
+explain.push_to_hub("org/pipeline", **way)
+"""
+REPOSITORY = """
+README.md config.json configuration_sevlm.py decoder_sevlm.py emotion_sevlm.py generation_config.json
+heads_sevlm.py label_tree_sevlm.py model.safetensors modeling_sevlm.py pipeline_sevlm.py processing_sevlm.py
+processor_config.json tokenizer.json tokenizer_config.json vad_lexicon.py vision_sevlm.py
+""".split()
 
 
 def test_a_pipeline_pushed_to_the_hub_runs_from_there(hub, explain, folder, tmp_path):
@@ -362,3 +512,22 @@ def test_a_pipeline_pushed_to_the_hub_runs_from_there(hub, explain, folder, tmp_
     there = visit(hub, tmp_path / "visitor", ["-c", VISIT, image])
     expected = explain(painting(3), emotion="awe", **GREEDY)
     assert same(answers(here), expected) and same(answers(there), expected)
+    assert set(hub.listing("org/pipeline")) == {*REPOSITORY, "vad_lexicon.tsv"}
+    card = hub.contents("org/pipeline")["README.md"].decode()
+    assert "pipeline_tag: image-text-to-text" in card and "# pipeline\n" in card and "*test words*" in card
+
+
+@pytest.mark.parametrize("way", ["proposed", "without lexicon", "with lexicon"])
+def test_a_pipeline_pushed_again_leaves_nothing_of_an_old_lexicon(hub, tmp_path, way):
+    """After the test above, whose lexicon may travel; this one may not, unless that is asked for."""
+    before = hub.listing("org/pipeline")
+    done = visit(hub, tmp_path, ["-c", PUBLISH_AGAIN, way], python_path=PROJECT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    revision = "refs/pr/1" if way == "proposed" else "main"
+    assert set(hub.listing("org/pipeline", revision)) == {
+        *REPOSITORY,
+        *(["vad_lexicon.tsv"] * (way == "with lexicon")),
+    }
+    weights = hub.contents("org/pipeline", revision)["model.safetensors"]
+    assert has_rows(weights, "model.safetensors") == (way == "with lexicon")
+    assert way != "proposed" or hub.listing("org/pipeline") == before
