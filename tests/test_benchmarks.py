@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import generation, inputs, measure, training
+from benchmarks import fresh, generation, growth, inputs, measure, training
 from benchmarks.__main__ import main, parse
 from benchmarks.floors import decode_step_floors, decode_step_work
 from benchmarks.recompute import Recompute
@@ -109,7 +109,9 @@ def test_metrics_says_that_meteor_is_missing_where_there_is_no_java(run, monkeyp
     assert "without METEOR: no Java here" in result["tables"][0]["rows"][0][0]
 
 
-def test_growth_writes_exponents_and_plots_and_sees_the_tower_once(run, tmp_path):
+def test_growth_writes_exponents_and_plots_and_sees_the_tower_once(run, tmp_path, monkeypatch):
+    # The process of its own that it is measured in takes its time to start.
+    monkeypatch.setattr(growth, "fresh", lambda task, file, threads: fresh.artemis(file))
     result = run("growth", "--plots", str(tmp_path / "plots"))
     assert result["checks"] == {"pictures through the tower at every number of candidates": [1, 1, 1]}
     assert len(result["series"]) == len(result["tables"][0]["rows"]) == 7
@@ -171,25 +173,23 @@ def test_losses_that_differ_from_the_yardsticks_are_an_error(made, model):
         training.compare_losses(steps)
 
 
-def test_a_step_of_every_kind_moves_the_same_weights_the_same_way(made):
-    """Without dropout, one step of plain AdamW and one of the trainer's lead to the same place."""
+def test_the_authors_step_and_ours_have_the_same_gradients(made, monkeypatch):
     args = parse(["train", "--size", "tiny", "--batch_size", "2"])
-    moved = {}
+    gradients = {}
     for kind in ("authors", "pixels"):
         model = made.model()
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
         step = training.Step(model, made.processor, training.make_batch(made, model, args), kind, "float32")
         step.max_grad_norm = None
-        before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        for module in [*model.modules(), *(step.yardstick.blocks.modules() if kind == "authors" else ())]:
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        monkeypatch.setattr(step.optimizer, "zero_grad", lambda set_to_none: None)
+        before = model.decoder.wte.weight.clone()
         step()
-        moved[kind] = {name: parameter - before[name] for name, parameter in model.named_parameters()}
-        assert any(change.ne(0).any() for change in moved[kind].values())
-    for name, change in moved["authors"].items():
-        # Signs of gradients near zero may differ, and Adam's first step has the size of the learning rate.
-        share = (moved["pixels"][name] - change).abs().gt(1e-6).float().mean()
-        assert share < 0.02, name
+        assert model.decoder.wte.weight.ne(before).any()
+        gradients[kind] = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert any(name.startswith("contrastive_head") for name in gradients["authors"])
+    torch.testing.assert_close(gradients["pixels"], gradients["authors"], rtol=1e-3, atol=1e-5)
 
 
 def test_variants_take_turns_and_medians_are_of_each_alone():

@@ -505,7 +505,8 @@ explain.push_to_hub("org/pipeline", **way)
 REPOSITORY = """
 README.md checkpoint_sevlm.py config.json configuration_sevlm.py decoder_sevlm.py emotion_sevlm.py
 generation_config.json heads_sevlm.py label_tree_sevlm.py model.safetensors modeling_sevlm.py packed_linear_sevlm.py
-pipeline_sevlm.py processing_sevlm.py processor_config.json tokenizer.json tokenizer_config.json vad_lexicon.py
+pictures.py pipeline_sevlm.py processing_sevlm.py processor_config.json tokenizer.json tokenizer_config.json
+vad_lexicon.py
 vision_sevlm.py
 """.split()
 
