@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := modeling_sevlm processing evaluation metrics studies examples tests train.py evaluate_sevlm.py
+SOURCES := modeling_sevlm processing evaluation metrics studies benchmarks examples tests train.py evaluate_sevlm.py
 # Nothing here may depend on a hub; a machine without one should not wait for time-outs either.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false

@@ -99,7 +99,7 @@ def eval_results(results: dict) -> list[EvalResult]:
     dataset_type, dataset_name = describe_data(results)
     return [
         EvalResult(
-            task_type="image-to-text",
+            task_type="image-text-to-text",
             task_name="Emotion and explanation",
             dataset_type=dataset_type,
             dataset_name=dataset_name,
