@@ -5,8 +5,9 @@
     python app.py --model org/sevlm-artemis --host 0.0.0.0
 
 It needs the extra `app` (`pip install -e '.[app]'`). It is a Hugging Face Space as it stands: `python -m
-modeling_sevlm.push MODEL_FOLDER org/name --space org/space` publishes one, where the model's name is the variable
-SEVLM_MODEL. Everything the page needs comes from this process; nothing is reported to anybody.
+modeling_sevlm.push MODEL_FOLDER org/name --space org/space` publishes one. Without `--model`, the environment variable
+SEVLM_MODEL names the model, or the file model.txt beside this one, as in a Space. Everything the page needs comes from
+this process; nothing is reported to anybody.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from web.sitting import Sitting, Studio  # noqa: E402
 from web.uploads import MEGABYTE, MOST_MEGAPIXELS, UploadError, UploadLimits  # noqa: E402
 
 
-MODEL_VARIABLE = "SEVLM_MODEL"
+MODEL_VARIABLE, MODEL_FILE = "SEVLM_MODEL", Path(__file__).resolve().parent / "model.txt"
 # One call at a time, whatever it asks for: see `Studio`.
 TURN = {"concurrency_limit": 1, "concurrency_id": "model"}
 QUEUE_LENGTH = 100
@@ -169,8 +170,9 @@ def theme() -> gr.Theme:
     """Quiet, so that colours are those of emotions; fonts are the visitor's, as others would have to be fetched."""
     plain = {"block_title_background_fill": "none", "block_title_text_color": "*body_text_color"}
     plain |= {"block_title_padding": "0", "block_label_background_fill": "*block_background_fill"}
-    plain |= {"block_label_text_color": "*body_text_color"}
-    dark = {f"{name}_dark": value for name, value in plain.items() if name != "block_title_padding"}
+    plain |= {"block_label_text_color": "*body_text_color", "border_color_primary": "*neutral_300"}
+    dark = {f"{name}_dark": value for name, value in plain.items() if "text" in name or "fill" in name}
+    plain |= {"body_background_fill": "*neutral_100"}
     fonts = {"font": FONTS, "font_mono": ["ui-monospace", "monospace"]}
     return gr.themes.Soft(primary_hue="blue", secondary_hue="blue", **fonts).set(**plain, **dark)
 
@@ -194,11 +196,16 @@ def launch(demo: gr.Blocks, studio: Studio, *, host: str | None, port: int | Non
     )
 
 
+def default_model() -> str | None:
+    written = MODEL_FILE.read_text(encoding="utf-8").strip() if MODEL_FILE.is_file() else None
+    return os.environ.get(MODEL_VARIABLE) or written
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model",
-        default=os.environ.get(MODEL_VARIABLE),
+        default=default_model(),
         help=f"folder, or name on the Hub (default: ${MODEL_VARIABLE})",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")

@@ -75,8 +75,8 @@ def answer_card(answer: dict, title: str) -> str:
     fit = answer["alignment_score"]
     note = "" if fit is None else f'<p class="sevlm-note">alignment <b class="sevlm-fit">{fit:+.2f}</b></p>'
     return (
-        f'<article class="sevlm-card" style="--emotion: {emotion_style(answer["emotion"]).colour}"><p class="sevlm-note">{title}</p>'
-        f'<h2 class="sevlm-emotion">{escape(emotion)}</h2>'
+        f'<article class="sevlm-card" style="--emotion: {emotion_style(answer["emotion"]).colour}">'
+        f'<p class="sevlm-note">{escape(title)}</p><h2 class="sevlm-emotion">{escape(emotion)}</h2>'
         f'<div class="sevlm-because">{_explanation(answer)}</div>{note}</article>'
     )
 

@@ -33,9 +33,7 @@ class UploadLimits:
 
     def __post_init__(self):
         if not 0 < self.megapixels <= MOST_MEGAPIXELS:
-            raise ValueError(
-                f"The limit is more than 0 and at most {MOST_MEGAPIXELS} megapixels, not {self.megapixels}."
-            )
+            raise ValueError(f"The limit is a number of megapixels up to {MOST_MEGAPIXELS}, not {self.megapixels:g}.")
         if self.megabytes <= 0:
             raise ValueError(f"The limit is a number of megabytes above 0, not {self.megabytes:g}.")
 
