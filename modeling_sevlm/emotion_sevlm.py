@@ -17,6 +17,8 @@ VAD_SIZE = 3
 # The table keeps VAD as whole ten-thousandths: casting a model to half precision must not round a lexicon. (int32,
 # because distributed training broadcasts buffers, and gloo knows no int16.)
 VAD_UNIT = 10_000
+# Less than any edge of the trie, whatever state it is added to.
+NO_PIECE = -(2**62)
 
 
 class VADLookup(nn.Module):
@@ -87,30 +89,30 @@ class VADLookup(nn.Module):
         follows_piece[..., 1:] = is_piece[..., :-1]
         starts = is_piece & (self.token_starts_word[ids] | ~follows_piece)
 
-        # How many tokens of its word stand before a token: position minus that of the word's first token.
+        # How many tokens of its word stand before a piece: position minus that of the word's first token.
         position = torch.arange(input_ids.shape[-1], device=input_ids.device).expand_as(input_ids)
         depth = position - torch.where(starts, position, -1).cummax(dim=-1).values
+        depth = torch.where(is_piece, depth, 0)
 
         # All words advance together: round d settles the state of every word's d-th token from its (d-1)-th.
-        dead = torch.full_like(pieces, -1)
-        states = torch.where(starts, self._step(torch.zeros_like(pieces), pieces), dead)
-        rounds = min(self.max_word_tokens, input_ids.shape[-1])
-        if depth.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Few words are that long, and elsewhere asking would wait for the device.
-            rounds = min(rounds, int(depth.max()) + 1) if depth.numel() else 0
-        for d in range(1, rounds):
-            before = dead.clone()
-            before[..., 1:] = states[..., :-1]
-            states = torch.where(is_piece & (depth == d), self._step(before, pieces), states)
+        pieces = torch.where(pieces >= 0, pieces, NO_PIECE)
+        states = torch.where(starts, self._follow(pieces), -1)
+        # Few words are long, and fewer are beginnings of a lexicon word so far. Elsewhere asking would wait for the
+        # device.
+        may_ask = states.device.type == "cpu" and not torch.compiler.is_compiling()
+        for d in range(1, min(self.max_word_tokens, input_ids.shape[-1])):
+            before = nn.functional.pad(states[..., :-1], (1, 0), value=-1)
+            goes_on = (depth == d) & (before >= 0)
+            if may_ask and not goes_on.any():
+                break
+            states = torch.where(goes_on, self._follow(before * self.num_pieces + pieces), states)
         vad = self.state_vad[states.clamp(min=0)].float() / VAD_UNIT
         return torch.where((states >= 0).unsqueeze(-1), vad, 0.0)
 
-    def _step(self, states: torch.Tensor, pieces: torch.Tensor) -> torch.Tensor:
-        """Follow one edge of the trie; -1 where there is none or where `states`/`pieces` are negative already."""
-        keys = states * self.num_pieces + pieces
+    def _follow(self, keys: torch.Tensor) -> torch.Tensor:
+        """The states that edges of the trie lead to; -1 where there is no such edge."""
         slots = torch.searchsorted(self.transition_keys, keys).clamp(max=self.transition_keys.shape[0] - 1)
-        found = (self.transition_keys[slots] == keys) & (states >= 0) & (pieces >= 0)
-        return torch.where(found, self.transition_states[slots].long(), -1)
+        return torch.where(self.transition_keys[slots] == keys, self.transition_states[slots].long(), -1)
 
 
 class SEVLMEmotionEncoder(nn.Module):

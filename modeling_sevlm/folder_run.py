@@ -125,7 +125,7 @@ def model_digest(explainer: SEVLMPipeline) -> str:
     config = model.config.to_dict()
     for name in ("_name_or_path", "auto_map", "custom_pipelines", "transformers_version"):
         config.pop(name, None)
-    settings = [config, model.generation_config.to_dict(), processor.to_dict(), processor.image_processor.to_dict()]
+    settings = [config, model.generation_config.to_dict(), processor.to_dict()]
     parts = [
         json.dumps(settings, sort_keys=True, default=str).encode(),
         processor.tokenizer.backend_tokenizer.to_str().encode(),

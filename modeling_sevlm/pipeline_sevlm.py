@@ -245,13 +245,13 @@ class SEVLMPipeline(Pipeline):
 
     def _words(self, ids: list[int], vad: list[list[float]]) -> list[dict]:
         """One entry for each written word of the explanation; `ids` and `vad` of a sentence's L tokens."""
-        config = self.model.config
-        end = ids.index(config.eos_token_id, 1) if config.eos_token_id in ids[1:] else len(ids)
-        if config.because_token_id not in ids[:end]:
+        because = self.model.config.because_token_id
+        if because not in ids:
             return []
-        begin, goes_on = ids.index(config.because_token_id) + 1, False
-        words = []
-        for token, values in zip(ids[begin:end], vad[begin:end], strict=True):
+        begin = ids.index(because) + 1
+        words, goes_on = [], False
+        # (End token and padding decode to nothing.)
+        for token, values in zip(ids[begin:], vad[begin:], strict=True):
             text = self._decode([token])
             belongs = any(map(_belongs_to_a_word, text))
             if belongs:

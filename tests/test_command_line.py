@@ -341,6 +341,8 @@ def test_a_part_file_of_another_program_is_left_alone(run, monkeypatch, content,
     monkeypatch.setattr(command_line, "load_pipeline", None)
     with pytest.raises(SystemExit, match="none of ours"):
         run(*more)
+    with pytest.raises(SystemExit, match="none of ours"):  # put there while the model was loaded
+        folder_run.PartFile(run.part, {}, bool(more))
     assert run.part.read_text() == content and not run.output.exists()
 
 
