@@ -22,6 +22,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr  # noqa: E402
 
 from web import page  # noqa: E402
+from web.painting_field import Painting  # noqa: E402
 from web.paintings import draw_examples  # noqa: E402
 from web.sitting import Sitting, Studio  # noqa: E402
 from web.uploads import MEGABYTE, MOST_MEGAPIXELS, UploadError, UploadLimits  # noqa: E402
@@ -33,25 +34,6 @@ TURN = {"concurrency_limit": 1, "concurrency_id": "model"}
 QUEUE_LENGTH = 100
 UPLOADS_KEPT = 3600  # seconds
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-
-
-class Painting(gr.Image):
-    """An upload field that hands on the path of what was uploaded, without opening it, so that the app looks first.
-    Addresses are not fetched: the server would be asked to read what others cannot."""
-
-    is_template = True  # drawn by the browser as gr.Image is
-
-    def preprocess(self, payload) -> str | None:
-        if payload is None:
-            return None
-        if not payload.path:
-            raise gr.Error("Upload the picture as a file.")
-        return payload.path
-
-    def move_resource_to_block_cache(self, url_or_file_path):
-        if str(url_or_file_path).startswith(("http://", "https://")):
-            raise gr.Error("Addresses are not opened: download the picture and upload it as a file.")
-        return super().move_resource_to_block_cache(url_or_file_path)
 
 
 def build(studio: Studio, examples: list[Path]) -> gr.Blocks:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from processing.processing_sevlm import open_picture
+from processing.pictures import open_picture
 
 
 # Pillow knows some fifty formats, and some of them start other programs (EPS) or nobody uploads.
