@@ -17,7 +17,7 @@ class Painting(gr.Image):
             raise gr.Error("Upload the picture as a file.")
         return payload.path
 
-    def move_resource_to_block_cache(self, url_or_file_path):
+    async def async_move_resource_to_block_cache(self, url_or_file_path):
         if str(url_or_file_path).startswith(("http://", "https://")):
             raise gr.Error("Addresses are not opened: download the picture and upload it as a file.")
-        return super().move_resource_to_block_cache(url_or_file_path)
+        return await super().async_move_resource_to_block_cache(url_or_file_path)
