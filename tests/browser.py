@@ -12,7 +12,7 @@ import pytest
 
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
-WAIT = 30  # seconds for an answer on a busy machine
+WAIT = 60  # seconds for an answer on a busy machine
 
 
 @contextmanager
