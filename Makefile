@@ -3,17 +3,32 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := modeling_sevlm processing evaluation metrics studies benchmarks examples tests train.py evaluate_sevlm.py
+SOURCES := modeling_sevlm processing evaluation metrics studies benchmarks web examples tests app.py train.py \
+	evaluate_sevlm.py
 # Nothing here may depend on a hub; a machine without one should not wait for time-outs either.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test style quality clean
+# What the browser's test needs from Debian or Ubuntu.
+BROWSER := chromium chromium-driver
+
+.PHONY: demo app browser test style quality clean
 
 demo: .venv/demo
 	$(BIN)/python train.py --output_dir outputs/demo
 	$(BIN)/python evaluate_sevlm.py outputs/demo --split test --output_dir outputs/demo/evaluation
 	$(BIN)/python examples/gallery.py outputs/demo --output outputs/demo/gallery.png
+
+# The page on the demo's model, or on another: make app MODEL=org/sevlm-artemis HF_HUB_OFFLINE=0
+MODEL ?= outputs/demo
+app: .venv/app
+	@test "$(MODEL)" != outputs/demo -o -f outputs/demo/config.json || { echo "No outputs/demo yet: run make demo"; exit 1; }
+	$(BIN)/python app.py --model $(MODEL)
+
+# Without it, tests/test_app.py says that it was skipped.
+browser:
+	apt-get update
+	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(BROWSER)
 
 test: .venv/dev
 	$(BIN)/python -m pytest -q -n auto --dist loadfile

@@ -2,6 +2,7 @@
 """Publish a checkpoint folder: one commit that leaves a complete repository on the Hub, or nothing.
 
     python -m modeling_sevlm.push outputs/sevlm-artemis org/sevlm-artemis
+    python -m modeling_sevlm.push outputs/sevlm-artemis org/sevlm-artemis --space org/sevlm   # the app too
     python -m modeling_sevlm.push outputs/sevlm-artemis org/sevlm-artemis --private --revision v2 --message "35 epochs"
 
 The repository gets config, weights (safetensors), generation config, processor, tokenizer, their code and a model
@@ -325,9 +326,16 @@ def main(argv: list[str] | None = None) -> CommitInfo:
         action="store_true",
         help="publish the lexicon even if its owner does not allow it to be passed on; ask the owner first",
     )
+    parser.add_argument("--space", help="org/name of a Space to publish too, an app that shows this model")
     args = parser.parse_args(argv)
+    arguments = vars(args)
+    space = arguments.pop("space")
     try:
-        commit = push(**vars(args))
+        commit = push(**arguments)
+        if space is not None:
+            from .space import push_space  # which imports this module
+
+            print(push_space(commit.repo_url.repo_id, space, private=args.private).commit_url)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(commit.pr_url or commit.commit_url)
