@@ -25,6 +25,13 @@ class SEVLMCache(EncoderDecoderCache):
         # Beams of a picture change places among themselves, all in front of the same patches.
         self.self_attention_cache.reorder_cache(beam_idx)
 
+    def batch_select_indices(self, indices: torch.Tensor):
+        raise NotImplementedError("Rows are sentences for the text and pictures for the patches: start a new cache.")
+
+    def batch_repeat_interleave(self, repeats: int):
+        # The sentences of a picture stay side by side, and the patches serve them all.
+        self.self_attention_cache.batch_repeat_interleave(repeats)
+
 
 class SEVLMCrossAttention(GPT2Attention):
     """GPT-2's attention to the patches, for several sentences about one picture: their queries stand side by side, so
@@ -122,11 +129,15 @@ class SEVLMDecoder(GPT2Model):
             `last_hidden_state` `(N, L, n_embd)` behind the final LayerNorm, and `past_key_values`.
         """
         if use_cache and not isinstance(past_key_values, SEVLMCache):
-            own = past_key_values if past_key_values is not None else DynamicCache(config=self.config)
-            past_key_values = SEVLMCache(own, DynamicCache(config=self.config))
+            if isinstance(past_key_values, EncoderDecoderCache):
+                halves = past_key_values.self_attention_cache, past_key_values.cross_attention_cache
+            else:
+                own = past_key_values if past_key_values is not None else DynamicCache(config=self.config)
+                halves = own, DynamicCache(config=self.config)
+            past_key_values = SEVLMCache(*halves)
 
         # One look-up for words and segments: each would cost a gradient of the vocabulary's size.
-        words, segments = self.wte(torch.stack([input_ids, token_type_ids]))
+        words, segments = self.wte(torch.stack(torch.broadcast_tensors(input_ids, token_type_ids)))
         hidden = words + self.wpe(position_ids)
         causal_mask = create_causal_mask(
             config=self.config,

@@ -22,7 +22,7 @@ from .decoder_sevlm import SEVLMCache, SEVLMDecoder
 from .emotion_sevlm import VAD_SIZE, SEVLMEmotionEncoder, VADLookup
 from .heads_sevlm import SEVLMContrastiveHead, emotion_loss, language_loss, masked_mean
 from .label_tree_sevlm import build_label_tree
-from .packed_linear_sevlm import make_packable, packed_linears
+from .packed_linear_sevlm import forget_packed, make_packable, packed_linears
 from .vision_sevlm import build_vision_tower, encode_patches, ends_in_norm, vision_feature_size
 
 
@@ -34,7 +34,7 @@ class SEVLMOutput(ModelOutput):
     Args:
         loss: weighted sum of the parts below (Eq. 8), given `labels`.
         language_loss, emotion_loss, contrastive_loss, label_loss: the parts, unweighted.
-        logits: `(B, [P,] L, vocab_size)`; none in training, see `skip_logits`.
+        logits: `(B, [P,] L, vocab_size)`; none if `skip_logits`.
         vad_predictions: `(B, [P,] L, 3)`; position t predicts the VAD of token t + 1 (Eq. 4).
         alignment_scores: `(B, [P])` S(I, M, X) of Eq. 6, given `labels`.
         image_features: `(B, K, d)` patch features; may be given back as `image_features`.
@@ -60,8 +60,6 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
     """Image encoder, GPT-2 decoder with VAD fusion, language head, VAD head and contrastive head (Fig. 4)."""
 
     _tied_weights_keys = {"lm_head.weight": "decoder.wte.weight"}
-    # On CPU, keep a second copy of the weights in the order in which they are read fastest; see packed_linear_sevlm.
-    pack_weights = True
 
     def __init__(self, config: SEVLMConfig):
         super().__init__(config)
@@ -80,6 +78,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         self.contrastive_head = SEVLMContrastiveHead(width) if config.contrastive_negatives else None
         self.post_init()
         make_packable(self)
+        self._pack_weights = True
         # Nucleus sampling as in the paper's comparison; saved as generation_config.json.
         self.generation_config.update(
             do_sample=True,
@@ -92,6 +91,21 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             pad_token_id=config.pad_token_id,
         )
         self.tell_of_missing_lexicon()
+
+    @property
+    def pack_weights(self) -> bool:
+        """Whether to keep, on CPU, a second copy of the weights in the order in which they are read fastest (see
+        packed_linear_sevlm); setting it to `False` frees the copy."""
+        return self._pack_weights
+
+    @pack_weights.setter
+    def pack_weights(self, value: bool):
+        self._pack_weights = value
+        if not value:
+            forget_packed(self)
+
+    def _packed(self, pixel_values):
+        return packed_linears(self, self._pack_weights, without=self.vision_tower if pixel_values is None else None)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.decoder.wte
@@ -196,7 +210,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         past_key_values=None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
-        skip_logits: bool | None = None,
+        skip_logits: bool = False,
         **kwargs,
     ) -> SEVLMOutput:
         """
@@ -213,7 +227,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             past_key_values, use_cache: with a cache that holds tokens, `input_ids`, `token_type_ids`, `position_ids`,
                 `explanation_mask` and `emotion_features` are those of the new tokens, as
                 `prepare_inputs_for_generation` makes them.
-            skip_logits: leave `logits` out and compute those that `labels` ask for only; so by default in training.
+            skip_logits: leave `logits` out and compute those that `labels` ask for only, as `SEVLMTrainer` does.
         """
         image_features = self._image_features(pixel_values, image_features)
         if input_ids is None:
@@ -262,8 +276,6 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         )
         hidden = decoded.last_hidden_state
         kept = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        if skip_logits is None:
-            skip_logits = self.training and labels is not None
         logits = None if skip_logits else self.lm_head(kept)
         vad_predictions = self.vad_head(kept) if self.vad_head is not None else None
 
@@ -323,7 +335,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         Pictures go through the tower once, whatever the number of beams, returns or prompts per picture. Without
         `input_ids` the prompt is the config's. Segments and VAD are derived from the tokens, given and generated.
         """
-        with packed_linears(self, self.pack_weights):
+        with self._packed(pixel_values):
             image_features = self._image_features(pixel_values, image_features).to(self.device)
             input_ids = inputs if input_ids is None else input_ids
             if input_ids is None:
@@ -361,7 +373,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         labels run in one pass as branches of a tree that share the prompt, so the patches are attended to once.
         (Call `eval()` first, as for `generate`: dropout would blur the scores.)
         """
-        with packed_linears(self, self.pack_weights):
+        with self._packed(pixel_values):
             return self._label_log_probs(self._image_features(pixel_values, image_features)).exp()
 
     def _label_log_probs(self, image_features: torch.Tensor) -> torch.Tensor:
@@ -408,7 +420,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             raise ValueError("This checkpoint has no contrastive head (`contrastive_negatives` is empty).")
         if attention_mask is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
-        with packed_linears(self, self.pack_weights):
+        with self._packed(pixel_values):
             embeds = self._image_embeds(self._image_features(pixel_values, image_features), input_ids.shape[0])
             derived = self._derived_inputs(input_ids, attention_mask, token_type_ids, vad_values)
             behind = derived.pop("explanation_mask")

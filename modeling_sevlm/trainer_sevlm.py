@@ -88,7 +88,8 @@ class SEVLMTrainer(Trainer):
         generation_metrics: `model -> {name: value}`, called at each evaluation; its values are logged with the prefix.
 
     Raises:
-        ValueError: if it is to push to the Hub and cannot leave a complete repository, or would leave more than that.
+        ValueError: if it is to push to the Hub and cannot leave a complete repository, or would leave more than that;
+            if labels are to be smoothed.
     """
 
     def __init__(self, *args, generation_metrics: Callable[[nn.Module], dict[str, float]] | None = None, **kwargs):
@@ -96,6 +97,8 @@ class SEVLMTrainer(Trainer):
         given = inspect.signature(Trainer.__init__).bind_partial(self, *args, **kwargs).arguments
         if (arguments := given.get("args")) is not None and arguments.push_to_hub:
             check_push(arguments, given.get("processing_class"))
+        if arguments is not None and arguments.label_smoothing_factor:
+            raise ValueError("`label_smoothing_factor` has no place in the paper's loss (Eq. 8): leave it at 0.")
         super().__init__(*args, **kwargs)
         self.generation_metrics = generation_metrics
         if hasattr(self.train_dataset, "set_epoch"):

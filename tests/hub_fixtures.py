@@ -26,6 +26,20 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = [ROOT, ROOT / "tests"]
 
 
+WITHOUT_PROJECT = """
+import sys
+
+
+class WithoutProject:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in ("modeling_sevlm", "processing"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, WithoutProject)
+"""
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
@@ -51,6 +65,11 @@ def visit(hub: LocalHub, cache: Path, command: list[str], *, python_path=(), **e
         "PYTHONSAFEPATH": "1",
     }
     cache.mkdir(parents=True, exist_ok=True)
+    if not python_path:
+        # Where the project is installed, a process without it has to be kept from finding it.
+        (cache / "without_project").mkdir(exist_ok=True)
+        (cache / "without_project" / "sitecustomize.py").write_text(WITHOUT_PROJECT)
+        environment["PYTHONPATH"] = str(cache / "without_project")
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cache,

@@ -54,6 +54,7 @@ def test_generate_measures_yardstick_tower_and_model_and_finds_their_tokens_equa
     result = run("generate")
     assert list(result["measurements"]) == [
         "recompute float32",
+        "recompute, eager attention float32",
         *["tower alone float32", "ours float32"],
         *["tower alone bfloat16", "ours bfloat16"],
     ]

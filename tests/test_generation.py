@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import pixels, tiny_model
+from transformers import DynamicCache, EncoderDecoderCache
 
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
 
@@ -142,6 +143,22 @@ def test_a_static_cache_changes_nothing(processor, model):
     inputs = processor(emotions=["awe", "something else"], return_tensors="pt")
     inputs |= {"pixel_values": pixels(2), "do_sample": False}
     assert torch.equal(model.generate(cache_implementation="static", **inputs), model.generate(**inputs))
+
+
+def test_a_cache_of_the_callers_is_used(processor, model):
+    """As `generate` makes it for models with an encoder."""
+    inputs = {"pixel_values": pixels(2), "do_sample": False, "num_return_sequences": 1}
+    cache = EncoderDecoderCache(DynamicCache(config=model.decoder.config), DynamicCache(config=model.decoder.config))
+    assert torch.equal(model.generate(past_key_values=cache, **inputs), model.generate(**inputs))
+    assert cache.self_attention_cache.get_seq_length() > 4
+
+
+def test_rows_of_the_patches_are_not_taken_for_rows_of_the_text(model):
+    found = model.generate(
+        pixel_values=pixels(2), do_sample=True, num_return_sequences=3, return_dict_in_generate=True, use_cache=True
+    )
+    with pytest.raises(NotImplementedError, match="new cache"):
+        found.past_key_values.batch_select_indices(torch.tensor([0, 3]))
 
 
 def test_nucleus_sampling_is_the_default_and_at_most_25_tokens(model):
