@@ -79,12 +79,13 @@ def emotion_bars(scores: Mapping[str, float], axes=None, *, named: str | None = 
     for row, (emotion, score) in enumerate(scores.items()):
         style = emotion_style(emotion)
         axes.barh(row, score, color=style.colour, hatch=style.hatch, edgecolor="#00000055", linewidth=0.6)
-        axes.text(min(score, 0.86) + 0.015, row, f"{score:.0%}", va="center", fontsize=8)
+        axes.text(score + 0.015, row, f"{score:.0%}", va="center", fontsize=8)
     axes.set_yticks(range(len(scores)), scores)
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() == named else "normal")
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, 1.14)  # room for the number of a full bar
+    axes.set_xticks([0, 0.5, 1])
     axes.set_xlabel("score")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

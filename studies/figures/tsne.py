@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from modeling_sevlm.heads_sevlm import masked_mean
-from modeling_sevlm.views_sevlm import emotion_style
+from modeling_sevlm.views_sevlm import emotion_style, in_fixed_order
 
 
 IMAGE_COLOUR, EXPLANATION_COLOUR = "#D55E00", "#0072B2"
@@ -90,7 +90,7 @@ def tsne_figure(
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     places = embed(features["explanation"], seed=seed)
-    for label in sorted(set(emotions), key=lambda name: (name == "", name)):
+    for label in in_fixed_order(dict.fromkeys(sorted(set(emotions), key=lambda name: (name == "", name)))):
         style, rows = emotion_style(label), emotions == label
         left.scatter(
             *places[rows].T, c=style.colour, marker=style.marker, s=34, edgecolors="#333333", linewidths=0.4,
