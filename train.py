@@ -15,6 +15,7 @@
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,7 @@ from evaluation.scoring import score
 from evaluation.systems import predict
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
 from modeling_sevlm.model_card_sevlm import LOG_FILE, TRAINING_FILE
+from modeling_sevlm.sheets_sevlm import ExplanationSheets
 from modeling_sevlm.trainer_sevlm import SEVLMTrainer, SEVLMTrainingArguments
 from processing import SEVLMProcessor
 from processing.artemis import dominant_emotion
@@ -289,6 +291,7 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
     )
     if training_args.early_stopping_patience and training_args.eval_strategy != "no":
         trainer.add_callback(EarlyStoppingCallback(training_args.early_stopping_patience))
+    watch(trainer, processor, validation)
     if trainer.is_world_process_zero():
         learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(
@@ -307,6 +310,17 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
     else:
         trainer.save_model()
     return trainer
+
+
+def watch(trainer: SEVLMTrainer, processor: SEVLMProcessor, validation: Dataset) -> None:
+    """Sheets of a few validation paintings, where they can be drawn."""
+    number = min(trainer.args.sheet_paintings, len(validation))
+    if number <= 0 or trainer.args.eval_strategy == "no":
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        print("No sheets of explanations, as matplotlib is missing: pip install -e '.[demo]', or --sheet_paintings 0.")
+        return
+    trainer.add_callback(ExplanationSheets(trainer, processor, validation.select(range(number))))
 
 
 def training_record(model_args: ModelArguments, data_args: DataArguments, trainer: SEVLMTrainer) -> dict:

@@ -4,9 +4,13 @@
     words, maps = attention_map(model, processor.tokenizer, sequence, pixel_values=inputs["pixel_values"])
     overlay_attention(image, maps[words.index("sea")])
 
-Never copied to the Hub. A map says how the decoder weighted the patches, which is not yet why it chose the word, and a
-patch of the tower's last layer has itself seen the whole picture; `python -m studies.attention` checks on pictures
-with a known answer how far the maps can be trusted.
+Two measures, both from the cross-attention. `"attention"` are its weights. But a weight on a patch that says what all
+patches say tells of no place: the output is the mean of the patches' values plus what the attended ones differ from
+it, and `"contribution"`, the default, is the size of each patch's part in that difference (after Kobayashi et al.,
+2020, who weigh by the values' norms). `python -m studies.attention` checks both on pictures with a known answer.
+
+A map tells what the decoder took from where, which is not yet why it chose the word; and what stands at a patch of the
+tower's last layer may come from elsewhere in the picture. Never copied to the Hub.
 """
 
 import math
@@ -30,6 +34,7 @@ def attention_map(
     *,
     pixel_values: torch.Tensor | None = None,
     image_features: torch.Tensor | None = None,
+    measure: str = "contribution",
     layer: int | str = "mean",
     head: int | None = None,
     grid: tuple[int, int] | None = None,
@@ -45,9 +50,10 @@ def attention_map(
         tokenizer: the one of its processor.
         sequence: `(L,)` or `(1, L)`, a row of what `generate` returned, prompt included.
         pixel_values: `(1, 3, H, W)` of its picture; or `image_features`: `(1, K, d)`.
+        measure: `"contribution"` or `"attention"`, see the top of this file.
         layer: a decoder layer, `-1` for the last one; `"mean"` of all of them; or `"rollout"`, which follows what the
             words took from the patches through the self-attention of the layers above.
-        head: one head instead of the mean over heads.
+        head: one head instead of all: of attention their mean, of contributions their sum.
         grid: rows and columns of the patches; only needed where they are not as the configuration says.
 
     Returns:
@@ -55,7 +61,8 @@ def attention_map(
         map is not negative and sums to 1.
 
     Raises:
-        ValueError: for several sentences or pictures, an unknown layer or head, patches that do not fill the grid.
+        ValueError: for several sentences or pictures, an unknown measure, layer or head, patches that do not fill the
+            grid.
     """
     sequence = sequence.reshape(1, -1) if sequence.dim() == 1 else sequence
     if sequence.dim() != 2 or sequence.shape[0] != 1:
@@ -67,8 +74,7 @@ def attention_map(
             image_features = model.get_image_features(pixel_values.to(model.device))
     if image_features.shape[0] != 1:
         raise ValueError(f"attention_map takes one picture, not {image_features.shape[0]}.")
-    cross, text = attention_weights(model, sequence, image_features)
-    steps = reduce_layers(cross, text, layer, head)
+    steps = reduce_layers(*patch_shares(model, sequence, image_features, measure=measure, head=head), layer)
     rows, columns = grid or patch_grid(model.config.vision_config, image_features.shape[1])
     if rows * columns != image_features.shape[1]:
         raise ValueError(f"{image_features.shape[1]} patches do not fill a grid of {rows} x {columns}: pass `grid=`.")
@@ -90,24 +96,61 @@ def attention_weights(model, sequences: torch.Tensor, image_features: torch.Tens
     """
     with record_inputs(model.decoder) as inputs:
         model(input_ids=sequences, image_features=image_features, skip_logits=True)
-    cross, text = [], []
-    for block in model.decoder.h:
-        hidden, patches = inputs[block.crossattention]
-        keys = block.crossattention.c_attn(patches).split(hidden.shape[-1], dim=-1)[0]
-        cross.append(_weights(block.crossattention, block.crossattention.q_attn(hidden), keys))
-        hidden, _ = inputs[block.attn]
-        queries, keys, _ = block.attn.c_attn(hidden).split(hidden.shape[-1], dim=-1)
-        later = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device).triu(1)
-        text.append(_weights(block.attn, queries, keys, later))
+    cross = [_to_patches(block.crossattention, *inputs[block.crossattention])[0] for block in model.decoder.h]
+    text = [_to_text(block.attn, inputs[block.attn][0]) for block in model.decoder.h]
     return torch.stack(cross), torch.stack(text)
 
 
-def _weights(attention: nn.Module, queries: torch.Tensor, keys: torch.Tensor, hidden_from=None) -> torch.Tensor:
+@torch.no_grad()
+def patch_shares(
+    model, sequence: torch.Tensor, image_features: torch.Tensor, *, measure: str, head: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How each layer divides a step among the patches, `(layers, L, K)`, and among the text, `(layers, L, L)`: means
+    over heads, rows that sum to 1. The arguments are those of [`attention_map`], for `(1, L)` and `(1, K, d)`."""
+    if measure not in ("contribution", "attention"):
+        raise ValueError(f"measure is 'contribution' or 'attention', not {measure!r}.")
+    heads = model.config.text_config.n_head
+    if head is not None and not 0 <= head < heads:
+        raise ValueError(f"There is no head {head}: the decoder has heads 0 to {heads - 1}.")
+    chosen = slice(None) if head is None else slice(head, head + 1)
+    with record_inputs(model.decoder) as inputs:
+        model(input_ids=sequence, image_features=image_features, skip_logits=True)
+    cross, text = [], []
+    for block in model.decoder.h:
+        weights, values = (
+            part[0, chosen] for part in _to_patches(block.crossattention, *inputs[block.crossattention])
+        )
+        if measure == "contribution":
+            # What all patches have in common is there wherever one looks.
+            parts = torch.einsum("hlk,hkd->lkd", weights, values - values.mean(dim=1, keepdim=True)).norm(dim=-1)
+            cross.append(parts / parts.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny))
+        else:
+            cross.append(weights.mean(dim=0))
+        text.append(_to_text(block.attn, inputs[block.attn][0])[0].mean(dim=0))
+    return torch.stack(cross), torch.stack(text)
+
+
+def _to_patches(attention: nn.Module, hidden: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Weights `(N, heads, L, K)` and what each head would add for a patch alone, `(N, heads, K, width)`."""
+    keys, values = attention.c_attn(patches).split(hidden.shape[-1], dim=-1)
+    weights = _weights(attention, attention.q_attn(hidden), keys)
+    values = values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    out = attention.c_proj.weight.unflatten(0, (attention.num_heads, -1))  # Conv1D: (in, out)
+    return weights, values.float() @ out.float()
+
+
+def _to_text(attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    queries, keys, _ = attention.c_attn(hidden).split(hidden.shape[-1], dim=-1)
+    later = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device).triu(1)
+    return _weights(attention, queries, keys, later)
+
+
+def _weights(attention: nn.Module, queries: torch.Tensor, keys: torch.Tensor, unseen=None) -> torch.Tensor:
     """`(N, L, width)` and `(N, K, width)` -> `(N, heads, L, K)`, as `GPT2Attention` has them."""
     queries, keys = (states.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for states in (queries, keys))
     scores = queries.float() @ keys.float().transpose(-1, -2) * attention.scaling
-    if hidden_from is not None:
-        scores = scores.masked_fill(hidden_from, float("-inf"))
+    if unseen is not None:
+        scores = scores.masked_fill(unseen, float("-inf"))
     return scores.softmax(dim=-1)
 
 
@@ -134,21 +177,14 @@ def record_inputs(decoder: nn.Module):
             hook.remove()
 
 
-def reduce_layers(cross: torch.Tensor, text: torch.Tensor, layer: int | str, head: int | None = None) -> torch.Tensor:
-    """What [`attention_weights`] gives for one sentence -> one distribution over the patches a step: `(L, K)`."""
-    layers, rows, heads = cross.shape[:3]
-    if rows != 1:
-        raise ValueError(f"One sentence at a time, not {rows}.")
-    if head is not None and not 0 <= head < heads:
-        raise ValueError(f"There is no head {head}: the decoder has heads 0 to {heads - 1}.")
-    cross, text = cross[:, 0], text[:, 0]
-    cross = cross.mean(dim=1) if head is None else cross[:, head]
+def reduce_layers(cross: torch.Tensor, text: torch.Tensor, layer: int | str) -> torch.Tensor:
+    """What [`patch_shares`] gives -> one distribution over the patches a step, `(L, K)`."""
     if layer == "mean":
         return cross.mean(dim=0)
     if layer == "rollout":
-        return _roll_out(cross, text.mean(dim=1))
-    if not isinstance(layer, int) or not -layers <= layer < layers:
-        raise ValueError(f"There is no layer {layer!r}: choose 0 to {layers - 1}, -1, 'mean' or 'rollout'.")
+        return _roll_out(cross, text)
+    if not isinstance(layer, int) or not -len(cross) <= layer < len(cross):
+        raise ValueError(f"There is no layer {layer!r}: choose 0 to {len(cross) - 1}, -1, 'mean' or 'rollout'.")
     return cross[layer]
 
 

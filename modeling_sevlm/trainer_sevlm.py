@@ -57,6 +57,10 @@ class SEVLMTrainingArguments(TrainingArguments):
     generation_samples: int = field(
         default=500, metadata={"help": "Validation paintings to generate for at each evaluation; 0: none."}
     )
+    sheet_paintings: int = field(
+        default=6,
+        metadata={"help": "Validation paintings drawn with their explanations at each evaluation (sheets/); 0: none."},
+    )
     logging_steps: float = 50
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     # The collator needs every column, and no output of an evaluation step is worth gathering.

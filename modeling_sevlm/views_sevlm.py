@@ -79,12 +79,13 @@ def emotion_bars(scores: Mapping[str, float], axes=None, *, named: str | None = 
     for row, (emotion, score) in enumerate(scores.items()):
         style = emotion_style(emotion)
         axes.barh(row, score, color=style.colour, hatch=style.hatch, edgecolor="#00000055", linewidth=0.6)
-        axes.text(min(score, 0.86) + 0.015, row, f"{score:.0%}", va="center", fontsize=8)
+        axes.text(score + 0.015, row, f"{score:.0%}", va="center", fontsize=8)
     axes.set_yticks(range(len(scores)), scores)
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() == named else "normal")
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, 1.14)  # room for the number of a full bar
+    axes.set_xticks([0, 0.5, 1])
     axes.set_xlabel("score")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -198,7 +199,7 @@ def vad_trajectory(vad: Sequence[Mapping], reference: Sequence[Mapping] | None =
         points = [(k, entry[name]) for k, entry in enumerate(vad) if entry[name] is not None]
         axes.plot(*_columns(points), line, color=colour, marker=marker, markersize=5, label=name)
     axes.axhline(0, color="#7f7f7f", linewidth=0.8)
-    axes.set_xticks(range(len(vad)), [_plain(entry["word"]) for entry in vad], rotation=40, ha="right")
+    axes.set_xticks(range(len(vad)), [plain(entry["word"]) for entry in vad], rotation=40, ha="right")
     axes.set_ylim(-1.05, 1.05)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=2 if reference else 3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -243,12 +244,12 @@ def gallery_sheet(
         picture, text, *bars = panels[row * len(heights) : (row + 1) * len(heights), column]
         picture.imshow(image, interpolation="lanczos")
         if titles is not None:
-            picture.set_title(_plain(titles[number]), fontsize=10)
+            picture.set_title(plain(titles[number]), fontsize=10)
         emotion = result["emotion"]
         text.text(0.5, 1.0, emotion or "(no emotion named)", ha="center", va="top", fontsize=12, fontweight="bold")
-        sentence = textwrap.fill(f"because {_plain(result['explanation'])}", 38)
+        sentence = textwrap.fill(f"because {plain(result['explanation'])}", 38)
         if references is not None:
-            sentence += "\n\n" + textwrap.fill(_plain(references[number]), 38)
+            sentence += "\n\n" + textwrap.fill(plain(references[number]), 38)
         text.text(0.5, 0.78, sentence, ha="center", va="top", fontsize=9, linespacing=1.2)
         if bars and result.get("emotion_scores"):
             bars[0].set_axis_on()
@@ -272,6 +273,6 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """For matplotlib, which reads what stands between dollar signs as a formula."""
     return text.replace("$", r"\$")

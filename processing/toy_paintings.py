@@ -476,13 +476,26 @@ def _paint_setting(setting: Setting, side: int, rng: np.random.Generator) -> Ima
     return ImageEnhance.Color(canvas).enhance(SETTING_SATURATION)
 
 
-def _paint_motif(scene: Scene, canvas: Image.Image):
+def motif_box(scene: Scene, image_size: int = 64) -> Box:
+    """The box of a painting's motif alone, without the brushwork of its mood: (x0, y0, x1, y1) in fractions of width
+    and height from the upper left corner, grown to whole pixels."""
+    canvas = Image.new("RGB", (image_size * SUPERSAMPLING,) * 2, "white")
+    amid_mood = []
+    _paint_motif(scene, canvas, before_motif=lambda: amid_mood.append(canvas.copy()))
+    left, top, right, bottom = ImageChops.difference(amid_mood[0], canvas).getbbox()
+    step = SUPERSAMPLING
+    pixels = left // step, top // step, -(-right // step), -(-bottom // step)
+    return tuple(p / image_size for p in pixels)
+
+
+def _paint_motif(scene: Scene, canvas: Image.Image, before_motif: Callable[[], None] = lambda: None):
     motif, rng = MOTIFS[scene.motif], scene.generator("motif")
     half = SIZES[scene.size] * (0.97 + 0.06 * float(rng.random()))
     # The frame stays in the picture, and moves from its place by a hand's jitter.
     centre = [c + 0.06 * (float(rng.random()) - 0.5) for c in PLACES[scene.place]]
     centre = [min(1 - half, max(half, c)) for c in centre]
     MOODS[motif.mood].paint(_Brush(canvas, rng, centre, half))
+    before_motif()
     brush = _Brush(canvas, rng, centre, half * MOTIF_SHARE)
     motif.paint(brush, COLOURS[scene.colour], SETTINGS[scene.setting].edge, scene.count)
 

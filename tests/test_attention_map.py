@@ -15,6 +15,7 @@ from modeling_sevlm.attention_sevlm import (
     explanation_words,
     overlay_attention,
     patch_grid,
+    patch_shares,
 )
 
 
@@ -41,7 +42,7 @@ def test_weights_are_those_that_eager_attention_gives(processor, model, sentence
 def test_a_words_map_is_that_of_the_steps_before_its_tokens(processor, model, sentence):
     """By hand: the sentence cut before a token, its last position's attention, averaged over layers, heads, tokens."""
     features = model.get_image_features(pixels(1))
-    words, maps = attention_map(model, processor.tokenizer, sentence, image_features=features)
+    words, maps = attention_map(model, processor.tokenizer, sentence, image_features=features, measure="attention")
     positions = dict(explanation_words(model, processor.tokenizer, sentence.tolist()))
     model.set_attn_implementation("eager")
     several = max(positions, key=lambda word: len(positions[word]))
@@ -60,7 +61,9 @@ def test_layers_and_heads_average_to_the_mean_and_the_rollout_is_a_distribution(
     features = model.get_image_features(pixels(1))
 
     def maps(**kwargs):
-        return attention_map(model, processor.tokenizer, sentence, image_features=features, **kwargs)[1]
+        return attention_map(
+            model, processor.tokenizer, sentence, image_features=features, measure="attention", **kwargs
+        )[1]
 
     layers = [[maps(layer=layer, head=head) for head in range(2)] for layer in range(2)]
     np.testing.assert_allclose(np.mean(layers, axis=(0, 1)), maps(), atol=1e-6)
@@ -68,6 +71,32 @@ def test_layers_and_heads_average_to_the_mean_and_the_rollout_is_a_distribution(
     rolled = maps(layer="rollout")
     np.testing.assert_allclose(rolled.sum(axis=(1, 2)), 1, atol=1e-5)
     assert rolled.min() >= 0 and not np.allclose(rolled, maps(), atol=1e-3)
+
+
+def test_contributions_are_what_each_patch_changes_of_the_attentions_output(processor, model, sentence):
+    """By hand: the module's output with all weight on one patch, against that with equal weights on all, times the
+    weight the patch really has."""
+    features = model.get_image_features(pixels(1))
+    shares, _ = patch_shares(model, sentence[None], features, measure="contribution", head=1)
+    weights, _ = attention_weights(model, sentence[None], features)
+    embeds = model._image_embeds(features, 1)
+    attention = model.decoder.h[1].crossattention
+    values = attention.c_attn(embeds).split(48, dim=-1)[1][0]
+    only_head = torch.cat([torch.zeros(16, 24), values[:, 24:]], dim=-1)  # head 1 of 2, width 48
+    outputs = attention.c_proj(only_head)
+    expected = weights[1, 0, 1].unsqueeze(-1) * (outputs - outputs.mean(dim=0))
+    expected = expected.norm(dim=-1)
+    torch.testing.assert_close(shares[1], expected / expected.sum(dim=-1, keepdim=True))
+
+
+def test_what_all_patches_have_in_common_is_no_place(processor, model, sentence):
+    features = model.get_image_features(pixels(1))
+    before, _ = patch_shares(model, sentence[None], features, measure="contribution")
+    with torch.no_grad():
+        for block in model.decoder.h[-1:]:  # values of the last layer change no weights
+            block.crossattention.c_attn.bias[48:] += 5
+    after, _ = patch_shares(model, sentence[None], features, measure="contribution")
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
 
 
 def test_the_rollout_of_one_layer_is_that_layer(processor, sentence):
@@ -141,6 +170,7 @@ def test_nothing_of_the_model_is_changed_and_other_threads_go_on(processor, mode
         ({"layer": 2}, "choose 0 to 1"),
         ({"layer": "last"}, "rollout"),
         ({"head": 2}, "0 to 1"),
+        ({"measure": "gradient"}, "contribution"),
         ({"grid": (3, 4)}, "3 x 4"),
         ({"pixel_values": pixels(2)}, "one picture"),
     ],

@@ -54,7 +54,7 @@ def test_the_notebook_runs_from_top_to_bottom(notebook, folder):
     # Without errors: a cell that raises stops the client with its traceback.
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    picture, sentence, chart, others, candidates, words = (cell.outputs for cell in code[3:])
+    picture, sentence, chart, others, candidates, words, shaded, looked = (cell.outputs for cell in code[3:])
     assert "image/png" in picture[-1].data and "image/png" in chart[-1].data
     # So short a training need not have taught it to begin with a label; asked for one, it begins with that.
     assert re.match(rf"({'|'.join([*EMOTIONS, 'None'])}), because ", printed(sentence))
@@ -64,3 +64,4 @@ def test_the_notebook_runs_from_top_to_bottom(notebook, folder):
     assert len(scores) == 5 and scores == sorted(scores, reverse=True), candidates
     assert words.split()[:4] == ["valence", "arousal", "dominance", "word"], words
     assert re.search(r" -?[01]\.\d+ ", words), "words of the lexicon have numbers"
+    assert "sevlm-word" in shaded[-1].data["text/html"] and "image/png" in looked[-1].data

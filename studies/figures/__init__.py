@@ -1,0 +1,1 @@
+"""The paper's figures from saved results: `python -m studies.figures --help`."""

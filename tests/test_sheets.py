@@ -1,0 +1,66 @@
+"""Training one can watch: sheets of fixed paintings at every evaluation, in files and in tensorboard."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_scripts import TINY_RUN
+from tiny import tiny_model
+
+import train
+from modeling_sevlm.sheets_sevlm import explain
+
+
+EVALUATED = ["--num_paintings", "60", "--max_steps", "2", "--eval_steps", "1", "--generation_samples", "0"]
+QUIET = ["--image_size", "32", "--disable_tqdm", "true", "--use_cpu", "true", "--per_device_train_batch_size", "8"]
+QUIET += ["--save_strategy", "no", "--load_best_model_at_end", "false"]
+
+
+def test_every_evaluation_leaves_a_sheet_of_the_same_paintings_and_logs_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))
+    model = tmp_path / "model"
+    train.main(
+        ["--output_dir", str(model), "--sheet_paintings", "2", "--report_to", "tensorboard", *EVALUATED, *QUIET]
+    )
+    assert sorted(path.name for path in (model / "sheets").iterdir()) == ["step-1.png", "step-2.png"]
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "runs"), size_guidance={"images": 0}).Reload()
+    logged = events.Images("explanations")
+    assert [event.step for event in logged] == [1, 2]
+    for event in logged:
+        written = np.asarray(Image.open(model / "sheets" / f"step-{event.step}.png").convert("RGB"))
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), written)
+    # The paintings themselves are what both sheets have in common.
+    first, second = (np.asarray(Image.open(path).convert("L")) for path in sorted((model / "sheets").iterdir()))
+    top = slice(int(0.1 * first.shape[0]), int(0.4 * first.shape[0]))
+    assert first.shape == second.shape and (first[top] == second[top]).mean() > 0.95
+
+
+@pytest.mark.parametrize("without", ["evaluation", "paintings", "matplotlib"])
+def test_sheets_are_left_out_where_they_cannot_be_or_are_not_wanted(tmp_path, monkeypatch, capsys, without):
+    arguments = TINY_RUN if without == "evaluation" else QUIET
+    if without == "matplotlib":
+        monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+    more = ["--sheet_paintings", "0"] if without == "paintings" else []
+    train.main(["--output_dir", str(tmp_path), *EVALUATED[:-2], "--generation_samples", "0", *arguments, *more])
+    assert not (tmp_path / "sheets").exists()
+    assert ("matplotlib is missing" in capsys.readouterr().out) == (without == "matplotlib")
+
+
+def test_a_sheet_is_drawn_in_evaluation_mode_and_leaves_training_mode(processor):
+    model = tiny_model(processor).train()
+    image = Image.new("RGB", (20, 30), "red")
+    (first,), (second,) = (explain(model, processor, [image]) for _ in range(2))
+    assert first == second, "no dropout"
+    assert model.training and sum(first["emotion_scores"].values()) == pytest.approx(1)
+
+
+def test_scripts_do_not_load_matplotlib_before_there_is_something_to_draw(tmp_path):
+    import subprocess
+
+    code = "import train, sys; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
