@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # What the browser's test needs from Debian or Ubuntu.
 BROWSER := chromium chromium-driver
 
-.PHONY: demo app browser test style quality clean
+.PHONY: demo app browser test torture style quality clean
 
 demo: .venv/demo
 	$(BIN)/python train.py --output_dir outputs/demo
@@ -32,6 +32,10 @@ browser:
 
 test: .venv/dev
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+# Long trials, up to half an hour; one of them: .venv/bin/python tests/torture crash
+torture: .venv/dev
+	$(BIN)/python tests/torture
 
 style: .venv/dev
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -1,0 +1,57 @@
+"""Long trials of what the tests try once or twice: kills at random moments, a million rows, hundreds of damaged files.
+
+    make torture                          # all of them: at most 30 minutes on two cores
+    python tests/torture crash --seed 7   # one of them
+
+prints the table of docs/reliability.md. Whatever is drawn comes from `--seed`. The command fails if anything was not
+as it should be, and says how to try that again.
+"""
+
+import argparse
+import importlib
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+HERE = Path(__file__).resolve().parent
+NO_TRIALS = {"trial", "__main__"}
+# The project's root, and the helpers that tests share.
+sys.path[:0] = [str(HERE), str(HERE.parent.parent), str(HERE.parent)]
+
+
+def trial_names() -> list[str]:
+    return sorted(file.stem for file in HERE.glob("*.py") if file.stem not in NO_TRIALS and file.stem[0] != "_")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    names = trial_names()
+    parser = argparse.ArgumentParser(
+        prog="python tests/torture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"of {', '.join(names)}; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    for name in args.trials:
+        if name not in names:
+            parser.error(f"there is no trial {name!r}: choose from {', '.join(names)}")
+
+    print("| what was tried | how often | what happened | command |\n|---|---:|---|---|", flush=True)
+    failures = []
+    for name in args.trials or names:
+        trial, began = importlib.import_module(name), time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=f"sevlm-{name}-") as folder:
+            for row in trial.run(random.Random(f"{name} {args.seed}"), Path(folder)):
+                print(f"| {row.what} | {row.tried:,} | {row.outcome} | `python tests/torture {name}` |", flush=True)
+                failures += [f"{name} --seed {args.seed}: {failure}" for failure in row.failures]
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
