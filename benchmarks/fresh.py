@@ -33,8 +33,13 @@ def fresh(task: str, *arguments, threads: int) -> dict:
 
 def peak_of_process() -> int:
     """The most resident memory that this process has ever had, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    # On Linux, `ru_maxrss` begins with what the parent had.
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def load(folder: str, device: str) -> dict:

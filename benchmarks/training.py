@@ -57,7 +57,7 @@ class Step:
             self.yardstick.blocks.train(self.model.training)
             return self.yardstick.training_losses(self.picture["pixel_values"], self.text)
         with self.autocast:
-            output = self.model(**self.picture, **self.text)
+            output = self.model(**self.picture, **self.text, skip_logits=True)  # as the trainer calls it
         return {name: output[name] for name in ("language_loss", "emotion_loss", "contrastive_loss")}
 
     def __call__(self) -> None:

@@ -284,9 +284,11 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             present = attention_mask.bool() if attention_mask is not None else torch.ones_like(explanation_mask)
             explanation = explanation_mask & present
             # No label stands behind prompt and padding; the vocabulary is most of the work.
-            asked = labels[:, 1:].ne(-100)
-            asked_logits = self.lm_head(hidden[:, :-1][asked]) if skip_logits else logits[:, :-1][asked]
-            parts["language_loss"] = language_loss(asked_logits, labels[:, 1:][asked])
+            asked = labels[:, 1:].ne(-100).flatten().nonzero().squeeze(1)
+            source = hidden if skip_logits else logits
+            wanted = source[:, :-1].flatten(0, 1).index_select(0, asked)
+            wanted = self.lm_head(wanted) if skip_logits else wanted
+            parts["language_loss"] = language_loss(wanted, labels[:, 1:].flatten()[asked])
             if vad_predictions is not None:
                 parts["emotion_loss"] = emotion_loss(vad_predictions, vad_values, explanation)
             if self.contrastive_head is not None:

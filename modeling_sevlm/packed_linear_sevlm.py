@@ -2,7 +2,8 @@
 """Matrix products on CPU with weights in oneDNN's blocked order.
 
 A step of generation multiplies a few rows by every weight of the decoder: its time is that of reading the weights.
-oneDNN's products of few rows take half to a third of the default kernels' time, once weights lie in its own order.
+oneDNN's products of few rows are faster than the default kernels once the weights lie in its own order
+(docs/performance.md).
 That order is a second copy of the weights in memory, made on first use.
 
     with packed_linears(model):  # what `generate`, `emotion_scores` and `alignment_score` do
