@@ -12,12 +12,22 @@ export TOKENIZERS_PARALLELISM ?= false
 # What the browser's test needs from Debian or Ubuntu.
 BROWSER := chromium chromium-driver
 
-.PHONY: demo app browser test torture style quality clean
+.PHONY: demo figures app browser test test-slow torture style quality clean
 
 demo: .venv/demo
 	$(BIN)/python train.py --output_dir outputs/demo
 	$(BIN)/python evaluate_sevlm.py outputs/demo --split test --output_dir outputs/demo/evaluation
 	$(BIN)/python examples/gallery.py outputs/demo --output outputs/demo/gallery.png
+
+# The paper's figures of the demo's run, and how much its maps look at what the words name.
+figures: .venv/study
+	@test -f outputs/demo/evaluation/results.json || { echo "No outputs/demo yet: run make demo"; exit 1; }
+	$(BIN)/python -m studies.figures confusion outputs/demo/evaluation/results.json --output $(FIGURES)/confusion.png
+	$(BIN)/python -m studies.figures examples outputs/demo/evaluation/predictions.json --output $(FIGURES)/examples.png
+	$(BIN)/python -m studies.figures tsne outputs/demo --split train --emotion amusement --output $(FIGURES)/tsne.png
+	$(BIN)/python -m studies.figures training outputs/demo/training_log.json --output $(FIGURES)/training.png
+	$(BIN)/python -m studies.attention outputs/demo --split held-out
+FIGURES ?= outputs/figures
 
 # The page on the demo's model, or on another: make app MODEL=org/sevlm-artemis HF_HUB_OFFLINE=0
 MODEL ?= outputs/demo
@@ -32,6 +42,10 @@ browser:
 
 test: .venv/dev
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+# Tests that train for a minute or more.
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -q -m slow
 
 # Long trials, up to half an hour; one of them: .venv/bin/python tests/torture crash
 torture: .venv/dev

@@ -10,10 +10,8 @@ inside `cause_box`, which has the brushwork around it too. That box covers 0.43 
 can have more than about 2.4 there; the motif alone covers 0.14. With `--minimum` the command fails if the default map
 (contributions, mean over layers) has less inside the motif.
 
-Measured: `make demo`'s model has 2.0 there (1.97 on the test, 2.19 on the validation pictures) with contributions and
-1.4 with bare weights, which go to empty patches too. It is not the tower that hides the place: one without any layer,
-whose patches know of nothing but themselves, has 1.5 with weights and 2.2 with contributions. A convolutional tower
-(tests/test_attention_study.py) finds the motif best, with both: 2.2 and 2.3.
+What came out stands in docs/figures.md. Bare weights go to empty patches too. It is not the tower that hides the place:
+one without any layer, whose patches know of nothing but themselves, does no better with weights.
 """
 
 import argparse

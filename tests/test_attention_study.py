@@ -24,6 +24,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_trained_model_looks_at_what_it_names_twice_as_much_as_elsewhere(trained, capsys):
     found = main([str(trained), "--split", "held-out", "--minimum", "2"])
     assert found["pictures"] > 60 and found["words"] >= found["pictures"]

@@ -43,8 +43,8 @@ def examples_figure(
         references: how many viewers are quoted, those of the dominant emotion first.
     """
     labels = dataset.features["emotions"].feature.names
-    figure = Figure(figsize=(2.9 * len(rows), 2.9 + 1.1 * (references + len(systems))), layout="constrained")
-    heights = [2.7, 0.9 * references + 0.3, *[1.1] * len(systems)]
+    figure = Figure(figsize=(2.9 * len(rows), 3.1 + 0.7 * references + 0.9 * len(systems)), layout="constrained")
+    heights = [3.0, 0.7 * references, *[0.9] * len(systems)]
     panels = figure.subplots(len(heights), len(rows), squeeze=False, height_ratios=heights)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -65,7 +65,7 @@ def examples_figure(
                 0, 1, f"{verdict}{plain(name)}: {emotion or '(none)'}", va="top", fontsize=9, fontweight="bold",
                 bbox={"facecolor": "none", "edgecolor": emotion_style(emotion).colour, "pad": 2, "linewidth": 1.5},
             )  # fmt: skip
-            panel.text(0, 0.72, _wrap(f"because {predictions[row]['explanation']}"), va="top", fontsize=8)
+            panel.text(0, 0.66, _wrap(f"because {predictions[row]['explanation']}"), va="top", fontsize=8)
     return figure
 
 

@@ -24,7 +24,7 @@ def save_figure(figure, output: str | os.PathLike, *, dpi: int = 150) -> list[Pa
         # Without a date and with fixed names of its parts, so that a file changes only if its picture does.
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
         with matplotlib.rc_context({"svg.hashsalt": "sevlm"}):
-            figure.savefig(temporary, dpi=dpi, metadata=metadata)
+            figure.savefig(temporary, dpi=dpi, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
         os.replace(temporary, path)
         paths.append(path)
     return paths
