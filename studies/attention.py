@@ -10,7 +10,7 @@ inside `cause_box`, which has the brushwork around it too. That box covers 0.43 
 can have more than about 2.4 there; the motif alone covers 0.14. With `--minimum` the command fails if the default map
 (contributions, mean over layers) has less inside the motif.
 
-What came out stands in docs/figures.md. Bare weights go to empty patches too. It is not the tower that hides the place:
+What came out stands in docs/figures.md. Bare weights go to empty patches too. The tower does not hide the place:
 one without any layer, whose patches know of nothing but themselves, does no better with weights.
 """
 
