@@ -78,19 +78,20 @@ def _is_readable(file: Path) -> bool:
 
 
 def check_writable(folder: str | os.PathLike, needed: int = 4096) -> None:
-    """Make `folder`, if need be, and write a little into it, so that a run does not find out after an hour.
+    """Try to write a little there, so that a run does not find out after an hour. No folder is made: where there is
+    none yet, the one that it would be made in is tried.
 
     Args:
         needed: bytes that have to be free.
 
     Raises:
-        SavingError: if it cannot be made or written, or has less space.
+        SavingError: if nothing can be written, or less than that.
     """
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        place = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=place, buffering=0) as file:
             file.write(bytes(4096))
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(place).free
     except OSError as error:
         raise SavingError(
             f"{folder} cannot be written ({error.strerror or error}): name a folder that can with --output_dir, or "

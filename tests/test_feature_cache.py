@@ -137,6 +137,7 @@ def test_once_filled_no_picture_is_opened_and_float16_changes_losses_by_less_tha
     backbones, uncached, tmp_path, monkeypatch, capsys
 ):
     cache = ("--cache_features", str(tmp_path / "cache"))
+    cache = (*cache, "--sheet_paintings", "0")  # sheets show the pictures themselves
     first = run_train(backbones, tmp_path / "model", *cache)
     assert ": 33 pictures encoded" in capsys.readouterr().out
 
