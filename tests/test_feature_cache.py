@@ -20,16 +20,13 @@ from accelerate import PartialState
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from safetensors import safe_open
-from tiny import IMAGE_SIZE, SENTENCES, tiny_config, tiny_model, tiny_processor
+from tiny import save_backbones, tiny_config, tiny_model, tiny_processor
 from torch.utils.data import DataLoader
 from transformers import (
     CLIPImageProcessorPil,
-    CLIPVisionConfig,
     CLIPVisionModel,
     ConvNextConfig,
     Dinov2Config,
-    GPT2Config,
-    GPT2LMHeadModel,
     SiglipVisionConfig,
     ViTConfig,
     ViTModel,
@@ -38,10 +35,8 @@ from transformers import (
 import train
 from modeling_sevlm import SEVLMForConditionalGeneration
 from processing import SEVLMProcessor, feature_cache
-from processing.artemis import EMOTIONS
 from processing.collator import SentencePairs, SEVLMCollator
 from processing.feature_cache import CACHE_DTYPES, STALE_SECONDS, FeatureCache, cache_features, fingerprint
-from processing.tiny_tokenizer import train_tokenizer
 from processing.toy_artemis import load_toy_artemis
 
 
@@ -95,16 +90,7 @@ def assert_whole(features, model, processor, dataset):
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory):
     """Arguments that name a CLIP and a GPT-2 on the disk: preset paper, tower frozen, at a tiny size."""
-    vision, text = tmp_path_factory.mktemp("clip"), tmp_path_factory.mktemp("gpt2")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=IMAGE_SIZE, patch_size=8)).save_pretrained(vision)
-    CLIPImageProcessorPil().save_pretrained(vision)
-    tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
-    sizes = {"n_embd": 48, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
-    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(text)
-    tokenizer.save_pretrained(text)
-    return ["--preset", "paper", "--vision_model", str(vision), "--text_model", str(text), "--image_size", "32"]
+    return save_backbones(tmp_path_factory.mktemp("backbones"), WIDTH)
 
 
 def run_train(backbones, output_dir, *more):
