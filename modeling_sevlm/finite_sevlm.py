@@ -48,9 +48,14 @@ class Origin:
 
 class FiniteWatch:
     """Keeps the number of the first bad value on the device, where it is known without waiting, and on the host what
-    the values belong to. On a CPU, where looking costs nothing, a bad value is an error at once."""
+    the values belong to.
 
-    def __init__(self):
+    Args:
+        at_once: look at every value, for a CPU, where that costs nothing.
+    """
+
+    def __init__(self, at_once: bool):
+        self.at_once = at_once
         self._forget()
 
     def _forget(self) -> None:
@@ -63,7 +68,7 @@ class FiniteWatch:
             value: a scalar on any device.
 
         Raises:
-            NonFiniteError: as [`look`], on a CPU and whenever the notes have become many.
+            NonFiniteError: as [`look`], if it is to look at once, or the notes have become many.
         """
         value = value.detach().float()
         if self._first is None:
@@ -73,7 +78,7 @@ class FiniteWatch:
         self._first = torch.where(is_first, len(self._origins), self._first)
         self._value = torch.where(is_first, value, self._value)
         self._origins.append(origin)
-        if value.device.type == "cpu" or len(self._origins) >= LIMIT:
+        if self.at_once or len(self._origins) >= LIMIT:
             self.look()
 
     def look(self) -> None:

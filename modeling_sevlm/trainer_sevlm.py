@@ -154,7 +154,7 @@ class SEVLMTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._sums = {}
-        self._watch = FiniteWatch()
+        self._watch = FiniteWatch(at_once=self.args.device.type == "cpu")
         self._update: list[list[str]] = []  # the paintings of its batches
         self._batch = 0  # of the update
         self._staging: Path | None = None  # while a checkpoint is written

@@ -68,16 +68,17 @@ class Run:
 
     def kill(self, whole_group: bool = True) -> list[psutil.Process]:
         """As the kernel or an administrator does it. Returns the processes that are left for themselves."""
+        children = []
         try:
-            children = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            children = []
-        try:
+            if not whole_group:
+                # Held in this very moment, as looking for its children takes longer than the moment may last.
+                os.kill(self.process.pid, signal.SIGSTOP)
+                children = psutil.Process(self.process.pid).children(recursive=True)
             (os.killpg if whole_group else os.kill)(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
+        except (ProcessLookupError, psutil.NoSuchProcess):
             pass
         self.process.wait()
-        return [] if whole_group else children
+        return children
 
 
 def half_written(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
-"""`kill -9` at drawn and at aimed moments of a training run with the feature cache, then the same command again until it
-is done: the weights are those of a run that was left alone, bit for bit, and no file is half there under its name."""
+"""`kill -9` at drawn and at aimed moments of a training run with the feature cache, then the same command again: the
+weights are those of a run that was left alone, bit for bit, and no file is half there under its name. The same on disks
+that are too small."""
 
 import random
 import time
@@ -47,11 +48,10 @@ def draw(chance: random.Random) -> list[Case]:
     cases = []
     for moment, times in MOMENTS.items():
         for _ in range(times):
-            # Without workers there is nobody but the parent.
             whole = chance.random() < 0.5
-            cases.append(
-                Case(moment, len(cases), chance.random(), whole, 2 if not whole else chance.choice([0, 0, 2]))
-            )
+            # Without workers there is nobody but the parent.
+            workers = chance.choice([0, 0, 2]) if whole else 2
+            cases.append(Case(moment, len(cases), chance.random(), whole, workers))
     return cases
 
 
@@ -140,13 +140,9 @@ def run(chance: random.Random, folder: Path) -> Iterator[Row]:
                 counts, failed = counts + happened, failed + problems
         orphans += counts.pop("orphans", 0)
         kills = counts.pop("kills", 0)
-        outcome = ", ".join(f"{count} {what}" for what, count in sorted(counts.items(), key=lambda item: item[0]))
+        outcome = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
         failures += failed
-        yield Row(
-            f"kill -9 of training while {moment}" if moment != "any moment" else "kill -9 of training at any moment",
-            kills,
-            f"{outcome}; {len(failed)} faults",
-            failed,
-        )
+        when = moment if moment == "any moment" else f"while {moment}"
+        yield Row(f"`kill -9` of training, {when}", kills, f"{outcome}; {len(failed)} faults", failed)
     stayed = sum("still there" in failure for failure in failures)
     yield Row("loader processes whose parent was killed", orphans, f"{orphans - stayed} ended by themselves")
