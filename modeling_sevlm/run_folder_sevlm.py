@@ -20,16 +20,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 STAGING = "saving"
 STATE_FILE = "trainer_state.json"
-# One file of each line is what a run needs to go on with the same bits; the later patterns are those of runs that
+# What a run needs to go on with the same bits, and the patterns of its files; the later ones are those of runs that
 # divide their optimizer among devices.
-NEEDED = (
-    ("config.json",),
-    ("model*.safetensors",),
-    (STATE_FILE,),
-    ("optimizer*", "global_step*"),
-    ("scheduler.pt", "global_step*"),
-    ("rng_state*.pth",),
-)
+NEEDED = {
+    "config.json": ["config.json"],
+    "model.safetensors": ["model*.safetensors"],
+    STATE_FILE: [STATE_FILE],
+    "optimizer.pt": ["optimizer*", "global_step*"],
+    "scheduler.pt": ["scheduler.pt", "global_step*"],
+    "rng_state.pth": ["rng_state*.pth"],
+}
 
 
 class SavingError(OSError):
@@ -55,7 +55,7 @@ def defect(checkpoint: str | os.PathLike) -> str | None:
     checkpoint = Path(checkpoint)
     if not checkpoint.is_dir():
         return "there is no such folder"
-    lacking = [patterns[0] for patterns in NEEDED if not any(any(checkpoint.glob(name)) for name in patterns)]
+    lacking = [name for name, patterns in NEEDED.items() if not any(any(checkpoint.glob(p)) for p in patterns)]
     if lacking:
         return f"it lacks {', '.join(lacking)}"
     for file in sorted(path for path in checkpoint.iterdir() if path.is_file()):

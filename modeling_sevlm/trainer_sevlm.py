@@ -82,6 +82,8 @@ class SEVLMTrainingArguments(TrainingArguments):
     # It would hide a loss that is NaN, and wait for the device at every step; the trainer stops instead.
     logging_nan_inf_filter: bool = False
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
+    # Else a resumed run would count its patience from the start, and stop later than one that was left alone.
+    restore_callback_states_from_checkpoint: bool = True
     # The collator needs every column, and no output of an evaluation step is worth gathering.
     remove_unused_columns: bool | None = False
     prediction_loss_only: bool = True

@@ -79,7 +79,7 @@ MOMENTS = {
     "an old checkpoint is deleted": (run_folder_sevlm.shutil, "rmtree", 7),
     "an evaluation runs": (train, "predict", 2),
     "the log is written": (train, "write_json", 2),
-    "the model's files get their names": (run_folder_sevlm, "_is_weights", 40),
+    "the model's files get their names": (os, "replace", 8),
 }
 
 

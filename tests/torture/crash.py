@@ -1,6 +1,6 @@
 """`kill -9` at drawn and at aimed moments of a training run with the feature cache, then the same command again: the
-weights are those of a run that was left alone, bit for bit, and no file is half there under its name. The same on disks
-that are too small."""
+weights are those of a run that was left alone, bit for bit, and no file is half there under its name.
+The same on disks that are too small."""
 
 import random
 import time
