@@ -9,7 +9,6 @@ import resource
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ import train
 from modeling_sevlm import SEVLMForConditionalGeneration
 from processing import SEVLMProcessor, feature_cache
 from processing.collator import SentencePairs, SEVLMCollator
-from processing.feature_cache import CACHE_DTYPES, STALE_SECONDS, FeatureCache, cache_features, fingerprint
+from processing.feature_cache import CACHE_DTYPES, FeatureCache, cache_features, fingerprint
 from processing.toy_artemis import load_toy_artemis
 
 
@@ -377,14 +376,14 @@ def test_a_run_killed_while_writing_leaves_whole_shards_and_is_finished_by_the_n
 
     assert in_processes(run) == [-signal.SIGKILL]
     (temporary,) = tmp_path.glob("*/*.tmp")
-    fresh = temporary.with_name("of_another_run.tmp")
-    fresh.write_bytes(b"half")
-    stale = time.time() - STALE_SECONDS - 1
-    os.utime(temporary, (stale, stale))
-    features = fill(tmp_path, frozen, processor, data)
-    assert (features.cache.encoded, features.cache.found) == (6, 8)
-    assert list(tmp_path.glob("*/*.tmp")) == [fresh], "what another run may be writing stays"
-    fresh.unlink()
+    os.utime(temporary, (2e9, 2e9))  # written, says a clock that has jumped back since, in the future
+    other = temporary.with_name("of_another_run.tmp")
+    with feature_cache._locked_file(other):
+        os.utime(other, (0, 0))
+        features = fill(tmp_path, frozen, processor, data)
+        assert (features.cache.encoded, features.cache.found) == (6, 8)
+        assert list(tmp_path.glob("*/*.tmp")) == [other], "what another run is writing stays, however old it looks"
+    other.unlink()
     assert_whole(features, frozen, processor, data)
     undisturbed = fill(tmp_path / "undisturbed", frozen, processor, data)
     assert torch.equal(features.batch(range(14)), undisturbed.batch(range(14)))
