@@ -75,10 +75,8 @@ def killed(argv: list[str], owner, name: str, call: int) -> None:
 MOMENTS = {
     # The third and last file of torch's in the second checkpoint: weights and optimizer are there, the rest is not.
     "a checkpoint is written": (torch, "save", 7),
-    "a checkpoint gets its name": (os, "rename", 2),
     "an old checkpoint is deleted": (run_folder_sevlm.shutil, "rmtree", 7),
     "an evaluation runs": (train, "predict", 2),
-    "the log is written": (train, "write_json", 2),
     "the model's files get their names": (os, "replace", 8),
 }
 
@@ -183,9 +181,9 @@ def test_checkpoints_go_by_their_steps_whatever_the_clock_says(processor, model,
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
 
 
-@pytest.mark.parametrize("limit", [3_000, 100_000, 900_000])
+@pytest.mark.parametrize("limit", [3_000, 900_000])
 def test_a_full_disk_leaves_the_last_checkpoint_and_a_message(arguments, tmp_path, limit):
-    """A limit on the size of files stands in for it: the tokenizer, the weights, or the optimizer go beyond."""
+    """A limit on the size of files stands in for it: the weights or the optimizer go beyond."""
     argv = [*arguments, "--output_dir", str(tmp_path)]
     train.main([*argv, "--max_steps", "2"])
     before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-2").iterdir()}

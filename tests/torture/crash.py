@@ -2,7 +2,9 @@
 weights are those of a run that was left alone, bit for bit, and no file is half there under its name.
 The same on disks that are too small."""
 
+import os
 import random
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ MOMENTS = {
     "an evaluation is running": 4,
     "the final model is being written": 2,
 }
+SMALL_DISKS = 6
 ORPHAN_SECONDS = 20.0  # a loader's worker looks for its parent every five
 TRIES = 4  # to hit a moment that lasts a few milliseconds
 
@@ -121,6 +124,45 @@ def try_case(case: Case, folder: Path, backbones: list[str], whole: Path, second
     return happened, [f"{case.name()}: {failure}" for failure in failures]
 
 
+def mount(folder: Path, size: int, *more: str) -> bool:
+    """A disk in memory, of `size` bytes; whether that is allowed here."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *more]), "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def try_small_disk(size: int, folder: Path, backbones: list[str], whole: Path) -> tuple[Counter, list[str]]:
+    """Train on a disk of `size` bytes till it is full, then on a larger one to the end."""
+    happened, failures = Counter(), []
+    disk, output = folder / f"disk-{size}", folder / f"disk-{size}" / "run"
+    # Not what the whole run has filled: the cache shares the disk.
+    arguments = [*backbones, *SHORT, "--cache_features", str(disk / "cache")]
+    if not mount(disk, size):
+        return happened, failures
+    try:
+        first = Run(output, arguments)
+        code, printed = first.wait(), first.printed()
+        happened["disks"] += 1
+        if code == 0:
+            happened["large enough"] += 1
+        else:
+            happened["ended with a message"] += "error: " in printed and "free" in printed
+            if "error: " not in printed or "Traceback" in printed:
+                failures.append(f"no message: {printed[-300:]!r}")
+            failures += half_written(output) + half_written(disk / "cache") + [f"left: {p}" for p in left_over(disk)]
+            mount(disk, 2**28, "remount")
+            again = Run(output, arguments)
+            if again.wait() != 0:
+                failures.append(f"the run on the larger disk fails: {again.printed()[-300:]!r}")
+        if not failures:
+            names = differing_weights(whole, output)
+            failures += [f"{len(names)} tensors differ from the uninterrupted run's"] if names else []
+            happened["ended with the same bits"] += not names
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    return happened, [f"disk of {size} bytes: {failure}" for failure in failures]
+
+
 def run(chance: random.Random, folder: Path) -> Iterator[Row]:
     backbones = save_backbones(folder, patch_size=2)
     whole = Run(folder / "whole", [*backbones, *SHORT, "--cache_features", str(folder / "cache")])
@@ -146,3 +188,15 @@ def run(chance: random.Random, folder: Path) -> Iterator[Row]:
         yield Row(f"`kill -9` of training, {when}", kills, f"{outcome}; {len(failed)} faults", failed)
     stayed = sum("still there" in failure for failure in failures)
     yield Row("loader processes whose parent was killed", orphans, f"{orphans - stayed} ended by themselves")
+    full = sum(path.stat().st_size for path in whole.output.rglob("*") if path.is_file())
+    full += sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
+    sizes = [int(full * chance.uniform(0.1, 1.2)) for _ in range(SMALL_DISKS)]
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(lambda size: try_small_disk(size, folder, backbones, whole.output), sizes))
+    counts = sum((happened for happened, _ in results), Counter())
+    failed = [problem for _, problems in results for problem in problems]
+    disks = counts.pop("disks", 0)
+    outcome = ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing may be mounted here"
+    yield Row(
+        "training on a disk that is too small, then on a larger one", disks, f"{outcome}; {len(failed)} faults", failed
+    )
