@@ -134,8 +134,7 @@ def mount(folder: Path, size: int, *more: str) -> bool:
 def try_small_disk(size: int, folder: Path, backbones: list[str], whole: Path) -> tuple[Counter, list[str]]:
     """Train on a disk of `size` bytes till it is full, then on a larger one to the end."""
     happened, failures = Counter(), []
-    disk, output = folder / f"disk-{size}", folder / f"disk-{size}" / "run"
-    # Not what the whole run has filled: the cache shares the disk.
+    disk = output = folder / f"disk-{size}"
     arguments = [*backbones, *SHORT, "--cache_features", str(disk / "cache")]
     if not mount(disk, size):
         return happened, failures
@@ -149,7 +148,7 @@ def try_small_disk(size: int, folder: Path, backbones: list[str], whole: Path) -
             happened["ended with a message"] += "error: " in printed and "free" in printed
             if "error: " not in printed or "Traceback" in printed:
                 failures.append(f"no message: {printed[-300:]!r}")
-            failures += half_written(output) + half_written(disk / "cache") + [f"left: {p}" for p in left_over(disk)]
+            failures += half_written(disk) + [f"left: {p}" for p in left_over(disk)]
             mount(disk, 2**28, "remount")
             again = Run(output, arguments)
             if again.wait() != 0:
