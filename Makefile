@@ -15,6 +15,7 @@ BROWSER := chromium chromium-driver
 .PHONY: demo figures app browser test test-slow torture style quality clean
 
 demo: .venv/demo
+	rm -rf outputs/demo/checkpoint-*  # of an earlier demo, which a run does not begin beside
 	$(BIN)/python train.py --output_dir outputs/demo
 	$(BIN)/python evaluate_sevlm.py outputs/demo --split test --output_dir outputs/demo/evaluation
 	$(BIN)/python examples/gallery.py outputs/demo --output outputs/demo/gallery.png

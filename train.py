@@ -4,6 +4,7 @@
     python train.py                                        # a tiny model on the embedded data, two minutes on a CPU
     accelerate launch train.py --annotations artemis.csv --images wikiart/ --vad_lexicon NRC-VAD-Lexicon.txt \
         --output_dir outputs/sevlm-artemis                 # the paper's recipe
+    python train.py ... --resume_from_checkpoint true      # go on from the newest checkpoint; begin if there is none
     python train.py ... --resume_from_checkpoint outputs/sevlm-artemis/checkpoint-2000
     accelerate launch --multi_gpu --num_processes 2 train.py --use_cpu    # two processes without a GPU
     python train.py ... --cache_features cache/            # every picture through the frozen tower once, ever
@@ -15,23 +16,25 @@
 """
 
 import argparse
+import contextlib
 import importlib.util
-import os
+import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
-from transformers import CLIPVisionConfig, EarlyStoppingCallback, GPT2Config, HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import CLIPVisionConfig, GPT2Config, HfArgumentParser, set_seed
 
 from evaluation.files import write_json
 from evaluation.scoring import score
 from evaluation.systems import predict
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
+from modeling_sevlm.finite_sevlm import NonFiniteError
 from modeling_sevlm.model_card_sevlm import LOG_FILE, TRAINING_FILE
+from modeling_sevlm.run_folder_sevlm import STATE_FILE, check_writable, checkpoints, defect, step_of
 from modeling_sevlm.sheets_sevlm import ExplanationSheets
-from modeling_sevlm.trainer_sevlm import SEVLMTrainer, SEVLMTrainingArguments
+from modeling_sevlm.trainer_sevlm import EarlyStopping, SEVLMTrainer, SEVLMTrainingArguments
 from processing import SEVLMProcessor
 from processing.artemis import dominant_emotion
 from processing.collator import SentencePairs, SEVLMCollator
@@ -199,11 +202,52 @@ def check_arguments(data_args: DataArguments, training_args: SEVLMTrainingArgume
         data_args.vad_lexicon = "embedded"
     if training_args.n_gpu > 1:
         sys.exit("error: several GPUs are used through `accelerate launch train.py ...`, one process each.")
-    if training_args.resume_from_checkpoint == "true":
-        folder = training_args.output_dir
-        training_args.resume_from_checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-        if training_args.resume_from_checkpoint is None:
-            sys.exit(f"error: no checkpoint to resume from in {training_args.output_dir}.")
+    settle_resumption(training_args)
+    if training_args.should_save:
+        with failures_as_exit():
+            check_writable(training_args.output_dir)
+
+
+def settle_resumption(training_args: SEVLMTrainingArguments) -> None:
+    """Put the folder of a whole checkpoint in place of `--resume_from_checkpoint true`, or nothing where none is."""
+    folder, chosen = training_args.output_dir, training_args.resume_from_checkpoint
+    usable = []
+    for checkpoint in checkpoints(folder):
+        if problem := defect(checkpoint):
+            tell(training_args, f"{checkpoint} is not whole ({problem}) and is left alone.")
+        else:
+            usable.append(checkpoint)
+    if chosen is not None and chosen.lower() == "true":
+        chosen = str(usable[-1]) if usable else None
+        where = f"Training goes on from {chosen}." if chosen else f"No checkpoint in {folder} yet: training begins."
+        tell(training_args, where)
+    elif chosen is not None and (problem := defect(chosen)):
+        sys.exit(
+            f"error: training cannot go on from {chosen}: {problem}. Name another checkpoint, or let "
+            "--resume_from_checkpoint true find the newest whole one."
+        )
+    training_args.resume_from_checkpoint = chosen
+    step = json.loads(Path(chosen, STATE_FILE).read_text(encoding="utf-8"))["global_step"] if chosen else 0
+    # Two runs in a folder: the next one to resume would take up the wrong one.
+    if later := [str(checkpoint) for checkpoint in usable if step_of(checkpoint) > step]:
+        sys.exit(
+            f"error: {folder} holds checkpoints of an earlier run: {', '.join(later)}. Go on with it "
+            "(--resume_from_checkpoint true), remove them, or name another --output_dir."
+        )
+
+
+def tell(training_args: SEVLMTrainingArguments, text: str) -> None:
+    if training_args.process_index == 0:
+        print(text, flush=True)
+
+
+@contextlib.contextmanager
+def failures_as_exit():
+    """What the machine or the data do to a run ends it with a line that says what to do, instead of a traceback."""
+    try:
+        yield
+    except (OSError, NonFiniteError) as error:
+        sys.exit(f"error: {error}")
 
 
 def fill_cache(
@@ -290,7 +334,7 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
         generation_metrics=generation_metrics if len(shown) else None,
     )
     if training_args.early_stopping_patience and training_args.eval_strategy != "no":
-        trainer.add_callback(EarlyStoppingCallback(training_args.early_stopping_patience))
+        trainer.add_callback(EarlyStopping(training_args.early_stopping_patience))
     watch(trainer, processor, validation)
     if trainer.is_world_process_zero():
         learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -299,17 +343,32 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
             f"{training_args.world_size} process(es) on {training_args.device.type}",
             flush=True,
         )
-        # Before a push, as the model card tells of it; that of a checkpoint does so too.
-        write_json(Path(training_args.output_dir, TRAINING_FILE), training_record(model_args, data_args, trainer))
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    with failures_as_exit():
+        train_and_save(trainer, training_record(model_args, data_args, trainer))
+    return trainer
+
+
+def train_and_save(trainer: SEVLMTrainer, record: dict) -> None:
+    """Train, and leave model, log and record in the output folder and, if asked to, on the Hub."""
+    args = trainer.args
     if trainer.is_world_process_zero():
-        write_json(Path(training_args.output_dir, LOG_FILE), trainer.state.log_history)
-        write_json(Path(training_args.output_dir, TRAINING_FILE), training_record(model_args, data_args, trainer))
-    if training_args.push_to_hub:
+        if args.save_strategy != "no":
+            check_writable(args.output_dir, checkpoint_size(trainer.model))
+        # Before a push, as the model card tells of it; that of a checkpoint does so too.
+        write_json(Path(args.output_dir, TRAINING_FILE), record | {"best_metric": trainer.state.best_metric})
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if trainer.is_world_process_zero():
+        write_json(Path(args.output_dir, LOG_FILE), trainer.state.log_history)
+        write_json(Path(args.output_dir, TRAINING_FILE), record | {"best_metric": trainer.state.best_metric})
+    if args.push_to_hub:
         trainer.push_to_hub()  # saves the model, too
     else:
         trainer.save_model()
-    return trainer
+
+
+def checkpoint_size(model: SEVLMForConditionalGeneration) -> int:
+    """Bytes of the weights and of the two means that Adam keeps of each parameter that learns."""
+    return sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in model.parameters())
 
 
 def watch(trainer: SEVLMTrainer, processor: SEVLMProcessor, validation: Dataset) -> None:
@@ -331,7 +390,6 @@ def training_record(model_args: ModelArguments, data_args: DataArguments, traine
         "data": asdict(data_args),
         "preset": model_args.preset,
         "arguments": {name: getattr(trainer.args, name) for name in names},
-        "best_metric": trainer.state.best_metric,
     }
 
 

@@ -53,9 +53,12 @@ class ExplanationSheets(TrainerCallback):
         )
         path = Path(args.output_dir, FOLDER, f"step-{state.global_step}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.png")
-        figure.savefig(temporary, dpi=80)
-        os.replace(temporary, path)
+        temporary = path.with_suffix(".png.tmp")
+        try:
+            figure.savefig(temporary, dpi=80, format="png")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         self._log(args.report_to, path, state.global_step)
 
     def _texts(self) -> Dataset:

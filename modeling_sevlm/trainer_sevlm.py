@@ -1,11 +1,14 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Training: the paper's recipe as defaults, the weighted loss of Eq. 8, its parts in the log.
+"""Training: the paper's recipe as defaults, the weighted loss of Eq. 8, its parts in the log, and whole checkpoints
+whenever it is stopped.
 
 Used by `train.py`; never copied to the Hub.
 """
 
+import contextlib
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -14,23 +17,37 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 from huggingface_hub import CommitInfo, HfApi
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, SaveStrategy
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from processing import SEVLMProcessor
 
+from .finite_sevlm import FiniteWatch, NonFiniteError, Origin
 from .heads_sevlm import emotion_targets
 from .model_card_sevlm import write_model_card
 from .push import find_destination, push
+from .run_folder_sevlm import (
+    STAGING,
+    STATE_FILE,
+    SavingError,
+    checkpoints,
+    clear_staging,
+    free_space,
+    publish_checkpoint,
+    publish_model,
+    remove_old_checkpoints,
+)
 
 
 logger = logging.get_logger(__name__)
 
 LOSS_PARTS = ("language_loss", "emotion_loss", "contrastive_loss", "label_loss")
+PAINTINGS = "paintings"  # in a batch, until the trainer takes it
 
 
 @dataclass
@@ -62,7 +79,11 @@ class SEVLMTrainingArguments(TrainingArguments):
         metadata={"help": "Validation paintings drawn with their explanations at each evaluation (sheets/); 0: none."},
     )
     logging_steps: float = 50
+    # It would hide a loss that is NaN, and wait for the device at every step; the trainer stops instead.
+    logging_nan_inf_filter: bool = False
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
+    # Else a resumed run would count its patience from the start, and stop later than one that was left alone.
+    restore_callback_states_from_checkpoint: bool = True
     # The collator needs every column, and no output of an evaluation step is worth gathering.
     remove_unused_columns: bool | None = False
     prediction_loss_only: bool = True
@@ -80,6 +101,25 @@ class TellEpoch(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch))
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """Knows after resuming that it had stopped already, and takes the patience of the run's arguments."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience = args.early_stopping_patience
+        control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
+
+
+class NamedBatches:
+    """Adds to a collator's batch the names of its paintings; workers may pickle it."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, items: Sequence[dict]) -> dict:
+        return self.collator(items) | {PAINTINGS: [str(item.get("painting", "?")) for item in items]}
+
+
 class SEVLMTrainer(Trainer):
     """
     `Trainer` for [`SEVLMForConditionalGeneration`] and batches of `SEVLMCollator`.
@@ -88,12 +128,17 @@ class SEVLMTrainer(Trainer):
     over the whole accumulated batch of all processes, so that accumulation steps and processes do not change the
     language and emotion parts. (The contrastive part has its negatives within a device's batch.)
 
+    Checkpoints and the model appear under their names when they are whole. A loss or gradient that is NaN or infinite
+    ends training before the next log, evaluation or save, on a CPU before the update it would spoil.
+
     Args:
         generation_metrics: `model -> {name: value}`, called at each evaluation; its values are logged with the prefix.
 
     Raises:
         ValueError: if it is to push to the Hub and cannot leave a complete repository, or would leave more than that;
             if labels are to be smoothed.
+        NonFiniteError: a loss or gradient is NaN or infinite.
+        SavingError: a checkpoint or the model cannot be written, the disk being full, say.
     """
 
     def __init__(self, *args, generation_metrics: Callable[[nn.Module], dict[str, float]] | None = None, **kwargs):
@@ -111,6 +156,32 @@ class SEVLMTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._sums = {}
+        self._watch = FiniteWatch(at_once=self.args.device.type == "cpu")
+        self._update: list[list[str]] = []  # the paintings of its batches
+        self._batch = 0  # of the update
+        self._staging: Path | None = None  # while a checkpoint is written
+
+    def train(self, *args, **kwargs):
+        if self.args.should_save:
+            clear_staging(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        output = super().train(*args, **kwargs)
+        self._check_finite()
+        return output
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # A checkpoint of a run that had come to its end would else be trained for one more step.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        collator, self.data_collator = self.data_collator, NamedBatches(self.data_collator)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -120,6 +191,7 @@ class SEVLMTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._update, self._batch = [batch.pop(PAINTINGS) for batch in batches], 0
         if not batches:
             return batches, None
         counts = torch.stack([self._count_items(batch) for batch in batches]).sum(dim=0).to(device)
@@ -135,6 +207,50 @@ class SEVLMTrainer(Trainer):
                 *[torch.tensor(inputs["labels"].shape[0], device=inputs["labels"].device)] * 2,
             ]
         )
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._batch += 1
+        self._see(loss, "loss", self._batch, self._update[self._batch - 1])
+        return loss
+
+    def _get_grad_norm(self, *args, **kwargs):
+        grad_norm = super()._get_grad_norm(*args, **kwargs)
+        # A scaler tries out how far it may go: it skips such a step and goes on.
+        if isinstance(grad_norm, torch.Tensor) and self.accelerator.scaler is None:
+            self._see(grad_norm, "gradient", None, [name for names in self._update for name in names])
+        return grad_norm
+
+    def _see(self, value: torch.Tensor, what: str, batch: int | None, paintings: list[str]) -> None:
+        with self._remedy():
+            self._watch.see(value, Origin(what, self.state.global_step + 1, self.state.epoch, batch, paintings))
+
+    def _check_finite(self) -> None:
+        with self._remedy():
+            self._watch.look()
+
+    @contextlib.contextmanager
+    def _remedy(self):
+        try:
+            yield
+        except NonFiniteError as error:
+            parts = ", ".join(name for name, (total, _) in self._sums.items() if not math.isfinite(total))
+            raise NonFiniteError(
+                f"{error} {f'Not finite: {parts}. ' if parts else ''}Nothing was saved since; "
+                f"{self._last_checkpoint()}. See whether pictures and sentences of these paintings are in order, or "
+                "lower --learning_rate, --vad_learning_rate or --max_grad_norm, and go on with "
+                "--resume_from_checkpoint true."
+            ) from None
+
+    def _last_checkpoint(self) -> str:
+        found = checkpoints(self.args.output_dir)
+        return f"the last checkpoint is {found[-1]}" if found else f"there is no checkpoint in {self.args.output_dir}"
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        # All of these wait for the device anyway.
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._check_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs, skip_logits=True)
@@ -219,6 +335,68 @@ class SEVLMTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else os.fspath(self._staging)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As `Trainer`'s, but written beside its place and renamed when it is whole. Which old ones go is told by
+        their steps, not by a clock."""
+        args, name = self.args, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial))
+        final, staged = folder / name, folder / STAGING / name
+        with self._saving(final):
+            self._staging = staged.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            if self.state.best_model_checkpoint == os.fspath(staged):
+                self.state.best_model_checkpoint = os.fspath(final)
+                if args.should_save:
+                    self.state.save_to_json(os.fspath(staged / STATE_FILE))
+            self.accelerator.wait_for_everyone()  # each process has a file of its own in it
+            if args.should_save:
+                publish_checkpoint(staged, final)
+            self.accelerator.wait_for_everyone()
+        if args.push_to_hub:
+            self._push_from_checkpoint(os.fspath(final))
+        if args.should_save:
+            best = self.state.best_model_checkpoint
+            keep = [final] if best is None else [final, Path(best)]
+            remove_old_checkpoints(folder, args.save_total_limit, keep)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer`'s; files that have their names are whole, and weights never lie beside another model's."""
+        if self._staging is not None:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        staged = folder / STAGING / "model"
+        with self._saving(folder):
+            super().save_model(os.fspath(staged), _internal_call=True)
+            if self.args.should_save:
+                publish_model(staged, folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @contextlib.contextmanager
+    def _saving(self, target: Path):
+        try:
+            yield
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have their own for a full disk
+            folder = self.args.output_dir
+            if self.args.should_save:
+                clear_staging(folder)
+            raise SavingError(
+                f"{target} could not be saved: {error}. {free_space(folder)} are free there. Nothing under a final "
+                f"name was changed; {self._last_checkpoint()}. Free space or change the folder's permissions, and go "
+                "on with --resume_from_checkpoint true."
+            ) from error
+
     def create_model_card(self) -> None:
         """Our card in place of the one that `Trainer` drafts: `README.md` of the output folder."""
         if self.is_world_process_zero():
@@ -247,6 +425,8 @@ class SEVLMTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Trainer's own copies files to the output folder, the code not among them, and publishes all it finds there.
         args = self.args
+        if self._staging is not None:
+            return  # `_save_checkpoint` calls again when it has its name
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()

@@ -61,6 +61,7 @@ class SentencePairs(Dataset):
             "emotions": [None if i is None else self.names[row["emotions"][i]] for i in chosen],
             "explanations": [None if i is None else row["explanations"][i] for i in chosen],
             "emotion_shares": self._emotion_shares(row),
+            "painting": row.get("painting"),
         }
 
     def _emotion_shares(self, row: dict) -> np.ndarray:

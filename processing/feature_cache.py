@@ -12,13 +12,15 @@ resizes pictures differently.)
 
 A shard is a safetensors file that is named by its own SHA-256 and appears under this name when it is whole. Killed
 runs, a full disk, and several runs or processes that fill the same directory at once leave whole shards only; a shard
-that no longer matches its name is removed and its pictures are encoded again.
+that no longer matches its name is removed and its pictures are encoded again. A file is locked while it is written, so
+that the next run can tell what a killed one has left; no clock is asked.
 """
 
 import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
 import uuid
 import zlib
@@ -26,6 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import datasets
 import torch
@@ -38,11 +41,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 
+try:
+    import fcntl
+except ImportError:  # Windows removes no file that is open
+    fcntl = None
+
 logger = logging.getLogger(__name__)
 
 CACHE_DTYPES = ["float16", "bfloat16", "float32"]
 FORMAT = 1  # one more whenever pictures are prepared or shards are laid out differently
-STALE_SECONDS = 3600  # writing a shard takes seconds
 _THREADS = min(8, os.cpu_count() or 1)
 # Fields of a configuration that say where it comes from, or what the weights say themselves.
 _NO_EFFECT = ("_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -200,6 +207,8 @@ class FeatureCache:
             num_workers=num_workers,
             generator=torch.Generator(),  # the loader draws from it: a cache must not change the run's randomness
         )
+        if len(pictures):
+            self._check_writable()
         keys, rows = [], []
         quiet = len(loader) < 10 or not PartialState().is_local_main_process
         for batch_keys, pixel_values in tqdm(loader, desc="Encoding pictures", disable=quiet):
@@ -222,13 +231,24 @@ class FeatureCache:
         content = save({"features": torch.stack(rows)}, metadata={"index": index})
         temporary = self.folder / f"{uuid.uuid4().hex}.tmp"
         try:
-            with open(temporary, "wb") as file:
+            with _locked_file(temporary) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors")
+                os.replace(temporary, self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors")
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _check_writable(self) -> None:
+        """Before the first picture is encoded, not when the first shard is full."""
+        try:
+            with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
+                file.write(bytes(4096))
+        except OSError as error:
+            raise OSError(
+                f"The feature cache {self.folder} lacks pictures and cannot be written ({error.strerror}): name "
+                "another directory, or change its permissions or free space."
+            ) from error
 
     def _open(self, path: Path) -> tuple[list[str], torch.Tensor]:
         """Keys and memory map of a shard; the data are not read."""
@@ -275,10 +295,12 @@ class FeatureCache:
                 path.unlink()
 
     def _remove_stale_files(self) -> None:
+        """What killed runs were writing. Their locks ended with them."""
         for path in self.folder.glob("*.tmp"):
-            with suppress(OSError):  # another process was quicker
-                if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    path.unlink()
+            with suppress(OSError), open(path, "r+b") as file:  # another process is writing it, or was quicker
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 class CachedFeatures:
@@ -323,6 +345,20 @@ class _Preparation:
     def __call__(self, items: list[tuple]) -> tuple[list[str], torch.Tensor]:
         keys, pictures = zip(*items, strict=True)
         return list(keys), self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+
+
+def _locked_file(path: Path) -> BinaryIO:
+    """A new file that no other process removes while it is open."""
+    while True:
+        file = open(path, "xb")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.exists(path):
+                return file
+        except OSError:  # a file system without locks
+            return file
+        file.close()  # removed between opening and locking
 
 
 def _picture_keys(images: datasets.Dataset) -> list[str]:

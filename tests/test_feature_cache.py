@@ -9,7 +9,6 @@ import resource
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +19,13 @@ from accelerate import PartialState
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from safetensors import safe_open
-from tiny import IMAGE_SIZE, SENTENCES, tiny_config, tiny_model, tiny_processor
+from tiny import save_backbones, tiny_config, tiny_model, tiny_processor
 from torch.utils.data import DataLoader
 from transformers import (
     CLIPImageProcessorPil,
-    CLIPVisionConfig,
     CLIPVisionModel,
     ConvNextConfig,
     Dinov2Config,
-    GPT2Config,
-    GPT2LMHeadModel,
     SiglipVisionConfig,
     ViTConfig,
     ViTModel,
@@ -38,10 +34,8 @@ from transformers import (
 import train
 from modeling_sevlm import SEVLMForConditionalGeneration
 from processing import SEVLMProcessor, feature_cache
-from processing.artemis import EMOTIONS
 from processing.collator import SentencePairs, SEVLMCollator
-from processing.feature_cache import CACHE_DTYPES, STALE_SECONDS, FeatureCache, cache_features, fingerprint
-from processing.tiny_tokenizer import train_tokenizer
+from processing.feature_cache import CACHE_DTYPES, FeatureCache, cache_features, fingerprint
 from processing.toy_artemis import load_toy_artemis
 
 
@@ -95,16 +89,7 @@ def assert_whole(features, model, processor, dataset):
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory):
     """Arguments that name a CLIP and a GPT-2 on the disk: preset paper, tower frozen, at a tiny size."""
-    vision, text = tmp_path_factory.mktemp("clip"), tmp_path_factory.mktemp("gpt2")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=IMAGE_SIZE, patch_size=8)).save_pretrained(vision)
-    CLIPImageProcessorPil().save_pretrained(vision)
-    tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
-    sizes = {"n_embd": 48, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
-    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(text)
-    tokenizer.save_pretrained(text)
-    return ["--preset", "paper", "--vision_model", str(vision), "--text_model", str(text), "--image_size", "32"]
+    return save_backbones(tmp_path_factory.mktemp("backbones"), WIDTH)
 
 
 def run_train(backbones, output_dir, *more):
@@ -137,6 +122,7 @@ def test_once_filled_no_picture_is_opened_and_float16_changes_losses_by_less_tha
     backbones, uncached, tmp_path, monkeypatch, capsys
 ):
     cache = ("--cache_features", str(tmp_path / "cache"))
+    cache = (*cache, "--sheet_paintings", "0")  # sheets show the pictures themselves
     first = run_train(backbones, tmp_path / "model", *cache)
     assert ": 33 pictures encoded" in capsys.readouterr().out
 
@@ -390,14 +376,14 @@ def test_a_run_killed_while_writing_leaves_whole_shards_and_is_finished_by_the_n
 
     assert in_processes(run) == [-signal.SIGKILL]
     (temporary,) = tmp_path.glob("*/*.tmp")
-    fresh = temporary.with_name("of_another_run.tmp")
-    fresh.write_bytes(b"half")
-    stale = time.time() - STALE_SECONDS - 1
-    os.utime(temporary, (stale, stale))
-    features = fill(tmp_path, frozen, processor, data)
-    assert (features.cache.encoded, features.cache.found) == (6, 8)
-    assert list(tmp_path.glob("*/*.tmp")) == [fresh], "what another run may be writing stays"
-    fresh.unlink()
+    os.utime(temporary, (2e9, 2e9))  # written, says a clock that has jumped back since, in the future
+    other = temporary.with_name("of_another_run.tmp")
+    with feature_cache._locked_file(other):
+        os.utime(other, (0, 0))
+        features = fill(tmp_path, frozen, processor, data)
+        assert (features.cache.encoded, features.cache.found) == (6, 8)
+        assert list(tmp_path.glob("*/*.tmp")) == [other], "what another run is writing stays, however old it looks"
+    other.unlink()
     assert_whole(features, frozen, processor, data)
     undisturbed = fill(tmp_path / "undisturbed", frozen, processor, data)
     assert torch.equal(features.batch(range(14)), undisturbed.batch(range(14)))

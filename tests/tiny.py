@@ -1,7 +1,9 @@
 """Small real components for the tests: a tokenizer trained on the spot, a processor, a model of the real classes."""
 
+from pathlib import Path
+
 import torch
-from transformers import CLIPVisionConfig, GPT2Config
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
 
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
 from processing import SEVLMProcessor, VADLexicon
@@ -87,3 +89,18 @@ def training_batch(processor: SEVLMProcessor, images: int = 3) -> dict[str, torc
     explanations = [[SENTENCES[2 * i % 6], SENTENCES[(2 * i + 1) % 6]] for i in range(images)]
     batch = processor(emotions=emotions, explanations=explanations, return_tensors="pt")
     return {"pixel_values": pixels(images), **batch}
+
+
+def save_backbones(folder: Path, width: int = 32, patch_size: int = 8) -> list[str]:
+    """A CLIP and a GPT-2 on the disk, and the arguments of train.py that name them: preset paper, tower frozen."""
+    vision, text = str(folder / "clip"), str(folder / "gpt2")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=IMAGE_SIZE, patch_size=patch_size)).save_pretrained(vision)
+    CLIPImageProcessorPil().save_pretrained(vision)
+    tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
+    sizes = {"n_embd": 48, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(text)
+    tokenizer.save_pretrained(text)
+    named = ["--vision_model", vision, "--text_model", text, "--image_size", str(IMAGE_SIZE)]
+    return ["--preset", "paper", *named]

@@ -1,0 +1,201 @@
+"""`kill -9` at drawn and at aimed moments of a training run with the feature cache, then the same command again: the
+weights are those of a run that was left alone, bit for bit, and no file is half there under its name.
+The same on disks that are too small."""
+
+import os
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from crashing import SHORT, Run, differing_weights, half_written, left_over
+from tiny import save_backbones
+from trial import Row
+
+
+# Moment, and how often it is tried: thirty kills.
+MOMENTS = {
+    "any moment": 12,
+    "a checkpoint is being written": 6,
+    "an old checkpoint is being deleted": 2,
+    "a cache shard is being written": 4,
+    "an evaluation is running": 4,
+    "the final model is being written": 2,
+}
+SMALL_DISKS = 6
+ORPHAN_SECONDS = 20.0  # a loader's worker looks for its parent every five
+TRIES = 4  # to hit a moment that lasts a few milliseconds
+
+
+@dataclass
+class Case:
+    """What is drawn: `place` in [0, 1) says where in the moment, or which of several."""
+
+    moment: str
+    number: int
+    place: float
+    whole_group: bool
+    workers: int
+
+    def name(self) -> str:
+        who = "all processes" if self.whole_group else "the parent only"
+        return f"{self.moment} (case {self.number}, place {self.place:.3f}, {who}, {self.workers} workers)"
+
+
+def draw(chance: random.Random) -> list[Case]:
+    cases = []
+    for moment, times in MOMENTS.items():
+        for _ in range(times):
+            whole = chance.random() < 0.5
+            # Without workers there is nobody but the parent.
+            workers = chance.choice([0, 0, 2]) if whole else 2
+            cases.append(Case(moment, len(cases), chance.random(), whole, workers))
+    return cases
+
+
+def has_come(run: Run, case: Case, cache: Path, seconds: float) -> bool:
+    """Wait for the case's moment; whether it came before the run ended."""
+    saving, step = run.output / "saving", 2 * int(1 + 6 * case.place)
+
+    def exists(folder: Path, pattern: str) -> Callable[[], bool]:
+        return lambda: any(folder.glob(pattern))
+
+    if case.moment == "any moment":
+        begun = run.wait_until(lambda: "training begins" in run.printed(), pause=0.02)
+        time.sleep(seconds * case.place)
+        return begun and run.process.poll() is None
+    if case.moment == "a checkpoint is being written":
+        files = int(20 * case.place)  # of about two dozen
+        return run.wait_until(lambda: sum(1 for _ in saving.glob(f"checkpoint-{step}/*")) > files, pause=0.0002)
+    if case.moment == "an old checkpoint is being deleted":
+        return run.wait_until(exists(saving, "old-*"), pause=0.0002)
+    if case.moment == "a cache shard is being written":
+        return run.wait_until(exists(cache, "*/*.tmp"), pause=0.0002)
+    if case.moment == "an evaluation is running":
+        begun = run.wait_until(lambda: run.printed().count("'loss'") >= step, pause=0.002)
+        time.sleep(0.25 * case.place)  # generation, then a sheet
+        return begun and not (run.output / f"checkpoint-{step}").exists()
+    return run.wait_until(exists(saving, "model/*"), pause=0.0002)
+
+
+def orphans_that_stay(orphans: list[psutil.Process]) -> list[int]:
+    _, alive = psutil.wait_procs(orphans, timeout=ORPHAN_SECONDS)
+    return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def try_case(case: Case, folder: Path, backbones: list[str], whole: Path, seconds: float) -> tuple[Counter, list[str]]:
+    """Counts of what happened and what was not as it should be."""
+    happened, failures = Counter(), []
+    for attempt in range(TRIES):
+        output, cache = folder / f"{case.number}-{attempt}", folder / f"cache-{case.number}-{attempt}"
+        arguments = [*backbones, *SHORT, "--cache_features", str(cache)]
+        workers = ("--dataloader_num_workers", str(case.workers))
+        run = Run(output, arguments, *workers)
+        came = has_come(run, case, cache, seconds)
+        orphans = run.kill(case.whole_group)
+        if came:
+            break
+    else:
+        return happened, [f"{case.name()}: not hit in {TRIES} attempts"]
+    happened["kills"] += 1
+    happened["left something half done"] += (output / "saving").exists() or any(cache.glob("*/*.tmp"))
+    failures += half_written(output) + half_written(cache)
+    # At once, while orphans may still be there.
+    again = Run(output, arguments, *workers)
+    code = again.wait()
+    printed = again.printed()
+    happened["went on from a checkpoint" if "goes on from" in printed else "began anew"] += 1
+    happened["orphans"] += len(orphans)
+    if staying := orphans_that_stay(orphans):
+        failures.append(f"processes {staying} still there after {ORPHAN_SECONDS:.0f} s")
+    if code != 0:
+        failures.append(f"the resumed run ended with {code}: {printed[-300:]!r}")
+    else:
+        failures += half_written(output) + half_written(cache)
+        failures += [f"left over: {path}" for path in left_over(output) + left_over(cache)]
+        if names := differing_weights(whole, output):
+            failures.append(f"{len(names)} tensors differ from the uninterrupted run's: {', '.join(names[:3])}")
+        happened["ended with the same bits"] += not names
+    return happened, [f"{case.name()}: {failure}" for failure in failures]
+
+
+def mount(folder: Path, size: int, *more: str) -> bool:
+    """A disk in memory, of `size` bytes; whether that is allowed here."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *more]), "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def try_small_disk(size: int, folder: Path, backbones: list[str], whole: Path) -> tuple[Counter, list[str]]:
+    """Train on a disk of `size` bytes till it is full, then on a larger one to the end."""
+    happened, failures = Counter(), []
+    disk = output = folder / f"disk-{size}"
+    arguments = [*backbones, *SHORT, "--cache_features", str(disk / "cache")]
+    if not mount(disk, size):
+        return happened, failures
+    try:
+        first = Run(output, arguments)
+        code, printed = first.wait(), first.printed()
+        happened["disks"] += 1
+        if code == 0:
+            happened["large enough"] += 1
+        else:
+            happened["ended with a message"] += "error: " in printed and "free" in printed
+            if "error: " not in printed or "Traceback" in printed:
+                failures.append(f"no message: {printed[-300:]!r}")
+            failures += half_written(disk) + [f"left: {p}" for p in left_over(disk)]
+            mount(disk, 2**28, "remount")
+            again = Run(output, arguments)
+            if again.wait() != 0:
+                failures.append(f"the run on the larger disk fails: {again.printed()[-300:]!r}")
+        if not failures:
+            names = differing_weights(whole, output)
+            failures += [f"{len(names)} tensors differ from the uninterrupted run's"] if names else []
+            happened["ended with the same bits"] += not names
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    return happened, [f"disk of {size} bytes: {failure}" for failure in failures]
+
+
+def run(chance: random.Random, folder: Path) -> Iterator[Row]:
+    backbones = save_backbones(folder, patch_size=2)
+    whole = Run(folder / "whole", [*backbones, *SHORT, "--cache_features", str(folder / "cache")])
+    whole.wait_until(lambda: "training begins" in whole.printed(), pause=0.02)
+    began = time.monotonic()
+    if whole.wait() != 0:
+        raise RuntimeError(f"the run that is left alone fails: {whole.printed()[-2000:]}")
+    seconds = time.monotonic() - began
+    cases = draw(chance)
+    orphans, failures = 0, []
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(lambda case: try_case(case, folder, backbones, whole.output, seconds), cases))
+    for moment in MOMENTS:
+        counts, failed = Counter(), []
+        for case, (happened, problems) in zip(cases, results, strict=True):
+            if case.moment == moment:
+                counts, failed = counts + happened, failed + problems
+        orphans += counts.pop("orphans", 0)
+        kills = counts.pop("kills", 0)
+        outcome = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+        failures += failed
+        when = moment if moment == "any moment" else f"while {moment}"
+        yield Row(f"`kill -9` of training, {when}", kills, f"{outcome}; {len(failed)} faults", failed)
+    stayed = sum("still there" in failure for failure in failures)
+    yield Row("loader processes whose parent was killed", orphans, f"{orphans - stayed} ended by themselves")
+    full = sum(path.stat().st_size for path in whole.output.rglob("*") if path.is_file())
+    full += sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
+    sizes = [int(full * chance.uniform(0.1, 1.2)) for _ in range(SMALL_DISKS)]
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(lambda size: try_small_disk(size, folder, backbones, whole.output), sizes))
+    counts = sum((happened for happened, _ in results), Counter())
+    failed = [problem for _, problems in results for problem in problems]
+    disks = counts.pop("disks", 0)
+    outcome = ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing may be mounted here"
+    yield Row(
+        "training on a disk that is too small, then on a larger one", disks, f"{outcome}; {len(failed)} faults", failed
+    )
