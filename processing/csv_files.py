@@ -69,8 +69,6 @@ def _rows(path: str | os.PathLike, file: Iterable[str]) -> Iterator[tuple[int, l
                     f"{path}, line {number}: a NUL character, as in damaged files and in UTF-16. Save the file "
                     "in UTF-8."
                 )
-            if line[0] == "\ufeff":
-                raise ValueError(f"{path}, line {number}: a byte order mark amid the file. Remove it.")
             quotes += line.count('"')
             yield line
 
@@ -91,6 +89,8 @@ def _rows(path: str | os.PathLike, file: Iterable[str]) -> Iterator[tuple[int, l
                 twice = sorted({name for name in columns if name and columns.count(name) > 1})
                 if twice:
                     raise ValueError(f"{path}, line {begin}: two columns are named {shown(twice)}. Rename one.")
+            elif fields[0][:1] == "\ufeff":
+                raise ValueError(f"{path}, line {begin}: a byte order mark amid the file. Remove it.")
             elif len(fields) != len(columns):
                 more = "more" if len(fields) > len(columns) else "fewer"
                 raise ValueError(

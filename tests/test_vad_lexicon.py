@@ -15,12 +15,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
+from examples import examples
 from processing import vad_lexicon
 from processing.vad_lexicon import MAX_WORD_TOKENS, VADLexicon
 
@@ -269,20 +270,20 @@ TOKEN_IDS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(TEXTS)
 def test_tables_and_text_reader_agree_on_any_text(text):
     ids = TOKENIZER.encode(text)
     assert read_tables(TABLES, ids).tobytes() == READER(ids).tobytes()
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(TOKEN_IDS)
 def test_tables_and_text_reader_agree_on_any_token_ids(ids):
     assert read_tables(TABLES, ids).tobytes() == READER(ids).tobytes()
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.sampled_from(sorted(WORDS)), st.data())
 def test_tables_know_every_segmentation_of_a_word(word, data):
     pieces = {TOKENIZER.decode([i]): i for i in KNOWN_PIECES}
