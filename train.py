@@ -26,7 +26,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from transformers import CLIPVisionConfig, GPT2Config, HfArgumentParser, set_seed
 
-from evaluation.files import write_json
+from evaluation.files import errors_as_exit, write_json
 from evaluation.scoring import score
 from evaluation.systems import predict
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
@@ -43,6 +43,7 @@ from processing.feature_cache import CACHE_DTYPES, CachedFeatures, cache_feature
 from processing.tiny_tokenizer import train_tokenizer
 
 
+TINY_POSITIONS = 128
 PRESETS = {
     "paper": {},
     "tiny": {
@@ -134,8 +135,10 @@ def build_tiny(
 ) -> tuple[SEVLMForConditionalGeneration, SEVLMProcessor]:
     """A small model of the same classes from nothing; the tower learns too, as there is nothing pretrained in it."""
     explanations = [sentence for row in splits["train"]["explanations"] for sentence in row]
+    tokenizer = train_tokenizer(explanations, processor_fields["emotions"], args.vocab_size)
+    tokenizer.model_max_length = TINY_POSITIONS
     processor = SEVLMProcessor.from_tokenizer(
-        train_tokenizer(explanations, processor_fields["emotions"], args.vocab_size),
+        tokenizer,
         image_size=args.image_size,
         image_statistics=args.image_statistics or "clip",
         **processor_fields,
@@ -154,7 +157,7 @@ def build_tiny(
         n_embd=128,
         n_layer=2,
         n_head=4,
-        n_positions=128,
+        n_positions=TINY_POSITIONS,
         embd_pdrop=0.05,
         attn_pdrop=0.05,
         resid_pdrop=0.05,
@@ -297,10 +300,11 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
         sys.exit(f"error: the data has no split {' and no split '.join(sorted(missing))}; it has {sorted(splits)}.")
     set_seed(training_args.seed)
     processor_fields = {"vad_lexicon": lexicon, "emotions": data_args.labels, "max_length": model_args.max_length}
-    if model_args.preset == "tiny":
-        model, processor = build_tiny(model_args, splits, **processor_fields)
-    else:
-        model, processor = build_paper(model_args, **processor_fields)
+    with errors_as_exit():
+        if model_args.preset == "tiny":
+            model, processor = build_tiny(model_args, splits, **processor_fields)
+        else:
+            model, processor = build_paper(model_args, **processor_fields)
 
     # Rows are sorted by style and painter: a slice of them would be judged on a few styles only.
     validation = splits["validation"].shuffle(seed=training_args.seed)

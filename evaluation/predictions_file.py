@@ -11,13 +11,13 @@ or csv, with the fields
     emotion_scores: optionally a probability for every label, as an object.
 """
 
-import csv
-import io
 import json
 import logging
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from processing.csv_files import csv_rows, not_utf8, shown
 
 
 logger = logging.getLogger(__name__)
@@ -34,40 +34,60 @@ def read_records(path: str | Path, needed: Sequence[str]) -> list[dict]:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: unknown kind of file. Use one of {', '.join(FORMATS)}.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error}. Save the file in UTF-8.") from error
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        try:
-            records = [(f"line {reader.line_num}", row) for row in reader]
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: not well-formed CSV: {error}.") from error
+        rows = csv_rows(path)
+        _, columns = next(rows, (1, []))
+        records = [(f"line {line}", dict(zip(columns, fields, strict=True))) for line, fields in rows]
     else:
-        try:
-            if path.suffix.lower() == ".jsonl":
-                lines = enumerate(text.split("\n"), 1)
-                records = [(f"line {number}", json.loads(line)) for number, line in lines if line.strip()]
-            else:
-                content = json.loads(text, object_pairs_hook=lambda pairs: _no_name_twice(path, pairs))
-                if isinstance(content, dict):
-                    content = [{"painting": name} | _object(path, name, value) for name, value in content.items()]
-                if not isinstance(content, list):
-                    raise ValueError(f"{path}: expected a list of objects, found {type(content).__name__}.")
-                records = [(f"entry {number}", value) for number, value in enumerate(content, 1)]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not well-formed json: {error}.") from error
+        records = _json_records(path, _read_text(path))
+    if not records:
+        raise ValueError(f"{path}: the file has no entries. Needed: {', '.join(needed)}.")
     for place, record in records:
-        if None in _object(path, place, record):  # where csv puts them
-            raise ValueError(f"{path}, {place}: more values than columns. Check the quotes and commas there.")
-        missing = [name for name in needed if record.get(name) is None]
+        missing = [name for name in needed if _object(path, place, record).get(name) is None]
         if missing:
             raise ValueError(
                 f"{path}, {place}: {' and '.join(missing)} missing. Needed: {', '.join(needed)}; found: "
-                f"{', '.join(map(str, record))}."
+                f"{shown(record)}."
             )
+        for name in ("painting", "explanation", "emotion"):
+            value = record.get(name)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{path}, {place}: {name} is {value!r:.60}, not text. Write it in quotes.")
+            if value is not None and any("\ud800" <= char <= "\udfff" for char in value):
+                raise ValueError(
+                    f"{path}, {place}: {name} holds half of a character ({ascii(value):.60}). Correct it."
+                )
     return [record for _, record in records]
+
+
+def _json_records(path: Path, text: str) -> list[tuple[str, dict]]:
+    try:
+        if path.suffix.lower() == ".jsonl":
+            # Not splitlines(): strings may hold what it takes for ends of lines.
+            lines = [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+            return [(place, _load(f"{path}, {place}", line)) for place, line in lines]
+        content = _load(path, text)
+    except RecursionError:
+        raise ValueError(f"{path}: not a file of predictions: too many brackets in brackets.") from None
+    if isinstance(content, dict):
+        content = [{"painting": name} | _object(path, name, value) for name, value in content.items()]
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected a list of objects, found {type(content).__name__}.")
+    return [(f"entry {number}", value) for number, value in enumerate(content, 1)]
+
+
+def _load(where, text: str):
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _no_name_twice(where, pairs))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not well-formed json: {error}.") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(path)) from error
 
 
 def _no_name_twice(path, pairs: list[tuple]) -> dict:
@@ -103,7 +123,7 @@ def read_predictions(path: str | Path, paintings: Sequence[str], labels: Sequenc
             prediction["emotion"] = emotion
         if record.get("annotation") not in (None, ""):
             # A person's prediction: which of the painting's own annotations it is.
-            prediction["annotation"] = int(record["annotation"])
+            prediction["annotation"] = _position(path, painting, record["annotation"])
         if has_scores:
             prediction["emotion_scores"] = _scores(path, painting, record.get("emotion_scores"), labels)
         predictions.append(prediction)
@@ -117,11 +137,17 @@ def read_predictions(path: str | Path, paintings: Sequence[str], labels: Sequenc
     return predictions
 
 
+def _position(path, painting: str, value) -> int:
+    if isinstance(value, bool) or not (isinstance(value, int) or isinstance(value, str) and value.isdecimal()):
+        raise ValueError(f"{path}, {painting}: annotation is {value!r:.60}; needed is its position, from 0.")
+    return int(value)
+
+
 def _scores(path, painting: str, scores, labels: Sequence[str]) -> list[float]:
     try:
         scores = json.loads(scores) if isinstance(scores, str) else scores
         values = [float(scores[label]) for label in labels]
-        if set(scores) != set(labels) or min(values) < 0 or abs(sum(values) - 1) > 1e-3:
+        if set(scores) != set(labels) or min(values) < 0 or not abs(sum(values) - 1) <= 1e-3:  # (NaN is not)
             raise ValueError
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(
@@ -167,7 +193,7 @@ def read_painting_list(path: str | Path, paintings: Sequence[str]) -> list[int]:
         records = read_records(path, ("painting",))
     else:
         # Not splitlines(): garbled names hold what it takes for ends of lines.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = _read_text(path).split("\n")
         records = [{"painting": line.strip()} for line in lines if line.strip()]
     position = {_nfc(name): index for index, name in enumerate(paintings)}
     named = [_nfc(record["painting"]) for record in records]

@@ -198,9 +198,9 @@ def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length
     max_length = min(max_length, tokenizer.model_max_length)
 
     def encode(rows: dict) -> dict:
-        return dict(tokenizer(rows["explanation"], truncation=True, max_length=max_length)) | {
-            "labels": rows["emotion"]
-        }
+        # Special tokens written out are text, here as in the judge.
+        texts = tokenizer(rows["explanation"], truncation=True, max_length=max_length, split_special_tokens=True)
+        return dict(texts) | {"labels": rows["emotion"]}
 
     return splits.map(encode, batched=True, remove_columns=splits["train"].column_names)
 

@@ -191,6 +191,13 @@ class SEVLMConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         return self.text_config.n_embd
 
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a text may have, prompt included."""
+        if self.use_vad_features and self.use_emotion_encoder:
+            return min(self.text_config.n_positions, self.emotion_encoder_max_positions)
+        return self.text_config.n_positions
+
 
 SEVLMConfig.register_for_auto_class()
 AutoConfig.register(SEVLMConfig.model_type, SEVLMConfig, exist_ok=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin
+from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, LogitsProcessor
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .checkpoint_sevlm import SEVLMPreTrainedModel
@@ -54,6 +54,24 @@ class SEVLMOutput(ModelOutput):
     hidden_states: tuple | None = None
     attentions: tuple | None = None
     cross_attentions: tuple | None = None
+
+
+class NoSpecialTokens(LogitsProcessor):
+    """Forbids tokens that are no text: padding amid a sentence would be left out by one reader and end it for another.
+
+    Args:
+        token_ids: the forbidden ones.
+    """
+
+    def __init__(self, token_ids: list[int]):
+        self.token_ids = token_ids
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`(N, vocab_size)` scores of the next token."""
+        scores = scores.clone()
+        for token in self.token_ids:  # (a list as the index would be copied to the device at every step)
+            scores[:, token] = float("-inf")
+        return scores
 
 
 class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
@@ -174,6 +192,13 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
     def _derived_inputs(self, input_ids, attention_mask=None, token_type_ids=None, vad_values=None) -> dict:
         """What the decoder wants beside the tokens of whole sequences `(N, L)`: segments, positions, the mask of the
         explanation, and emotion features f^E (Eq. 2)."""
+        if input_ids.shape[1] > self.config.max_positions:  # else no device is asked
+            longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=-1).max())
+            if longest > self.config.max_positions:
+                raise ValueError(
+                    f"A text of {longest} tokens for a model of {self.config.max_positions} positions: shorten it, or "
+                    "give the processor a smaller `max_length`."
+                )
         if token_type_ids is None:
             token_type_ids = self.segment_ids(input_ids)
         if attention_mask is None:
@@ -336,6 +361,10 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
 
         Pictures go through the tower once, whatever the number of beams, returns or prompts per picture. Without
         `input_ids` the prompt is the config's. Segments and VAD are derived from the tokens, given and generated.
+        Padding and the segments' tokens are never generated; what stands behind the end token is padding.
+
+        Raises:
+            ValueError: prompt and new tokens would need more positions than the model has.
         """
         with self._packed(pixel_values):
             image_features = self._image_features(pixel_values, image_features).to(self.device)
@@ -351,7 +380,25 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
                 if kwargs.get("use_cache"):
                     raise ValueError("A bidirectional emotion encoder decodes without a cache: drop `use_cache=True`.")
                 kwargs["use_cache"] = False
+            kwargs["logits_processor"] = [NoSpecialTokens(self._no_text()), *(kwargs.get("logits_processor") or ())]
             return super().generate(input_ids, *args, image_features=image_features, **kwargs)
+
+    def _no_text(self) -> list[int]:
+        """Tokens that never follow a prompt."""
+        config = self.config
+        ids = {config.pad_token_id, config.emotion_segment_id, config.explanation_segment_id, config.bos_token_id}
+        # GPT-2 begins and ends with the same token.
+        return sorted(token for token in ids - {None, config.eos_token_id} if token < config.vocab_size)
+
+    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        if generation_config.max_length > self.config.max_positions:
+            # It would fail without a reason in the middle of a sentence, and only for those that get so long.
+            new = generation_config.max_length - input_ids_length
+            raise ValueError(
+                f"A prompt of {input_ids_length} tokens and {new} new ones need more positions than the "
+                f"{self.config.max_positions} that this model has: shorten the prompt, or lower `max_new_tokens`."
+            )
 
     def _expand_inputs_for_generation(self, *args, image_features=None, **kwargs):
         # Beams and candidates of a picture share it.

@@ -136,9 +136,7 @@ class SEVLMPipeline(Pipeline):
         prompt = len(config.prompt_token_ids)
         if emotion is not None:
             prompt += len(config.emotion_token_ids[config.emotions.index(emotion)]) + 1
-        positions = config.text_config.n_positions
-        if config.use_vad_features and config.use_emotion_encoder:
-            positions = min(positions, config.emotion_encoder_max_positions)
+        positions = config.max_positions
         for name, room in (("max_new_tokens", positions - prompt), ("max_length", positions)):
             if (asked.get(name) or 0) > room:
                 raise ValueError(f"{name}={asked[name]} is more than this model has positions for: at most {room}.")

@@ -7,37 +7,33 @@ have them, repetition, split and version.
 
 import os
 import unicodedata
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Image, LargeList, List, load_dataset, load_from_disk
 
+from .csv_files import csv_rows, shown
 
+
+CHUNK_ROWS = 20_000
 Annotations = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A CSV file or a split of a data set, to name its rows in messages."""
+    """A CSV file, or a split of a data set, which has no `lines`, to name its rows in messages."""
 
     name: str
-    num_rows: int
-    is_file: bool = False
+    lines: Sequence[int] | None = None
 
     def where(self, row: int) -> str:
-        """Name a row (counted from 0): the line as an editor shows it, or "row N" (from 1) where that is unknown."""
-        # Line breaks inside quotes or empty lines shift the lines: then they are not one more than the rows.
-        if self.is_file and self._last_line == self.num_rows + 1:
-            return f"{self.name}, line {row + 2}"
-        return f"{self.name}, row {row + 1}"
-
-    @cached_property
-    def _last_line(self) -> int:
-        with open(self.name, encoding="utf-8-sig") as file:
-            return max((number for number, line in enumerate(file, 1) if line.strip()), default=0)
+        """Name a row (counted from 0): the line of a file where it begins, else "row N" (from 1)."""
+        return f"{self.name}, row {row + 1}" if self.lines is None else f"{self.name}, line {self.lines[row]}"
 
 
 def read_annotations(annotations: Annotations, version: str) -> tuple[pd.DataFrame, list[Source]]:
@@ -53,8 +49,7 @@ def read_annotations(annotations: Annotations, version: str) -> tuple[pd.DataFra
             f"found {len(files)} files with version={version!r}."
         )
     files = [os.fspath(file) for file in files]
-    parts = [_read_csv(file) for file in files]
-    sources = [Source(file, len(part), is_file=True) for file, part in zip(files, parts, strict=True)]
+    parts, sources = map(list, zip(*map(_read_csv, files), strict=True))
     if version == "v2":
         _add_versions(parts, sources)
     return _join(parts, sources), sources
@@ -82,7 +77,7 @@ def read_dataset(
     splits = {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
     parts, sources, images = [], [], []
     for split, data in splits.items():
-        source = Source(f"dataset split {split!r}", len(data))
+        source = Source(f"dataset split {split!r}")
         data = data.with_format(None)
         part = _read_rows(data, source, image_column, painting_column, emotion_column, explanation_column)
         parts.append(part.assign(split=split) if len(splits) > 1 else part)
@@ -110,38 +105,36 @@ def _join(parts: list[pd.DataFrame], sources: list[Source]) -> pd.DataFrame:
     return rows if all("repetition" in part for part in parts) else rows.drop(columns="repetition", errors="ignore")
 
 
-def _read_csv(file: str) -> pd.DataFrame:
+def _read_csv(file: str) -> tuple[pd.DataFrame, Source]:
     needed = ["art_style", "painting", "emotion", "utterance"]
-    wanted = [*needed, "repetition", "split", "version", "anchor_painting"]
     if not os.path.isfile(file):
         raise FileNotFoundError(
             f"The annotations {file!r} do not exist. Give ArtEmis' CSV file as `annotations` "
             "(command line: --annotations)."
         )
-    try:
-        # Text as it is: pandas would otherwise read an utterance such as "None" as missing.
-        options = {"encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
-        found = list(pd.read_csv(file, nrows=0, **options).columns)
-        missing = [name for name in needed if name not in found]
-        if missing:
-            raise ValueError(
-                f"{file}, line 1: columns are missing: {', '.join(missing)}. Needed: {', '.join(needed)}; found: "
-                f"{', '.join(found)}. Rename the columns, or save the file as comma-separated values."
-            )
-        # Not with `usecols`, which cuts an utterance at an unquoted comma instead of complaining.
-        rows = pd.read_csv(file, **options)
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"{file}: the file is empty. Needed: a CSV file with {', '.join(needed)}.") from None
-    except pd.errors.ParserError as error:
+    rows = csv_rows(file)
+    line, found = next(rows, (1, None))
+    if found is None:
+        raise ValueError(f"{file}: the file is empty. Needed: a CSV file with {', '.join(needed)}.")
+    missing = [name for name in needed if name not in found]
+    if missing:
         raise ValueError(
-            f"{file}: not well-formed CSV: {str(error).strip()}. Check the quotes and commas there."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text: {error}. Save the file in UTF-8.") from error
-    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes surplus values in front for an index
-        raise ValueError(f"{file}, line 2: more values than columns. Check the quotes and commas there.")
-    rows = rows[[name for name in wanted if name in found]].fillna("")
-    return _name_paintings(rows.assign(row=np.arange(len(rows))))
+            f"{file}, line {line}: columns are missing: {', '.join(missing)}. Needed: {', '.join(needed)}; found: "
+            f"{shown(found)}. Rename the columns, or save the file as comma-separated values."
+        )
+    wanted = [name for name in (*needed, "repetition", "split", "version", "anchor_painting") if name in found]
+    places = [found.index(name) for name in wanted]
+    lines, chunks = array("q"), [[] for _ in wanted]
+    # In chunks, as a million rows of Python's strings would take gigabytes.
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        lines.extend(line for line, _ in chunk)
+        for place, column in zip(places, chunks, strict=True):
+            column.append(pa.array([fields[place] for _, fields in chunk], pa.string()))
+    # Text as it is: pandas' own reader would take an utterance or a painting "None" for a missing one.
+    columns = {
+        name: pa.chunked_array(column, pa.string()).to_pandas() for name, column in zip(wanted, chunks, strict=True)
+    }
+    return _name_paintings(pd.DataFrame(columns).assign(row=np.arange(len(lines)))), Source(file, lines)
 
 
 def _name_paintings(rows: pd.DataFrame) -> pd.DataFrame:
@@ -193,6 +186,10 @@ def _read_rows(
             )
     optional = [name for name in ("art_style", "repetition", "split") if name in data.column_names]
     rows = data.select_columns([painting_column, emotion, explanation, *optional]).to_pandas()
+    for name in {painting_column, explanation} & set(rows.columns):
+        if rows[name].dtype.kind == "f" and data.features[name].dtype != "float64":
+            # Whole numbers beside a missing one became floats: painting 7 would be called "7.0".
+            rows[name] = pd.Series(data[name][:], dtype=object)
     rows = rows.rename(columns={painting_column: "painting", emotion: "emotion", explanation: "utterance"})
     rows["row"] = np.arange(len(rows))
 

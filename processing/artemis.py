@@ -23,6 +23,7 @@ annotations, labels or images never moves a painting to another split.
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 EMOTIONS = list(ARTEMIS_EMOTIONS)
 SPLITS = ["train", "validation", "test", "rest"]
+CHUNK_PAINTINGS = 10_000
+MOST_ANNOTATIONS = 1_000_000  # of a painting; more is a mistake
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
@@ -97,9 +100,8 @@ def load_artemis(
         Those of the splits train, validation, test and rest that have rows.
 
     Raises:
-        ValueError: arguments or annotations are wrong. Messages name the file, the line as an editor shows it (the
-            header is line 1) and the remedy. Where quoted text with line breaks makes lines and rows differ, they say
-            "row N": the Nth annotation, without counting the header.
+        ValueError: arguments or annotations are wrong. Messages name the file, the line as an editor shows it (where
+            an annotation begins; the header is line 1) and the remedy. For a `dataset` they say "row N", from 1.
         FileNotFoundError: a file, the image folder or images are missing.
         OSError: images cannot be decoded.
     """
@@ -127,12 +129,14 @@ def load_artemis(
 
     usable = check_rows(rows, sources, emotions, drop_unknown_emotions, on_bad_row)
     named = rows["painting"] != ""
+    _tell_of_copies(rows[usable & named], sources)
     rows = assign_splits(rows[named], sources, max_repetition)[usable[named]]
     if version == "v2":
         rows = select_v2(rows)
     if min_repetition is not None:
         rows = rows[rows["repetition"] >= min_repetition]
     paintings = group_by_painting(rows, len(emotions), min_tokens, max_length_percentile)
+    del rows, usable, named  # as large as what is made of them
 
     bad = {}
     if with_images and dataset is None:
@@ -160,7 +164,7 @@ def load_artemis(
         if len(part) == 0:
             continue
         if dataset is None or not with_images:
-            result[split] = Dataset.from_dict({name: part[name].tolist() for name in features}, features=features)
+            result[split] = _from_frame(part, features)
         else:
             result[split] = _beside_source_images(part, source_images, features)
     return result
@@ -220,8 +224,10 @@ def check_rows(
         "the utterance is empty": rows["utterance"].str.strip().str.lower().isin(["", "nan"]),
     }
     if "repetition" in rows:
-        rows["repetition"] = pd.to_numeric(rows["repetition"], errors="coerce")
-        problems["the repetition is not a number"] = rows["repetition"].isna()
+        counts = pd.to_numeric(rows["repetition"], errors="coerce")
+        # "inf" and "2.5" are numbers, too. None of them may have a say in what belongs to the split "rest".
+        rows["repetition"] = counts.where(counts.between(1, MOST_ANNOTATIONS) & (counts % 1 == 0))
+        problems["the repetition is not a whole number from 1"] = rows["repetition"].isna()
     bad = known & pd.concat(problems, axis=1).any(axis=1)
     if bad.any():
         first = rows.index[bad][0]
@@ -233,6 +239,28 @@ def check_rows(
             )
         logger.warning("Skipped %d annotations, the first at %s", bad.sum(), message)
     return known & ~bad
+
+
+def _tell_of_copies(rows: pd.DataFrame, sources: list[Source]) -> None:
+    """Nothing is taken out, as ArtEmis has a few copies itself, but joined files would hold many."""
+    copies = rows.duplicated(["painting", "emotion", "utterance"])
+    if copies.any():
+        first = rows.index[copies][0]
+        logger.warning(
+            "%d annotations are copies of others, the first at %s; they count like others. Remove them if files were "
+            "joined by mistake.",
+            copies.sum(),
+            _where(rows, first, sources),
+        )
+    names = pd.Series(rows["painting"].unique())
+    forms = names[names.map(lambda name: unicodedata.normalize("NFC", name)).duplicated(keep=False)]
+    if len(forms):
+        logger.warning(
+            "%d names of paintings are others in another Unicode form: %s. They count as different paintings, which "
+            "may lie in different splits; write each in one form.",
+            len(forms),
+            _some(map(ascii, forms)),
+        )
 
 
 def assign_splits(rows: pd.DataFrame, sources: list[Source], max_repetition: int | None) -> pd.DataFrame:
@@ -372,6 +400,14 @@ def _report_bad_images(bad: dict[int, str], paintings: pd.DataFrame, sources: li
             "--on_bad_image skip), which needs at least one good image."
         )
     logger.warning("Skipped paintings: %s", message)
+
+
+def _from_frame(part: pd.DataFrame, features: Features) -> Dataset:
+    # In chunks: all texts as Python's strings would take more memory than everything else here.
+    chunks = [part.iloc[start : start + CHUNK_PAINTINGS] for start in range(0, len(part), CHUNK_PAINTINGS)]
+    return concatenate_datasets(
+        [Dataset.from_dict({name: chunk[name].tolist() for name in features}, features=features) for chunk in chunks]
+    )
 
 
 def _beside_source_images(part: pd.DataFrame, source_images: list[Dataset], features: Features) -> Dataset:

@@ -78,6 +78,8 @@ class SEVLMProcessor(ProcessorMixin):
         self.prompt = prompt
         self.max_length = max_length
         self._ids = _TokenIds(tokenizer, self.emotions, prompt)
+        if max_length > tokenizer.model_max_length:
+            raise ValueError(f"max_length={max_length} is more than the model takes: {tokenizer.model_max_length}.")
         # What is known of a lexicon that a saved processor was separated from; kept, so that saving again keeps it.
         self._missing_lexicon = vad_lexicon if isinstance(vad_lexicon, dict) else None
         self.vad_lexicon = None if isinstance(vad_lexicon, dict) else vad_lexicon
@@ -195,8 +197,16 @@ class SEVLMProcessor(ProcessorMixin):
             if emotions is not None:
                 raise ValueError("Pass either `text` or `emotions`, not both.")
             # A word's token depends on the space in front of it.
-            texts = [" " + prompt.strip() for prompt in ([text] if isinstance(text, str) else text)]
-            return [[self._ids.bos, *ids] for ids in self._encode(texts)]
+            texts = [text] if isinstance(text, str) else list(text)
+            if not all(isinstance(prompt, str) for prompt in texts):
+                raise ValueError("`text` is a prompt or a list of prompts, each a string.")
+            prompts = [[self._ids.bos, *ids] for ids in self._encode([" " + prompt.strip() for prompt in texts])]
+            longest = max(map(len, prompts))
+            if longest > self.tokenizer.model_max_length:
+                raise ValueError(
+                    f"A prompt of {longest} tokens; the model takes {self.tokenizer.model_max_length}: shorten it."
+                )
+            return prompts
         return [self._opening(emotion) for emotion in ([emotions] if isinstance(emotions, str) else emotions)]
 
     def _opening(self, emotion: str) -> list[int]:
@@ -207,7 +217,16 @@ class SEVLMProcessor(ProcessorMixin):
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         # Special tokens written out in a sentence are words like any other.
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        try:
+            return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        except TypeError as error:
+            for text in texts:
+                if not isinstance(text, str) or any("\ud800" <= char <= "\udfff" for char in text):
+                    raise ValueError(
+                        f"{ascii(text)[:60]} is no text that has tokens: halves of characters (lone surrogates) come "
+                        "from a wrong decoding. Read it as UTF-8."
+                    ) from error
+            raise
 
     def _pad_left(self, sequences: list[list[int]]) -> dict[str, np.ndarray]:
         width = max(map(len, sequences))
@@ -388,7 +407,7 @@ class _TokenIds:
             )
 
         def encode(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
+            return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
         because = encode(BECAUSE)
         if len(because) != 1:
@@ -406,6 +425,12 @@ class _TokenIds:
         self.emotions = {emotion: encode(" " + emotion) for emotion in emotions}
         # Generated labels are read back whatever their case.
         self.spelled = {" ".join(emotion.lower().split()): emotion for emotion in emotions}
+        # A sentence is read back by them: the label ends where the first " because" stands.
+        if "" in self.spelled or len(self.spelled) < len(emotions):
+            raise ValueError(f"The labels must be words, and differ in more than case and spaces: {emotions}.")
+        for text, ids in {prompt: self.prompt, **self.emotions}.items():
+            if self.because in ids:
+                raise ValueError(f"{text!r} holds {BECAUSE!r}, which opens the explanation: choose another wording.")
 
 
 SEVLMProcessor.register_for_auto_class()

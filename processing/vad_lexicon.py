@@ -366,10 +366,15 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[str], list[_Row]]:
             f"no VAD lexicon at {path}: pass the path of a lexicon file, such as NRC-VAD-Lexicon.txt "
             "(from https://saifmohammad.com/WebPages/nrc-vad.html)"
         )
+    content = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}; give the lexicon as plain text in UTF-8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        kind = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1, perhaps"
+        raise ValueError(
+            f"{path}, line {line}: not UTF-8 text ({kind}): {error}; give the lexicon as plain text in UTF-8"
+        ) from error
     header: dict[str, str] = {}
     lines = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -386,6 +391,9 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[str], list[_Row]]:
         # Without names; only a saved file has a fifth column, the mark of its inflected forms.
         columns, places, widths = [], [0, 1, 2, 3], {4, 5} if FORMAT_KEY in header else {4}
     else:
+        for names in COLUMN_NAMES:
+            if len(several := [name for name in columns if name in names]) > 1:
+                raise ValueError(f"{lines[0][0]}: {' and '.join(several)} name one thing; remove or rename one column")
         lines, widths = lines[1:], {len(columns)}
     if not lines:
         raise ValueError(f"{path} holds no entries; expected lines of word, valence, arousal, dominance")
@@ -400,6 +408,8 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[str], list[_Row]]:
         try:
             values = tuple(map(float, numbers))
         except ValueError:
+            values = (math.nan,)
+        if any("_" in number for number in numbers):  # Python reads 0_5 as 5
             values = (math.nan,)
         if not word or not all(map(math.isfinite, values)):
             raise ValueError(
@@ -423,11 +433,28 @@ def _detect_scale(path: Path, rows: list[_Row]) -> str:
     # In this order, so that bipolar has a negative value and nine points have one above 1.
     for scale, (start, end) in SCALES.items():
         if start <= lowest and highest <= end:
+            _check_scale(path, scale, rows, lowest, highest)
             return scale
     raise ValueError(
         f"{path}: values run from {lowest:g} to {highest:g}, which is none of the scales {SCALES}. Correct them, or "
         f"pass scale= to be told the lines that are off it. Lowest: {low.where}. Highest: {high.where}"
     )
+
+
+def _check_scale(path: Path, scale: str, rows: list[_Row], lowest: float, highest: float) -> None:
+    """One wrong line must not change what all others mean, nor another scale be taken for a known one."""
+    remedy = f"if the values do run so, pass scale={scale!r}"
+    below = [row for row in rows if min(row.values) < 0]
+    if scale == "bipolar" and len(rows) >= 100 and len(below) < len(rows) / 50:
+        raise ValueError(
+            f"{below[0].where}: a value below 0, as in {len(below)} of {len(rows)} lines only: the others may be on "
+            f"the unit scale, 0 to 1; correct the line, or {remedy}"
+        )
+    if scale == "nine_point" and len(rows) >= 1000 and highest - lowest <= 6:
+        raise ValueError(
+            f"{path}: values run from {lowest:g} to {highest:g}, as on a scale of fewer than nine points; bring them "
+            f"to [-1, 1], or {remedy}"
+        )
 
 
 def _scaled_rows(rows: list[_Row], scale: str) -> tuple[dict[str, tuple[int, ...]], list[str]]:

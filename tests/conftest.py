@@ -8,9 +8,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny operations on several threads spend their time waiting for one another, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 from hub_fixtures import hub  # noqa: E402, F401
 from tiny import tiny_model, tiny_processor  # noqa: E402
+
+
+# The suite tries the same examples each time; `make torture` tries others, and more (tests/examples.py):
+# pytest --hypothesis-profile=torture --hypothesis-seed=7
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("torture", deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

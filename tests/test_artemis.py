@@ -387,13 +387,15 @@ def test_an_annotation_file_that_does_not_exist_is_named(tmp_path, small):
 def test_malformed_and_wrongly_encoded_files_are_named(tmp_path, small):
     text = small[1].read_text()
     (tmp_path / "ragged.csv").write_text(text.replace("utterance 0 of painting 2", "a, b, c"))
-    with pytest.raises(ValueError, match=r"ragged\.csv: not well-formed CSV.*line 6.*quotes and commas"):
+    with pytest.raises(
+        ValueError, match=r"ragged\.csv, line 6: more values \(7\) than columns \(5\).*quotes and commas"
+    ):
         load_artemis(tmp_path / "ragged.csv", small[2])
     (tmp_path / "first.csv").write_text(text.replace("utterance 0 of painting 0", "a, b"))
-    with pytest.raises(ValueError, match=r"first\.csv, line 2: more values than columns.*quotes and commas"):
+    with pytest.raises(ValueError, match=r"first\.csv, line 2: more values \(6\) than columns.*quotes and commas"):
         load_artemis(tmp_path / "first.csv", small[2])
     (tmp_path / "latin.csv").write_bytes(text.replace("utterance", "utt\u00e9rance").encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.csv: not UTF-8.*Save the file in UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.csv, line 1: not UTF-8.*xe9.*Save the file in UTF-8"):
         load_artemis(tmp_path / "latin.csv", small[2])
 
 
@@ -420,7 +422,10 @@ def test_an_unknown_emotion_is_named_with_line_allowed_labels_and_remedies(tmp_p
         ({"utterance": "NaN"}, "the utterance is empty"),
         ({"painting": ""}, "no art_style or painting"),
         ({"art_style": ""}, "no art_style or painting"),
-        ({"repetition": "five"}, "the repetition is not a number"),
+        ({"repetition": "five"}, "the repetition is not a whole number from 1"),
+        ({"repetition": "inf"}, "the repetition is not a whole number from 1"),
+        ({"repetition": "2.5"}, "the repetition is not a whole number from 1"),
+        ({"repetition": "-3"}, "the repetition is not a whole number from 1"),
     ],
 )
 def test_a_bad_row_is_named_with_line_and_remedy_or_skipped(tmp_path, small, caplog, change, problem):
@@ -437,14 +442,14 @@ def test_a_bad_row_is_named_with_line_and_remedy_or_skipped(tmp_path, small, cap
     assert "Skipped 1 annotations" in caplog.text and "line 7" in caplog.text
 
 
-def test_line_breaks_in_utterances_are_kept_and_messages_count_rows_then(tmp_path, small):
+def test_line_breaks_in_utterances_are_kept_and_messages_still_count_lines(tmp_path, small):
     rows, _, images = small
     rows[0]["utterance"] = "two\nlines, and a comma"
     data = load_artemis(write_csv(tmp_path / "b.csv", rows), images)
     texts = [text for split in data.values() for texts in split["explanations"] for text in texts]
     assert "two\nlines, and a comma" in texts
     rows[4]["utterance"] = ""
-    with pytest.raises(ValueError, match=r"b\.csv, row 5: the utterance is empty"):
+    with pytest.raises(ValueError, match=r"b\.csv, line 7: the utterance is empty"):
         load_artemis(write_csv(tmp_path / "b.csv", rows), images)
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_config, tiny_lexicon, tiny_processor
 
+from examples import examples
 from modeling_sevlm.emotion_sevlm import SEVLMEmotionEncoder, VADLookup
 
 
@@ -19,13 +20,13 @@ def assert_readers_agree(ids: list[int]) -> None:
     assert torch.equal(LOOKUP(torch.tensor([ids]))[0], expected)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(st.integers(0, len(PROCESSOR.tokenizer) - 1), min_size=1, max_size=40))
 def test_both_readers_agree_on_any_tokens(ids):
     assert_readers_agree(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(st.sampled_from([" ", "fun", "eral", "Funeral", "dark", "(", "’", "é", "\n", "calm,", "x", "日"])))
 def test_both_readers_agree_on_texts_made_of_hard_pieces(pieces):
     ids = PROCESSOR.tokenizer("".join(pieces) or " ")["input_ids"]

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import IMAGE_SIZE, SENTENCES, WORDS, tiny_lexicon, tiny_processor
 from transformers import AutoProcessor, CLIPImageProcessorPil
 
+from examples import examples
 from processing import SEVLMProcessor, add_sevlm_tokens, processing_sevlm
 from processing.artemis import EMOTIONS
 from processing.tiny_tokenizer import END_OF_TEXT, train_tokenizer
@@ -330,7 +331,7 @@ TRICKY = st.sampled_from(
 EXPLANATIONS = st.lists(ANY_TEXT | TRICKY, min_size=1, max_size=4).map("".join).filter(str.split)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@examples(150)
 @given(st.lists(st.tuples(st.sampled_from(EMOTIONS), EXPLANATIONS), min_size=1, max_size=3))
 def test_every_label_and_explanation_survives_training_row_and_reading(patient_processor, sentences):
     """All of Unicode does, except that runs of white space (`str.split`'s) become one blank, at the ends none."""

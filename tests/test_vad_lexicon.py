@@ -5,6 +5,7 @@
 All values are made up, but for the two public examples of NRC-VAD (banquet, funeral).
 """
 
+import itertools
 import json
 import logging
 import os
@@ -14,12 +15,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
+from examples import examples
 from processing import vad_lexicon
 from processing.vad_lexicon import MAX_WORD_TOKENS, VADLexicon
 
@@ -268,20 +270,20 @@ TOKEN_IDS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(TEXTS)
 def test_tables_and_text_reader_agree_on_any_text(text):
     ids = TOKENIZER.encode(text)
     assert read_tables(TABLES, ids).tobytes() == READER(ids).tobytes()
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(TOKEN_IDS)
 def test_tables_and_text_reader_agree_on_any_token_ids(ids):
     assert read_tables(TABLES, ids).tobytes() == READER(ids).tobytes()
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.sampled_from(sorted(WORDS)), st.data())
 def test_tables_know_every_segmentation_of_a_word(word, data):
     pieces = {TOKENIZER.decode([i]): i for i in KNOWN_PIECES}
@@ -466,6 +468,7 @@ def test_warriners_csv_is_read(tmp_path):
         '"d","word","a","v","n"\n"0.125","fun","0.25","0.5",""\n1,sad,0,-1,7\n',
         "word v a d\nfun 0.5 0.25 0.125\nsad -1 0 1\n",
         b"\xef\xbb\xbffun\t0.5\t0.25\t0.125\r\n\r\nsad\t-1\t0\t1\r\n",
+        "fun\t0.5\t0.25\t0.125\rsad\t-1\t0\t1\r",
         "# of our own making\nfun\t0.5\t0.25\t0.125\nsad\t-1\t0\t1\n",
         "Fun\t0.5\t0.25\t0.125\nsad\t-1\t0\t1\nfun\t0.50\t0.25\t0.125\n",
     ],
@@ -477,6 +480,7 @@ def test_warriners_csv_is_read(tmp_path):
         "other order, quoted",
         "header, spaces",
         "BOM, CRLF",
+        "CR",
         "comment",
         "repeated",
     ],
@@ -515,6 +519,18 @@ def test_words_that_differ_in_case_only_give_way_to_the_lower_case_one(tmp_path,
         caplog.clear()
 
 
+SYLLABLES = ["".join(pair) for pair in itertools.product("bdfgklmnprstvw", "aeiou")]
+MADE_UP = ["".join(pair) for pair in itertools.product(SYLLABLES, SYLLABLES)]
+WIDE_UNIT = "".join(f"{word} {i % 11 / 10} 0.5 1\n" for i, word in enumerate(MADE_UP[:200]))
+SEVEN_POINTS = "".join(f"{word} {1 + i % 7} 1 4\n" for i, word in enumerate(MADE_UP[:1000]))
+
+
+def test_a_scale_that_is_named_is_not_doubted(tmp_path):
+    path = write(tmp_path, WIDE_UNIT + "odd -0.5 0 1\n")
+    assert load(path, scale="bipolar")["odd"] == (-0.5, 0.0, 1.0)
+    assert load(write(tmp_path, SEVEN_POINTS), scale="nine_point")[MADE_UP[1]][0] == -0.75
+
+
 @pytest.mark.parametrize(
     ("content", "options", "problem"),
     [
@@ -541,7 +557,18 @@ def test_words_that_differ_in_case_only_give_way_to_the_lower_case_one(tmp_path,
             "scale='percent': choose 'auto' or one of 'unit', 'bipolar', 'nine_point'",
         ),
         ("fun 0 0 1\nsad 0 0 1\nfun 0 1 1\n", {}, "line 3: 'fun 0 1 1': other values than in .*line 1: 'fun 0 0 1'"),
-        (b"fun 0 0 1\ncaf\xe9 0 0 1\n", {}, "not UTF-8"),
+        (b"fun 0 0 1\ncaf\xe9 0 0 1\n", {}, "line 2: not UTF-8 .*Latin-1.*plain text in UTF-8"),
+        ("fun 0 0 1\n".encode("utf-16"), {}, "line 1: not UTF-8 text .UTF-16"),
+        ("fun 0 0 1\n".encode("utf-16-le"), {}, "line 1: .*correct or remove"),
+        ("fun\t0,5\t0,5\t0,5\n", {}, "line 1: .*three finite numbers"),
+        ("fun,0,5,0,5,0,5\n", {}, "line 1: .*expected 4 fields, not 7"),
+        ("fun 0,5 0,5 0,5\n", {}, "line 1: .*three finite numbers"),
+        ("fun\t0\t\t1\n", {}, "line 1: .*three finite numbers"),
+        ("fun\t0\t0_5\t1\n", {}, "line 1: .*three finite numbers"),
+        ("word,v,valence,a,d\nfun,0,1,0,1\n", {}, "line 1: .*v and valence name one thing"),
+        ("word,v,a,d\nfun,0,0,1\nword,v,a,d\n", {}, "line 3: .*three finite numbers"),
+        (WIDE_UNIT + "odd -0.5 0 1\n", {}, "line 201: .*below 0, as in 1 of 201 lines.*scale='bipolar'"),
+        (SEVEN_POINTS, {}, "run from 1 to 7, as on a scale of fewer than nine points.*scale='nine_point'"),
     ],
 )
 def test_files_that_cannot_be_read_say_where_and_what_to_do(tmp_path, content, options, problem):

@@ -104,7 +104,12 @@ def judge_texts(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = tokenizer(
-            [texts[row] for row in rows], padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+            [texts[row] for row in rows],
+            padding=True,
+            truncation=True,
+            max_length=max_length,
+            split_special_tokens=True,  # "[SEP]" written out is text
+            return_tensors="pt",
         )
         labels[rows] = model(**batch.to(device)).logits.argmax(dim=-1).cpu().numpy()
     return labels

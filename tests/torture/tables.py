@@ -1,0 +1,257 @@
+"""Tables: a million annotations in bounded memory, a lexicon of 200,000 words, and hundreds of damaged files, each of
+which has to be read right, or read with a warning, or refused by its name, and never be changed silently."""
+
+import collections
+import csv
+import io
+import json
+import logging
+import random
+import re
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from trial import Row
+
+from processing.artemis import EMOTIONS, load_artemis
+from processing.vad_lexicon import VADLexicon
+
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COLUMNS = ["art_style", "painting", "emotion", "utterance", "repetition"]
+ROWS = 1_000_000
+MOST_MEGABYTES = 1_200  # above what the imports take, for a file of 155 MB
+DAMAGED = 600
+WORDS = "the dark sea looks endless and cold bright garden makes me feel calm happy lonely funeral grey rain".split()
+
+READ = """
+import json, resource, sys, zlib
+from processing.artemis import EMOTIONS, load_artemis
+megabytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = megabytes()
+data = load_artemis(sys.argv[1], with_images=False)
+peak = megabytes()
+count = total = 0
+for split in data.values():
+    for batch in split.iter(10_000):
+        for name, labels, texts in zip(batch["painting"], batch["emotions"], batch["explanations"]):
+            for label, text in zip(labels, texts):
+                count += 1
+                total += zlib.crc32(f"{name}|{EMOTIONS[label]}|{text}".encode())
+print(json.dumps([count, total, before, peak]))
+"""
+
+
+def run(chance: random.Random, folder: Path) -> Iterator[Row]:
+    yield million(chance, folder)
+    yield long_lexicon(folder)
+    yield from damaged(chance, folder)
+
+
+def million(chance: random.Random, folder: Path) -> Row:
+    path, total = folder / "million.csv", 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for i in range(ROWS):
+            style, name = f"Style_{i // 5 % 27}", f"painter-{i // 5 % 997}_some-painting-{i // 5}"
+            label, text = chance.choice(EMOTIONS), f"{' '.join(chance.choices(WORDS, k=16))} {i}"
+            writer.writerow([style, name, label, text, 5])
+            total += zlib.crc32(f"{style}/{name}|{label}|{text}".encode())
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", READ, str(path)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        return Row("annotations of one file", ROWS, "not read", [done.stderr[-2000:]])
+    count, found, before, peak = json.loads(done.stdout.splitlines()[-1])
+    failures = [] if (count, found) == (ROWS, total) else [f"{count:,} annotations, checksum {found} for {total}"]
+    if peak - before > MOST_MEGABYTES:
+        failures.append(f"{peak - before:.0f} MB, more than {MOST_MEGABYTES}")
+    size = path.stat().st_size / 1e6
+    path.unlink()
+    outcome = (
+        f"all read right in {time.monotonic() - began:.0f} s with {peak - before:.0f} MB for a file of {size:.0f} MB"
+    )
+    return Row("annotations of one file", ROWS, outcome, failures)
+
+
+def long_lexicon(folder: Path) -> Row:
+    words = ["".join(chr(97 + (i // 26**k) % 26) for k in range(5)) for i in range(200_000)]
+    path = folder / "long.txt"
+    path.write_text("".join(f"{word}\t{i % 1001 / 1000}\t0\t1\n" for i, word in enumerate(words)))
+    began = time.monotonic()
+    lexicon = VADLexicon.from_file(path, expand_inflections=False)
+    wrong = [word for i, word in enumerate(words) if lexicon[word] != (round(i % 1001 / 500 - 1, 4), -1.0, 1.0)]
+    outcome = f"all read right in {time.monotonic() - began:.1f} s"
+    return Row("words of one lexicon", len(words), outcome, [f"{len(wrong)} wrong: {wrong[:3]}"] if wrong else [])
+
+
+# ---- damaged files ----
+
+
+def made_up(chance: random.Random) -> list[dict]:
+    """Ten to forty paintings whose utterances hold all that has to be quoted."""
+    hard = ['"quoted"', "comma, comma", "two\nlines", '"', "é", "😱", "None", "nan?", "\u202eabc", "x" * 50]
+    return [
+        {
+            "art_style": chance.choice(["Pop", "Art_Nouveau"]) if k == 0 else "Baroque",
+            "painting": f"painter_{i}-{chance.randrange(9)}{k}é",
+            "emotion": chance.choice(EMOTIONS),
+            "utterance": " ".join([*chance.choices(WORDS, k=4), *chance.choices(hard, k=chance.randrange(3)), str(i)]),
+            "repetition": 1,
+        }
+        for i in range(chance.randint(10, 40))
+        for k in range(2)
+    ]
+
+
+def as_csv(rows: list[dict], columns=COLUMNS, **options) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, columns, **options)
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def outside_quotes(text: str, wanted: str) -> list[int]:
+    """Where `wanted` stands behind the header and not inside quotes, so that it means something."""
+    places, inside = [], False
+    for place, letter in enumerate(text):
+        inside ^= letter == '"'
+        if letter == wanted and not inside and place > len(",".join(COLUMNS)):
+            places.append(place)
+    return places
+
+
+def without(text: str, place: int) -> str:
+    return text[:place] + text[place + 1 :]
+
+
+def put(text: str, place: int, letter: str) -> str:
+    return text[:place] + letter + text[place:]
+
+
+def one_field(rows: list[dict], chance: random.Random, **values) -> list[dict]:
+    hit = chance.randrange(len(rows))
+    return [row | (values if i == hit else {}) for i, row in enumerate(rows)]
+
+
+def latin(rows: list[dict]) -> bytes:
+    return as_csv(rows).encode("latin-1", "replace")
+
+
+# What is done, and what may come of it: "right", "told" (a warning, and nothing wrong but the last row), "refused".
+Damage = Callable[[list[dict], random.Random], str | bytes]
+DAMAGES: dict[str, tuple[set[str], Damage]] = {
+    "LF, CR or CRLF": ({"right"}, lambda r, c: as_csv(r, lineterminator=c.choice(["\n", "\r\n"]))),
+    "BOM": ({"right"}, lambda r, c: "\ufeff" + as_csv(r)),
+    "all quoted": ({"right"}, lambda r, c: as_csv(r, quoting=csv.QUOTE_ALL)),
+    "columns in another order": ({"right"}, lambda r, c: as_csv(r, c.sample(COLUMNS, len(COLUMNS)))),
+    "rows in another order": ({"right"}, lambda r, c: as_csv(c.sample(r, len(r)))),
+    "labels in capitals and spaces": (
+        {"right"},
+        lambda r, c: as_csv([row | {"emotion": f" {row['emotion'].title()}  "} for row in r]),
+    ),
+    "empty lines": ({"right"}, lambda r, c: put(text := as_csv(r), c.choice(outside_quotes(text, "\n")) + 1, "\r\n")),
+    "a quote lost": (
+        {"refused"},
+        lambda r, c: without(text := as_csv(r), c.choice([m.start() for m in re.finditer('"', text)])),
+    ),
+    "a quote added": ({"refused"}, lambda r, c: put(text := as_csv(r), c.randrange(60, len(text)), '"')),
+    "a comma lost": ({"refused"}, lambda r, c: without(text := as_csv(r), c.choice(outside_quotes(text, ",")))),
+    "a comma added": ({"refused"}, lambda r, c: put(text := as_csv(r), c.choice(outside_quotes(text, ",")), ",")),
+    "a line break lost": (
+        {"refused"},
+        lambda r, c: (
+            (text := as_csv(r, lineterminator="\n"))[: (place := c.choice(outside_quotes(text, "\n")[1:-1]))]
+            + text[place + 1 :]
+        ),
+    ),
+    "cut within a row": (
+        {"refused", "told"},
+        lambda r, c: (text := as_csv(r).encode())[: c.choice([p for p in range(60, len(text)) if text[p - 1] != 10])],
+    ),
+    "Latin-1": ({"refused"}, lambda r, c: latin(r)),
+    "UTF-16": ({"refused"}, lambda r, c: as_csv(r).encode(c.choice(["utf-16", "utf-16-le", "utf-16-be"]))),
+    "a NUL": ({"refused"}, lambda r, c: put(text := as_csv(r), c.randrange(len(text)), "\0")),
+    "a byte that is no UTF-8": (
+        {"refused"},
+        lambda r, c: (text := as_csv(r).encode())[: (place := c.randrange(len(text)))] + b"\xff" + text[place:],
+    ),
+    "joined to itself": ({"refused"}, lambda r, c: as_csv(r) * 2),
+    "a row twice": ({"told"}, lambda r, c: as_csv([*r, c.choice(r)])),
+    "a column twice": (
+        {"refused"},
+        lambda r, c: as_csv(r).replace(*(c.sample(COLUMNS[:-1], 2)), 1),
+    ),
+    "a column without its name": ({"refused"}, lambda r, c: as_csv(r).replace(c.choice(COLUMNS[:-1]), "x", 1)),
+    "semicolons": ({"refused"}, lambda r, c: as_csv(r, delimiter=";")),
+    "an unknown label": ({"refused"}, lambda r, c: as_csv(one_field(r, c, emotion=c.choice(["", "joy", "nan"])))),
+    "no utterance": ({"refused"}, lambda r, c: as_csv(one_field(r, c, utterance=c.choice(["", " \t", "NaN"])))),
+    "no painting": ({"refused"}, lambda r, c: as_csv(one_field(r, c, painting=c.choice(["", "  "])))),
+    "a repetition that is none": (
+        {"refused"},
+        lambda r, c: as_csv(one_field(r, c, repetition=c.choice(["", "inf", "1.5", "-1", "0", "1e9", "x", "nan"]))),
+    ),
+    "a field of 200,000 letters": ({"refused"}, lambda r, c: as_csv(one_field(r, c, utterance="x" * 200_000))),
+    "spaces round numbers": (
+        {"right"},
+        lambda r, c: as_csv([row | {"repetition": " 1 "} for row in r]),
+    ),
+}
+
+
+def damaged(chance: random.Random, folder: Path) -> Iterator[Row]:
+    warnings: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = warnings.append
+    logger = logging.getLogger("processing")
+    logger.addHandler(handler)
+    logger.propagate = False
+    seeds = [chance.randrange(2**32) for _ in range(DAMAGED)]
+    outcomes, failures = collections.Counter(), []
+    try:
+        for i, seed in enumerate(seeds):
+            kind = list(DAMAGES)[i % len(DAMAGES)]
+            allowed, damage = DAMAGES[kind]
+            draw = random.Random(seed)
+            rows = made_up(draw)
+            content = damage(rows, draw)
+            path = folder / "damaged.csv"
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+            warnings.clear()
+            outcome = what_happens(path, rows, warnings)
+            outcomes[outcome] += 1
+            if outcome not in allowed:
+                failures.append(f"{kind}, seed {seed}: {outcome}")
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+    yield Row(f"tables, damaged or dressed in {len(DAMAGES)} ways", len(seeds), counts, failures)
+
+
+def what_happens(path: Path, rows: list[dict], warnings: list) -> str:
+    expected = collections.Counter(
+        (f"{row['art_style']}/{row['painting']}", EMOTIONS.index(row["emotion"]), row["utterance"]) for row in rows
+    )
+    try:
+        data = load_artemis(path, with_images=False)
+    except ValueError as error:
+        named = str(path) in str(error) or "at least 7 paintings" in str(error)
+        return "refused" if named else f"refused without its name: {error}"
+    except Exception as error:  # whatever it is, it is a failure to be counted
+        return f"{type(error).__name__}: {error}"
+    found = collections.Counter(
+        (row["painting"], emotion, text)
+        for split in data.values()
+        for row in split
+        for emotion, text in zip(row["emotions"], row["explanations"], strict=True)
+    )
+    if found == expected:
+        return "right"
+    # A warning speaks for the last row that may be cut, or for a copy; what was cut off behind it cannot be known.
+    return "told" if warnings and len(found - expected) <= 1 else "changed silently"
