@@ -234,7 +234,7 @@ def test_the_python_of_the_readme_runs_in_one_session(session):
 def test_the_commands_for_pictures_print_a_table_and_write_one(checkout, explained):
     assert "painting.png" in explained
     table = pd.read_csv(checkout / "outputs" / "pictures.csv")
-    assert sorted(table["file"]) == sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.png"))
+    assert sorted(table["file"]) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.png"))
     assert {"emotion", "explanation"} <= set(table.columns)
 
 
