@@ -85,15 +85,16 @@ class SEVLMTrainer(Trainer):
     `Trainer` for [`SEVLMForConditionalGeneration`] and batches of `SEVLMCollator`.
 
     Every part of the loss is divided by its own number of items (label tokens, explanation words with VAD, paintings)
-    over the whole accumulated batch of all processes, so that accumulation steps and processes do not change the
-    language and emotion parts. (The contrastive part has its negatives within a device's batch.)
+    over the whole accumulated batch of all processes, and no painting counts twice in an epoch, so that accumulation
+    steps and processes do not change the language and emotion parts. (The contrastive part has its negatives within a
+    device's batch.)
 
     Args:
         generation_metrics: `model -> {name: value}`, called at each evaluation; its values are logged with the prefix.
 
     Raises:
         ValueError: if it is to push to the Hub and cannot leave a complete repository, or would leave more than that;
-            if labels are to be smoothed.
+            if labels are to be smoothed; if the processes are to have different numbers of batches.
     """
 
     def __init__(self, *args, generation_metrics: Callable[[nn.Module], dict[str, float]] | None = None, **kwargs):
@@ -104,6 +105,8 @@ class SEVLMTrainer(Trainer):
         if arguments is not None and arguments.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` has no place in the paper's loss (Eq. 8): leave it at 0.")
         super().__init__(*args, **kwargs)
+        if self.args.world_size > 1 and not self.args.accelerator_config.even_batches:
+            raise ValueError("`even_batches: false` lets processes wait for others that have finished: leave it out.")
         self.generation_metrics = generation_metrics
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(TellEpoch(self.train_dataset))
@@ -122,19 +125,32 @@ class SEVLMTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
+        if self.accelerator.gradient_state.end_of_dataloader:
+            batches[-1] = self._without_repeats(batches[-1])
         counts = torch.stack([self._count_items(batch) for batch in batches]).sum(dim=0).to(device)
         return batches, self.accelerator.reduce(counts, reduction="sum")
+
+    def _without_repeats(self, last: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The epoch's last batch without the rows that accelerate repeats so that every process has as many. Where no
+        other is left, one stays, as the processes have to keep step, and asks for nothing."""
+        args, size = self.args, last["labels"].shape[0]
+        rest = len(self.train_dataset) % (size * args.world_size)
+        if args.world_size == 1 or args.dataloader_drop_last or not rest:
+            return last
+        own = min(size, max(0, rest - args.process_index * size))
+        last = {name: tensor[: max(1, own)] for name, tensor in last.items()}
+        if not own:
+            last["labels"] = torch.full_like(last["labels"], -100)
+            last["vad_values"] = torch.zeros_like(last["vad_values"])
+        return last
 
     def _count_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Items that each of `LOSS_PARTS` is a mean over: `(4,)`."""
         explanation = self.model.explanation_mask(inputs["token_type_ids"]) & inputs["attention_mask"].bool()
-        return torch.stack(
-            [
-                inputs["labels"][..., 1:].ne(-100).sum(),
-                emotion_targets(inputs["vad_values"], explanation).sum(),
-                *[torch.tensor(inputs["labels"].shape[0], device=inputs["labels"].device)] * 2,
-            ]
-        )
+        asked = inputs["labels"][..., 1:].ne(-100)
+        paintings = asked.flatten(1).any(dim=1).sum()
+        words = emotion_targets(inputs["vad_values"], explanation).sum()
+        return torch.stack([asked.sum(), words, paintings, paintings])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs, skip_logits=True)
