@@ -309,6 +309,7 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
         trainer.push_to_hub()  # saves the model, too
     else:
         trainer.save_model()
+    trainer.accelerator.wait_for_everyone()  # whoever returns finds the files whole
     return trainer
 
 

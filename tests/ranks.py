@@ -6,6 +6,7 @@ The processes are forks of the test's, so that they find torch and transformers 
 `accelerate launch` and torchrun give theirs. Nobody watches over them: each has to find out itself that another died.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -44,6 +45,7 @@ def in_ranks(number: int, function: Callable[[int], None], timeout: float = 120)
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         torch.set_num_threads(1)
+        faulthandler.dump_traceback_later(timeout)  # says where it hangs
         try:
             function(rank)
         except BaseException:
