@@ -25,7 +25,7 @@ from datasets import Dataset, DatasetDict
 from transformers import CLIPVisionConfig, EarlyStoppingCallback, GPT2Config, HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from evaluation.files import write_json
+from evaluation.files import parse_arguments, write_json
 from evaluation.scoring import score
 from evaluation.systems import predict
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
@@ -185,7 +185,7 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, SEVLMTraining
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(**PRESETS.get(preset, {}), preset=preset)
-    return parser.parse_args_into_dataclasses(argv)
+    return parse_arguments(parser, argv)
 
 
 def check_arguments(data_args: DataArguments, training_args: SEVLMTrainingArguments) -> None:

@@ -6,10 +6,12 @@ Used by `train.py`; never copied to the Hub.
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate.utils import gather_object
@@ -17,7 +19,7 @@ from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
@@ -25,16 +27,26 @@ from processing import SEVLMProcessor
 
 from .heads_sevlm import emotion_targets
 from .model_card_sevlm import write_model_card
-from .push import find_destination, push
+from .push import check_token, find_destination, push
 
 
 logger = logging.get_logger(__name__)
 
+WEIGHTS = "*.safetensors"
 LOSS_PARTS = ("language_loss", "emotion_loss", "contrastive_loss", "label_loss")
 
 
-@dataclass
-class SEVLMTrainingArguments(TrainingArguments):
+@dataclass(repr=False)
+class DiscreetTrainingArguments(TrainingArguments):
+    """`TrainingArguments` that keep the Hub's token to themselves: `Trainer` pickles them into every folder that it
+    saves. (Give subclasses `repr=False` too; theirs hides the token, a dataclass's own does not.)"""
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"hub_token": None}
+
+
+@dataclass(repr=False)
+class SEVLMTrainingArguments(DiscreetTrainingArguments):
     """`TrainingArguments` with the paper's recipe (Sec. 5.1 and its released code) as defaults."""
 
     output_dir: str | None = field(default="outputs/sevlm", metadata={"help": "Where checkpoints and results go."})
@@ -114,6 +126,26 @@ class SEVLMTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._sums = {}
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """As in transformers.
+
+        Raises:
+            ValueError: a checkpoint has no weights in safetensors, or something else than tensors and numbers in its
+                other files. Nothing in them is run.
+        """
+        folder = resume_from_checkpoint
+        if isinstance(folder, str | os.PathLike) and os.path.isdir(folder) and not any(Path(folder).glob(WEIGHTS)):
+            raise ValueError(f"{folder} has no weights in safetensors, so it is no checkpoint to resume from.")
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except UnpicklingError:
+            # The library's advice would be to run it.
+            raise ValueError(
+                f"{folder} holds a file (optimizer.pt, scheduler.pt or rng_state.pth) that is damaged or could run "
+                "code, and it was not read. Resume from a checkpoint of your own; of another's, begin anew from its "
+                "weights."
+            ) from None
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -291,6 +323,7 @@ class SEVLMTrainer(Trainer):
 def check_push(args: TrainingArguments, processor) -> None:
     """Raises `ValueError` for what would leave a repository without a processor, or with optimizer states and pickles
     in it, or in public what was meant to be private."""
+    check_token(args.hub_token)
     if not isinstance(processor, SEVLMProcessor):
         raise ValueError("push_to_hub needs the processor too: pass a `SEVLMProcessor` as `processing_class`.")
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):

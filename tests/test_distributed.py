@@ -125,12 +125,22 @@ def test_a_process_whose_partner_dies_ends_with_an_error(processor, tmp_path, mo
 
 
 def test_a_launched_run_ends_with_an_error_when_one_process_is_killed(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
     more = ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--save_steps", "5", "--max_steps", "100000"]
     more += ["--output_dir", str(tmp_path / "out")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with open(tmp_path / "told", "w") as told:
-        run = subprocess.Popen([*launch, "train.py", *QUIET, *more], cwd=ROOT, env=environment, stdout=told, stderr=told)
+        run = subprocess.Popen(
+            [*launch, "train.py", *QUIET, *more], cwd=ROOT, env=environment, stdout=told, stderr=told
+        )
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("out/checkpoint-*/trainer_state.json")):
