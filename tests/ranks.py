@@ -18,14 +18,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from tiny import IMAGE_SIZE, tiny_model
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from modeling_sevlm.trainer_sevlm import SEVLMTrainer, SEVLMTrainingArguments
 from processing.collator import SentencePairs, SEVLMCollator
 from processing.toy_artemis import load_toy_artemis
+
+
+PARTS = ("loss", "language_loss", "emotion_loss", "label_loss")
 
 
 def free_port() -> int:
@@ -34,7 +38,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def in_ranks(number: int, function: Callable[[int], None], timeout: float = 120) -> list[int]:
+def in_ranks(number: int, function: Callable[[int], None], timeout: float = 120) -> list[int | None]:
     """`function(rank)` in `number` processes; their exit codes. Whoever is left when the time is over is killed, which
     `None` stands for."""
     context, port = multiprocessing.get_context("fork"), free_port()
@@ -147,6 +151,7 @@ def train_here(setting: Setting, processor, folder: Path, rank: int = 0) -> dict
         processing_class=processor,
         callbacks=[keep],
     )
+    trainer.remove_callback(PrinterCallback)
     resume = str(folder / f"checkpoint-{setting.resume_at}") if setting.resume_at else None
     trainer.train(resume_from_checkpoint=resume)
     timed = ("train_runtime", "samples_per_second", "steps_per_second", "runtime")
@@ -163,6 +168,27 @@ def seen(runs: list[dict], setting: Setting) -> list[list]:
     share = setting.batch_size // setting.processes // setting.accumulation
     dealt = [[run["read"][i : i + share] for i in range(0, len(run["read"]), share)] for run in runs]
     return [row for batches in zip(*dealt, strict=True) for batch in batches for row in batch]
+
+
+def assert_one_run(setting: Setting, ones: list[dict], several: list[dict]) -> None:
+    """Runs of one and of several processes with the same paintings in a batch, all in all."""
+    one, order = ones[0], seen(several, setting)
+    for epoch in range(setting.epochs):
+        rows = [row for row in order if row[0] == epoch]
+        expected = [row for row in one["read"] if row[0] == epoch]
+        assert rows[: setting.paintings] == expected and len(expected) == setting.paintings
+    for number, rank in enumerate(several):
+        assert rank["steps"] == one["steps"] and len(rank["gradients"]) == len(one["gradients"])
+        for step, (gradients, known) in enumerate(zip(rank["gradients"], one["gradients"], strict=True)):
+            assert gradients.keys() == known.keys()
+            for name in known:
+                told = f"{name}, step {step}, rank {number}"
+                torch.testing.assert_close(gradients[name], known[name], rtol=1e-3, atol=1e-4, msg=told)
+    for entry, known in zip(several[0]["log"], one["log"], strict=True):
+        for name in known.keys() & ({*PARTS} | {f"eval_{part}" for part in PARTS}):
+            assert entry[name] == pytest.approx(known[name], rel=1e-5), (name, known["step"])
+    weights = [rank["weights"] for rank in several]
+    assert all(torch.equal(weights[0][name], other[name]) for other in weights for name in other)
 
 
 def train_in(setting: Setting, processor, folder: Path, timeout: float = 120) -> list[dict]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from ranks import Setting, free_port, in_ranks, seen, train_here, train_in
+from ranks import Setting, assert_one_run, free_port, in_ranks, train_here, train_in
 
 import evaluate_sevlm
 import train
@@ -22,29 +22,7 @@ from modeling_sevlm.trainer_sevlm import SEVLMTrainer
 
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("loss", "language_loss", "emotion_loss", "label_loss")
 QUIET = "--num_paintings 60 --image_size 32 --per_device_train_batch_size 4 --use_cpu true --disable_tqdm true".split()
-
-
-def assert_one_run(setting: Setting, ones: list[dict], several: list[dict]) -> None:
-    """Runs of one and of several processes with the same paintings in a batch, all in all."""
-    one, order = ones[0], seen(several, setting)
-    for epoch in range(setting.epochs):
-        rows = [row for row in order if row[0] == epoch]
-        expected = [row for row in one["read"] if row[0] == epoch]
-        assert rows[: setting.paintings] == expected and len(expected) == setting.paintings
-    for number, rank in enumerate(several):
-        assert rank["steps"] == one["steps"] and len(rank["gradients"]) == len(one["gradients"])
-        for step, (gradients, known) in enumerate(zip(rank["gradients"], one["gradients"], strict=True)):
-            assert gradients.keys() == known.keys()
-            for name in known:
-                told = f"{name}, step {step}, rank {number}"
-                torch.testing.assert_close(gradients[name], known[name], rtol=1e-3, atol=1e-4, msg=told)
-    for entry, known in zip(several[0]["log"], one["log"], strict=True):
-        for name in known.keys() & ({*PARTS} | {f"eval_{part}" for part in PARTS}):
-            assert entry[name] == pytest.approx(known[name], rel=1e-5), (name, known["step"])
-    weights = [rank["weights"] for rank in several]
-    assert all(torch.equal(weights[0][name], other[name]) for other in weights for name in other)
 
 
 @pytest.mark.parametrize(
