@@ -1,5 +1,7 @@
 # make demo: train a tiny model on the embedded data and look at three held-out pictures.
 # make test: all tests. Both build .venv themselves; neither needs a GPU, Java or any hub.
+# make test-lowest: the same with the lowest versions that setup.cfg allows, in .venv-lowest.
+# make audit, make release: known vulnerabilities of constraints.txt; dist/ with the wheel and a bill of its materials.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +14,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # What the browser's test needs from Debian or Ubuntu.
 BROWSER := chromium chromium-driver
 
-.PHONY: demo figures app browser test test-slow torture style quality clean
+.PHONY: demo figures app browser test test-slow test-lowest torture audit release style quality clean
 
 demo: .venv/demo
 	rm -rf outputs/demo/checkpoint-*  # of an earlier demo, which a run does not begin beside
@@ -48,9 +50,23 @@ test: .venv/dev
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -q -m slow
 
+test-lowest: .venv-lowest/dev
+	.venv-lowest/bin/python -m pytest -q -n auto --dist loadfile
+
 # Long trials, up to half an hour; one of them: .venv/bin/python tests/torture crash
 torture: .venv/dev
 	$(BIN)/python tests/torture
+
+# Fails if there is a vulnerability, and says so if the index could not be reached.
+audit: .venv-release/tools
+	.venv-release/bin/python .ci/audit.py constraints.txt
+
+# The bill (CycloneDX) names the versions that were tested.
+release: .venv-release/tools
+	rm -rf build dist
+	.venv-release/bin/python -m build --wheel --outdir dist .
+	.venv-release/bin/cyclonedx-py requirements --output-reproducible --mc-type library \
+		--output-format JSON --output-file dist/sevlm.cdx.json constraints.txt
 
 style: .venv/dev
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -66,5 +82,17 @@ quality: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
+.venv-lowest/dev: setup.cfg constraints-lowest.txt
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
+		--editable '.[dev]'
+	touch $@
+
+RELEASE_TOOLS := build==1.6.1 cyclonedx-bom==7.5.0 pip-audit==2.10.1
+.venv-release/tools: Makefile
+	test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check $(RELEASE_TOOLS)
+	touch $@
+
 clean:
-	rm -rf .venv outputs *.egg-info
+	rm -rf .venv .venv-lowest .venv-release build dist outputs *.egg-info

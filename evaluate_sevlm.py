@@ -28,7 +28,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoConfig, HfArgumentParser, pipeline, set_seed
 
-from evaluation.files import errors_as_exit, write_json
+from evaluation.files import errors_as_exit, parse_arguments, write_json
 from evaluation.predictions_file import read_emotions, read_painting_list, read_predictions, read_records
 from evaluation.report import git_commit, table, versions
 from evaluation.scoring import average, check_judge, score
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> dict:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    args, data_args = parser.parse_args_into_dataclasses(argv)
+    args, data_args = parse_arguments(parser, argv)
     check_arguments(args)
     # The others wait while the main process scores.
     state = PartialState(cpu=args.use_cpu, timeout=timedelta(hours=6))

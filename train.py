@@ -26,7 +26,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from transformers import CLIPVisionConfig, GPT2Config, HfArgumentParser, set_seed
 
-from evaluation.files import errors_as_exit, write_json
+from evaluation.files import errors_as_exit, parse_arguments, write_json
 from evaluation.scoring import score
 from evaluation.systems import predict
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
@@ -191,7 +191,7 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, SEVLMTraining
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(**PRESETS.get(preset, {}), preset=preset)
-    return parser.parse_args_into_dataclasses(argv)
+    return parse_arguments(parser, argv)
 
 
 def check_arguments(data_args: DataArguments, training_args: SEVLMTrainingArguments) -> None:
@@ -368,6 +368,7 @@ def train_and_save(trainer: SEVLMTrainer, record: dict) -> None:
         trainer.push_to_hub()  # saves the model, too
     else:
         trainer.save_model()
+    trainer.accelerator.wait_for_everyone()  # whoever returns finds the files whole
 
 
 def checkpoint_size(model: SEVLMForConditionalGeneration) -> int:

@@ -1,11 +1,13 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Result files that are whole or not there, and input errors that end a script with one line."""
+"""Result files that are whole or not there; input errors, unknown arguments too, that end a script with one line."""
 
 import contextlib
 import json
 import math
 import os
 from pathlib import Path
+
+from transformers import HfArgumentParser
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -43,3 +45,17 @@ def errors_as_exit():
         yield
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def parse_arguments(parser: HfArgumentParser, argv: list[str]) -> tuple:
+    """The parser's dataclasses. Unknown arguments end the script with their names; what stands behind them, which may
+    be a token, is not repeated."""
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        names = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        raise SystemExit(
+            f"error: there is no argument {', '.join(names)}; --help lists those that there are."
+            if names
+            else "error: there is a word too many, which belongs to no argument; --help lists the arguments."
+        )
+    return tuple(parsed)

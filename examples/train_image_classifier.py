@@ -26,7 +26,6 @@ from transformers import (
     CLIPImageProcessorPil,
     HfArgumentParser,
     Trainer,
-    TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
     set_seed,
@@ -35,6 +34,7 @@ from transformers import (
 from evaluation.files import errors_as_exit, write_json, write_text
 from evaluation.scoring import label_distributions
 from metrics.emotion_prediction.emotion_prediction import emotion_prediction_scores
+from modeling_sevlm.trainer_sevlm import DiscreetTrainingArguments
 from processing.data_arguments import DataArguments, load_inputs
 
 
@@ -47,8 +47,8 @@ class ClassifierArguments:
     freeze_tower: bool = field(default=False, metadata={"help": "Train the last layer only."})
 
 
-@dataclass
-class ClassifierTrainingArguments(TrainingArguments):
+@dataclass(repr=False)
+class ClassifierTrainingArguments(DiscreetTrainingArguments):
     output_dir: str | None = "outputs/image_classifier"
     learning_rate: float = 5e-5
     num_train_epochs: float = 10

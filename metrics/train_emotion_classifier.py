@@ -43,7 +43,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
@@ -51,6 +50,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from evaluation.files import errors_as_exit, write_json
 from evaluation.report import versions
 from evaluation.scoring import painting_digest
+from modeling_sevlm.trainer_sevlm import DiscreetTrainingArguments
 
 from .emotion_text_data import EmotionTextArguments, load_emotion_texts
 
@@ -95,8 +95,8 @@ class ModelArguments:
     vocab_size: int = field(default=4000, metadata={"help": "Of the tokenizer of model tiny."})
 
 
-@dataclass
-class JudgeTrainingArguments(TrainingArguments):
+@dataclass(repr=False)
+class JudgeTrainingArguments(DiscreetTrainingArguments):
     """`TrainingArguments` with defaults for short texts with labels on which viewers disagree."""
 
     output_dir: str | None = field(default="outputs/judge", metadata={"help": "Where judge and checkpoints go."})

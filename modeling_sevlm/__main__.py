@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         # A terminal that knows few characters gets the others written out. (A notebook's streams know all.)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    check_alone()
     part_path = check_output(args.output, args.overwrite) if args.output is not None else None
     check_device(args.device)
     pictures = find_pictures(args.pictures)
@@ -116,6 +117,15 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(f"error: {error}" + (f". {kept}." if part_path is not None else "")) from error
     report(explained, skipped, pictures, args.output)
     return 0 if explained else 1
+
+
+def check_alone() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SystemExit(
+            "error: of several processes each would explain all pictures. Start this command once, with "
+            "`python -m modeling_sevlm`, not through accelerate or torchrun; for several GPUs give each run its own "
+            "pictures, --device and --output."
+        )
 
 
 def check_output(output: Path, overwrite: bool) -> Path:

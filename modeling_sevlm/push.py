@@ -133,6 +133,15 @@ def _check_name(repository: str) -> None:
         raise PushError(f"{repository!r} is no name for a repository: {error} Give it as org/name.") from error
 
 
+def check_token(token: str | None) -> None:
+    """Raises [`PushError`] for a token that can be none; the libraries' errors would print it."""
+    if isinstance(token, str) and not (token.isascii() and token.isprintable() and " " not in token):
+        raise PushError(
+            "The token holds a line break, a space or another character that no token has: take it again from the "
+            "Hub's settings, and log in with `hf auth login`, or set HF_TOKEN."
+        )
+
+
 def find_destination(api: HfApi, repository: str, private: bool | None) -> Destination:
     """Look who pushes and where to, without changing anything.
 
@@ -140,6 +149,7 @@ def find_destination(api: HfApi, repository: str, private: bool | None) -> Desti
         PushError: if nobody is logged in, if `private` is asked for and the repository is public, or if there is no
             connection.
     """
+    check_token(api.token)
     try:
         if "/" not in repository:
             repository = f"{api.whoami()['name']}/{repository}"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate.utils import gather_object
@@ -21,7 +22,13 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, SaveStrategy
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    HubStrategy,
+    SaveStrategy,
+    TrainOutput,
+)
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
@@ -30,7 +37,7 @@ from processing import SEVLMProcessor
 from .finite_sevlm import FiniteWatch, NonFiniteError, Origin
 from .heads_sevlm import emotion_targets
 from .model_card_sevlm import write_model_card
-from .push import find_destination, push
+from .push import check_token, find_destination, push
 from .run_folder_sevlm import (
     STAGING,
     STATE_FILE,
@@ -46,12 +53,22 @@ from .run_folder_sevlm import (
 
 logger = logging.get_logger(__name__)
 
+WEIGHTS = "*.safetensors"
 LOSS_PARTS = ("language_loss", "emotion_loss", "contrastive_loss", "label_loss")
 PAINTINGS = "paintings"  # in a batch, until the trainer takes it
 
 
-@dataclass
-class SEVLMTrainingArguments(TrainingArguments):
+@dataclass(repr=False)
+class DiscreetTrainingArguments(TrainingArguments):
+    """`TrainingArguments` that keep the Hub's token to themselves: `Trainer` pickles them into every folder that it
+    saves. (Give subclasses `repr=False` too; theirs hides the token, a dataclass's own does not.)"""
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"hub_token": None}
+
+
+@dataclass(repr=False)
+class SEVLMTrainingArguments(DiscreetTrainingArguments):
     """`TrainingArguments` with the paper's recipe (Sec. 5.1 and its released code) as defaults."""
 
     output_dir: str | None = field(default="outputs/sevlm", metadata={"help": "Where checkpoints and results go."})
@@ -125,8 +142,9 @@ class SEVLMTrainer(Trainer):
     `Trainer` for [`SEVLMForConditionalGeneration`] and batches of `SEVLMCollator`.
 
     Every part of the loss is divided by its own number of items (label tokens, explanation words with VAD, paintings)
-    over the whole accumulated batch of all processes, so that accumulation steps and processes do not change the
-    language and emotion parts. (The contrastive part has its negatives within a device's batch.)
+    over the whole accumulated batch of all processes, and no painting counts twice in an epoch, so that accumulation
+    steps and processes do not change the language and emotion parts. (The contrastive part has its negatives within a
+    device's batch.)
 
     Checkpoints and the model appear under their names when they are whole. A loss or gradient that is NaN or infinite
     ends training before the next log, evaluation or save, on a CPU before the update it would spoil.
@@ -136,7 +154,7 @@ class SEVLMTrainer(Trainer):
 
     Raises:
         ValueError: if it is to push to the Hub and cannot leave a complete repository, or would leave more than that;
-            if labels are to be smoothed.
+            if labels are to be smoothed; if the processes are to have different numbers of batches.
         NonFiniteError: a loss or gradient is NaN or infinite.
         SavingError: a checkpoint or the model cannot be written, the disk being full, say.
     """
@@ -149,6 +167,8 @@ class SEVLMTrainer(Trainer):
         if arguments is not None and arguments.label_smoothing_factor:
             raise ValueError("`label_smoothing_factor` has no place in the paper's loss (Eq. 8): leave it at 0.")
         super().__init__(*args, **kwargs)
+        if self.args.world_size > 1 and not self.args.accelerator_config.even_batches:
+            raise ValueError("`even_batches: false` lets processes wait for others that have finished: leave it out.")
         self.generation_metrics = generation_metrics
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(TellEpoch(self.train_dataset))
@@ -160,14 +180,6 @@ class SEVLMTrainer(Trainer):
         self._update: list[list[str]] = []  # the paintings of its batches
         self._batch = 0  # of the update
         self._staging: Path | None = None  # while a checkpoint is written
-
-    def train(self, *args, **kwargs):
-        if self.args.should_save:
-            clear_staging(self.args.output_dir)
-        self.accelerator.wait_for_everyone()
-        output = super().train(*args, **kwargs)
-        self._check_finite()
-        return output
 
     def _run_epoch(self, *args, **kwargs) -> None:
         # A checkpoint of a run that had come to its end would else be trained for one more step.
@@ -183,6 +195,31 @@ class SEVLMTrainer(Trainer):
         finally:
             self.data_collator = collator
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """As in transformers.
+
+        Raises:
+            ValueError: a checkpoint has no weights in safetensors, or something else than tensors and numbers in its
+                other files. Nothing in them is run.
+        """
+        folder = resume_from_checkpoint
+        if isinstance(folder, str | os.PathLike) and os.path.isdir(folder) and not any(Path(folder).glob(WEIGHTS)):
+            raise ValueError(f"{folder} has no weights in safetensors, so it is no checkpoint to resume from.")
+        if self.args.should_save:
+            clear_staging(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        try:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        except UnpicklingError:
+            # The library's advice would be to run it.
+            raise ValueError(
+                f"{folder} holds a file (optimizer.pt, scheduler.pt or rng_state.pth) that is damaged or could run "
+                "code, and it was not read. Resume from a checkpoint of your own; of another's, begin anew from its "
+                "weights."
+            ) from None
+        self._check_finite()
+        return output
+
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         if self.optimizer is None:
             optimizer_cls, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -194,19 +231,32 @@ class SEVLMTrainer(Trainer):
         self._update, self._batch = [batch.pop(PAINTINGS) for batch in batches], 0
         if not batches:
             return batches, None
+        if self.accelerator.gradient_state.end_of_dataloader:
+            batches[-1] = self._without_repeats(batches[-1])
         counts = torch.stack([self._count_items(batch) for batch in batches]).sum(dim=0).to(device)
         return batches, self.accelerator.reduce(counts, reduction="sum")
+
+    def _without_repeats(self, last: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The epoch's last batch without the rows that accelerate repeats so that every process has as many. Where no
+        other is left, one stays, as the processes have to keep step, and asks for nothing."""
+        args, size = self.args, last["labels"].shape[0]
+        rest = len(self.train_dataset) % (size * args.world_size)
+        if args.world_size == 1 or args.dataloader_drop_last or not rest:
+            return last
+        own = min(size, max(0, rest - args.process_index * size))
+        last = {name: tensor[: max(1, own)] for name, tensor in last.items()}
+        if not own:
+            last["labels"] = torch.full_like(last["labels"], -100)
+            last["vad_values"] = torch.zeros_like(last["vad_values"])
+        return last
 
     def _count_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Items that each of `LOSS_PARTS` is a mean over: `(4,)`."""
         explanation = self.model.explanation_mask(inputs["token_type_ids"]) & inputs["attention_mask"].bool()
-        return torch.stack(
-            [
-                inputs["labels"][..., 1:].ne(-100).sum(),
-                emotion_targets(inputs["vad_values"], explanation).sum(),
-                *[torch.tensor(inputs["labels"].shape[0], device=inputs["labels"].device)] * 2,
-            ]
-        )
+        asked = inputs["labels"][..., 1:].ne(-100)
+        paintings = asked.flatten(1).any(dim=1).sum()
+        words = emotion_targets(inputs["vad_values"], explanation).sum()
+        return torch.stack([asked.sum(), words, paintings, paintings])
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -455,6 +505,7 @@ class SEVLMTrainer(Trainer):
 def check_push(args: TrainingArguments, processor) -> None:
     """Raises `ValueError` for what would leave a repository without a processor, or with optimizer states and pickles
     in it, or in public what was meant to be private."""
+    check_token(args.hub_token)
     if not isinstance(processor, SEVLMProcessor):
         raise ValueError("push_to_hub needs the processor too: pass a `SEVLMProcessor` as `processing_class`.")
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):

@@ -22,11 +22,11 @@ from transformers import (
     GPT2LMHeadModel,
     HfArgumentParser,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
 from evaluation.files import write_json
+from modeling_sevlm.trainer_sevlm import DiscreetTrainingArguments
 from processing.annotations import read_annotations
 from processing.artemis import EMOTIONS
 from processing.processing_sevlm import BECAUSE, PAD_TOKEN, PROMPT
@@ -46,8 +46,8 @@ class DecoderArguments:
     max_length: int = field(default=40, metadata={"help": "Tokens at which a sentence is cut."})
 
 
-@dataclass
-class DecoderTrainingArguments(TrainingArguments):
+@dataclass(repr=False)
+class DecoderTrainingArguments(DiscreetTrainingArguments):
     output_dir: str | None = "outputs/decoder"
     learning_rate: float = 2e-3
     weight_decay: float = 0.01

@@ -1,0 +1,157 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Several processes against one with larger batches, and one of them killed at random moments."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+from accelerate import PartialState
+from ranks import Setting, assert_one_run, free_port, in_ranks, train_here, train_in
+from tiny import tiny_processor
+from trial import Row
+
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COMPARED, KILLED, LAUNCHED = 14, 8, 6
+PATIENCE = 60  # seconds in which the others have to end
+LAUNCHERS = (
+    ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
+    ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"],
+)
+TRAINING = "--num_paintings 60 --image_size 32 --per_device_train_batch_size 4 --use_cpu true --disable_tqdm true "
+TRAINING += "--max_steps 100000 --save_steps 5 --eval_steps 5 --generation_samples 4 --sheet_paintings 0"
+
+
+def run(chance: random.Random, folder: Path) -> Iterator[Row]:
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    processor = tiny_processor()
+    yield compare(chance, folder / "compared", processor)
+    yield kill_some(chance, folder / "killed", processor)
+    yield kill_launched(chance, folder / "launched")
+
+
+def compare(chance: random.Random, folder: Path, processor) -> Row:
+    failures, uneven = [], 0
+    for number in range(COMPARED):
+        processes, accumulation = chance.choice((2, 2, 3)), chance.choice((1, 1, 2, 3))
+        setting = Setting(
+            paintings=chance.randint(3, 40),
+            batch_size=processes * accumulation * chance.randint(1, 4),
+            accumulation=accumulation,
+            epochs=chance.choice((1, 1, 2)),
+            seed=chance.randrange(1000),
+        )
+        uneven += bool(setting.paintings % setting.batch_size)
+        try:
+            one = train_in(setting, processor, folder / f"{number}-one")
+            setting = replace(setting, processes=processes)
+            assert_one_run(setting, one, train_in(setting, processor, folder / f"{number}-several"))
+        except AssertionError as error:
+            failures.append(f"{setting}: {str(error).splitlines()[0]}")
+    same = COMPARED - len(failures)
+    return Row(
+        "runs of two or three processes against one with as large a batch",
+        COMPARED,
+        f"{same} with the same paintings in the same order, gradients and figures; {uneven} with an uneven end",
+        failures,
+    )
+
+
+def kill_some(chance: random.Random, folder: Path, processor) -> Row:
+    failures, slowest = [], 0.0
+    for number in range(KILLED):
+        processes, moment = chance.choice((2, 2, 3)), chance.uniform(0.0, 5.0)
+        victim = chance.randrange(processes)
+        arguments = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 2}
+        setting = Setting(paintings=27, processes=processes, batch_size=12, epochs=10_000, arguments=arguments)
+        where = folder / str(number)
+        where.mkdir(parents=True)
+
+        def train(rank: int, setting=setting, where=where, victim=victim, moment=moment):
+            PartialState(cpu=True)  # before it, a launcher only can know that one is missing
+            if rank == victim:
+                threading.Timer(moment, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            train_here(setting, processor, where, rank)
+
+        began = time.monotonic()
+        codes = in_ranks(processes, train, timeout=PATIENCE)
+        slowest = max(slowest, time.monotonic() - began - moment)
+        codes.pop(victim)
+        if not all(code is not None and code > 0 for code in codes):
+            failures.append(
+                f"rank {victim} of {processes} killed after {moment:.2f} s: the others' exit codes {codes}"
+            )
+    return Row(
+        "`kill -9` of one process at a random moment, nobody watching over them",
+        KILLED,
+        f"{KILLED - len(failures)} ended on all others with an error, within {slowest:.0f} s at most",
+        failures,
+    )
+
+
+def kill_launched(chance: random.Random, folder: Path) -> Row:
+    failures, slowest, during = [], 0.0, Counter()
+    for number in range(LAUNCHED):
+        launcher, rank, moment = LAUNCHERS[number % 2], str(chance.randrange(2)), chance.uniform(0.0, 12.0)
+        where = folder / str(number)
+        where.mkdir(parents=True)
+        command = [sys.executable, "-m", *launcher, str(free_port()), "train.py", *TRAINING.split()]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with open(where / "told", "w") as told:
+            launched = subprocess.Popen(
+                [*command, "--output_dir", str(where / "out")], cwd=ROOT, env=environment, stdout=told, stderr=told
+            )
+        problem = None
+        try:
+            workers = find_workers(launched)
+            time.sleep(moment)
+            during["training" if (where / "out").exists() else "starting"] += 1
+            workers[rank].kill()
+            began = time.monotonic()
+            if launched.wait(PATIENCE) == 0:
+                problem = "it ended as if all were well"
+            if psutil.wait_procs(list(workers.values()), timeout=10)[1]:
+                problem = "a process went on alone"
+            slowest = max(slowest, time.monotonic() - began)
+            halves = [path.name for path in (where / "out").rglob("*.tmp*")]
+            if problem is None and "100000" in (where / "told").read_text() and halves:
+                problem = f"half-written {halves}"
+        except (subprocess.TimeoutExpired, KeyError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        finally:
+            for process in [*psutil.Process(launched.pid).children(recursive=True)] if launched.poll() is None else []:
+                process.kill()
+            launched.kill()
+            launched.wait()
+        if problem:
+            failures.append(f"{launcher[0]}, rank {rank} killed after {moment:.2f} s: {problem}")
+    return Row(
+        "the same under `torchrun` and `accelerate launch`",
+        LAUNCHED,
+        f"{LAUNCHED - len(failures)} ended with an error and no process left, within {slowest:.0f} s at most "
+        f"({', '.join(f'{count} while {when}' for when, count in sorted(during.items()))})",
+        failures,
+    )
+
+
+def find_workers(launched: subprocess.Popen) -> dict[str, psutil.Process]:
+    """The launched processes by rank, as soon as all are there."""
+    deadline, workers = time.monotonic() + PATIENCE, {}
+    while len(workers) < 2 and time.monotonic() < deadline and launched.poll() is None:
+        time.sleep(0.05)
+        for process in psutil.Process(launched.pid).children(recursive=True):
+            try:
+                if (rank := process.environ().get("RANK")) is not None and "train.py" in process.cmdline():
+                    workers[rank] = process
+            except psutil.Error:  # it is just beginning
+                continue
+    return workers
