@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from tqdm.auto import tqdm
+
+from .pictures import TooManyPixels, identify, open_file
 
 
 IMAGE_EXTENSIONS = [".jpg", ".jpeg", ".png", ".webp"]  # in order of preference
@@ -83,7 +85,7 @@ def find_undecodable(images: Iterable[str | bytes], total: int) -> Iterator[str 
 def why_undecodable(image: str | bytes) -> str | None:
     """Why a path or the bytes of an image file cannot be decoded, in a few words; None if they can.
 
-    An image above PIL's decompression bomb limit counts as undecodable: reading it later would fail as well.
+    An image above the limit of `pictures.set_max_megapixels` counts as undecodable: reading it later would fail too.
     """
     try:
         if isinstance(image, str):
@@ -91,11 +93,13 @@ def why_undecodable(image: str | bytes) -> str | None:
                 return "the file is empty"
         elif not image:
             return "the image is empty"
-        with Image.open(image if isinstance(image, str) else io.BytesIO(image)) as picture:
+        with open_file(image) if isinstance(image, str) else io.BytesIO(image) as file, identify(file) as picture:
             picture.draft(None, (1, 1))
             picture.load()
     except UnidentifiedImageError:
         return "not an image that PIL can read"
+    except TooManyPixels as error:
+        return str(error)
     except Exception as error:  # PIL's plug-ins raise far more than OSError on damaged data
         return f"{type(error).__name__}: {error}"
     return None
