@@ -6,7 +6,7 @@ import ssl
 import time
 import zlib
 from functools import cache, partial
-from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 from urllib.request import (
@@ -40,7 +40,7 @@ def download(address: str, timeout: float | None = None, max_megabytes: float | 
 
     Raises:
         ValueError: the server refuses, sends too much, or ends too early; it takes too long.
-        OSError, HTTPException: it cannot be reached, or does not speak HTTP.
+        OSError: it cannot be reached.
     """
     timeout = TIMEOUT if timeout is None else timeout
     limit = MAX_MEGABYTES if max_megabytes is None else max_megabytes
@@ -53,6 +53,8 @@ def download(address: str, timeout: float | None = None, max_megabytes: float | 
     except HTTPError as error:
         with error:
             raise ValueError(f"the server answers {error.code} {' '.join(str(error.reason).split())}") from error
+    except HTTPException as error:
+        raise ValueError(f"the server's answer is no HTTP ({type(error).__name__}: {str(error).strip()})") from error
     except OSError as error:
         if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
             raise ValueError(
@@ -89,6 +91,8 @@ def _read(answer: HTTPResponse, max_megabytes: float) -> bytes:
     if answer.length or (unpacker is not None and not unpacker.eof):
         missing = f"{answer.length:,} bytes" if answer.length else "some bytes"
         raise ValueError(f"the connection ended {missing} before the end of the file: try again")
+    if not size:
+        raise ValueError(f"the server sends an empty file ({answer.status} {answer.reason})")
     return b"".join(parts)
 
 
