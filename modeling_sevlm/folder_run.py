@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import sys
 import zlib
 from argparse import Namespace
@@ -285,5 +286,7 @@ def write_table(rows: list[dict], output: Path) -> None:
 
 
 def encodable(name: str) -> str:
-    """A file name whose bytes that are no UTF-8 are written out, so that two names stay two."""
+    """A file name whose bytes that are no UTF-8 are written out as \\udcXX, and a backslash that would look like the
+    beginning of that as \\u005c, so that two names stay two."""
+    name = re.sub(r"\\(?=u(dc[89a-f][0-9a-f]|005c))", r"\\u005c", name)
     return name.encode(errors="backslashreplace").decode()

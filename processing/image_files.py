@@ -36,6 +36,7 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
 
     Raises:
         FileNotFoundError: `folder` does not exist or is not a folder.
+        ValueError: its path has bytes that are no UTF-8, which tables cannot hold.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(
@@ -43,9 +44,15 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
             "<images>/<art_style>/<painting>.jpg as `images` (command line: --images)."
         )
     # Absolute, because data loader workers may run in another working directory.
+    folder = os.path.abspath(folder)
+    if not _is_unicode(folder):
+        raise ValueError(
+            f"The path of the image folder, {folder!r}, has bytes that are no UTF-8, and a data set cannot hold it. "
+            "Rename that folder, or give a link to it that has another name."
+        )
     style_folders: dict[str, list[str]] = {}
-    for entry in os.scandir(os.path.abspath(folder)):
-        if entry.is_dir():
+    for entry in os.scandir(folder):
+        if _holds(entry.is_dir):
             style_folders.setdefault(_nfc(entry.name), []).append(entry.path)
 
     listings: dict[str, dict[str, str]] = {}
@@ -113,10 +120,26 @@ def _list_images(folders: list[str]) -> dict[str, str]:
         for entry in os.scandir(folder):
             path = Path(entry.name)
             extension = path.suffix.lower()
-            if extension in IMAGE_EXTENSIONS and entry.is_file():
+            if extension in IMAGE_EXTENSIONS and _holds(entry.is_file):
                 files[path.stem + extension] = entry.path
                 normalised[_nfc(path.stem) + extension] = entry.path
     return normalised | files
+
+
+def _holds(test) -> bool:
+    """What an entry of a folder is; a link that leads to itself is nothing."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _nfc(text: str) -> str:

@@ -223,8 +223,12 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     return (values if high <= 255 else values >> 8).astype(np.uint8)
 
 
-if (_limit := os.environ.get(LIMIT_VARIABLE)) is not None:
-    try:
-        set_max_megapixels(float(_limit))
-    except ValueError as error:
-        raise ValueError(f"The environment variable {LIMIT_VARIABLE}={_limit!r}: {error}") from error
+def _take_limit_of_the_environment() -> None:
+    if (megapixels := os.environ.get(LIMIT_VARIABLE)) is not None:
+        try:
+            set_max_megapixels(float(megapixels))
+        except ValueError as error:
+            raise ValueError(f"The environment variable {LIMIT_VARIABLE} is {megapixels!r}: {error}") from error
+
+
+_take_limit_of_the_environment()
