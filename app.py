@@ -20,12 +20,14 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
 from web import page  # noqa: E402
 from web.painting_field import Painting  # noqa: E402
 from web.paintings import draw_examples  # noqa: E402
+from web.requests import MEGABYTE, RequestLimits  # noqa: E402
 from web.sitting import Sitting, Studio  # noqa: E402
-from web.uploads import MEGABYTE, MOST_MEGAPIXELS, UploadError, UploadLimits  # noqa: E402
+from web.uploads import UploadError, UploadLimits  # noqa: E402
 
 
 MODEL_VARIABLE, MODEL_FILE = "SEVLM_MODEL", Path(__file__).resolve().parent / "model.txt"
@@ -33,6 +35,7 @@ MODEL_VARIABLE, MODEL_FILE = "SEVLM_MODEL", Path(__file__).resolve().parent / "m
 TURN = {"concurrency_limit": 1, "concurrency_id": "model"}
 QUEUE_LENGTH = 100
 UPLOADS_KEPT = 3600  # seconds
+VISITORS_KEPT = 300  # whose pictures are remembered, about 5 MB each
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 
@@ -160,7 +163,8 @@ def theme() -> gr.Theme:
 
 
 def launch(demo: gr.Blocks, studio: Studio, *, host: str | None, port: int | None, wait: bool = True):
-    """Serve the page. Of the disk it shows nothing but what was uploaded and the examples."""
+    """Serve the page. Of the disk it shows nothing but what was uploaded and the examples. A request is bounded by
+    `RequestLimits`, the queue by `QUEUE_LENGTH`, and the model takes one call at a time."""
     return demo.launch(
         server_name=host,
         server_port=port,
@@ -168,6 +172,8 @@ def launch(demo: gr.Blocks, studio: Studio, *, host: str | None, port: int | Non
         show_error=True,
         allowed_paths=[],
         max_file_size=int(studio.limits.megabytes * MEGABYTE),
+        state_session_capacity=VISITORS_KEPT,
+        app_kwargs={"middleware": [Middleware(RequestLimits, upload_megabytes=studio.limits.megabytes)]},
         ssr_mode=False,
         enable_monitoring=False,
         run_history=False,
@@ -200,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
         "--max_megapixels",
         type=float,
         default=UploadLimits.megapixels,
-        help=f"of a picture, at most {MOST_MEGAPIXELS}",
+        help="of a picture (about 15 MB of memory each)",
     )
     args = parser.parse_args(argv)
     if not args.model:

@@ -7,6 +7,8 @@
 
 Folders are searched with their subfolders for .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff and .webp. Linked files are
 read; linked folders inside a folder are not followed. Pictures that cannot be read are left out and named at the end.
+So are those of more than 178 megapixels, which small files can hide to fill the memory: `--max_megapixels 500` lets
+larger scans through (4 GB of memory each).
 
 With `--output`, finished batches are kept in FILE.part until all are done, and FILE appears when it is whole. A run
 that was stopped, by whatever, goes on behind its last finished batch when the same command is given again; pictures
@@ -23,10 +25,12 @@ import os
 import shutil
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import pipeline
 from transformers.utils import logging
@@ -58,6 +62,16 @@ def from_one(text: str) -> int:
     return int(text)
 
 
+def above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"a number above 0, not {text!r}")
+    return number
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m modeling_sevlm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -74,6 +88,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=from_one)
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--device", help="for example cuda:1 or cpu; the first GPU if there is one by default")
+    parser.add_argument(
+        "--max_megapixels",
+        type=above_zero,
+        help="the largest picture that is opened (178): small files can hide huge ones",
+    )
+    parser.add_argument("--timeout", type=above_zero, help="seconds that a URL may take (60)")
+    parser.add_argument("--max_megabytes", type=above_zero, help="the largest file that a URL may send (256)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"])
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
     parser.add_argument("--trust_remote_code", action="store_true", help="use the code in the model's repository")
@@ -96,6 +117,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     check_alone()
+    # Below its own limit, which is ours too, Pillow warns.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     part_path = check_output(args.output, args.overwrite) if args.output is not None else None
     check_device(args.device)
     pictures = find_pictures(args.pictures)
@@ -165,7 +188,9 @@ def find_pictures(inputs: list[str]) -> Pictures:
             found.setdefault(name, name)
             continue
         if not os.path.isdir(name) and not os.path.isfile(name):
-            raise SystemExit(f"error: {printable(name)}: no such file or folder.")
+            is_special = os.path.exists(name)
+            what = "a pipe, a socket or a device, not a file" if is_special else "no such file or folder"
+            raise SystemExit(f"error: {printable(name)}: {what}.")
         inside, refused = [name], []
         if os.path.isdir(name):
             walk = os.walk(name, onerror=lambda error, refused=refused: refused.append(error))

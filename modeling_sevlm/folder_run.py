@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import sys
 import zlib
 from argparse import Namespace
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .pipeline_sevlm import VAD_NAMES, SEVLMPipeline
+from .pipeline_sevlm import PREPARING, VAD_NAMES, SEVLMPipeline
 
 
 try:
@@ -29,7 +30,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-URL_TIMEOUT = 60  # seconds
 # With this begins every part file, so that no other file of that name is taken for one.
 PART_MARK = b'{"sevlm_explanations": 2, '
 
@@ -43,12 +43,18 @@ def explain(
     # Batches do not depend on where a run was interrupted, and with them neither does what is drawn.
     batches = [(batch[0], left) for batch in batches if (left := [file for file in batch if file not in done])]
     waiting, batch_number = deque(), 0
+    limits = {name: getattr(args, name) for name in PREPARING}
 
     def prepare(file: str) -> dict | str:
+        before = version(file)
         try:
-            return explainer.preprocess(file, timeout=URL_TIMEOUT)
+            inputs = explainer.preprocess(file, **limits)
         except ValueError as error:
             return str(error.__cause__ or error)
+        except MemoryError:
+            return "there is not enough memory for it"
+        # Half of it may be the old picture.
+        return inputs if version(file) == before else "the file changed while it was read"
 
     threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
@@ -280,5 +286,7 @@ def write_table(rows: list[dict], output: Path) -> None:
 
 
 def encodable(name: str) -> str:
-    """A file name whose bytes that are no UTF-8 are written out, so that two names stay two."""
+    """A file name whose bytes that are no UTF-8 are written out as \\udcXX, and a backslash that would look like the
+    beginning of that as \\u005c, so that two names stay two."""
+    name = re.sub(r"\\(?=u(dc[89a-f][0-9a-f]|005c))", r"\\u005c", name)
     return name.encode(errors="backslashreplace").decode()

@@ -27,7 +27,7 @@ TASK = "art-emotion-explanation"
 CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_sevlm.SEVLMPipeline", "pt": ["AutoModelForImageTextToText"]}}
 VAD_NAMES = ("valence", "arousal", "dominance")
 # What a call may set, and what holds where it does not, or passes None.
-PREPARING = {"timeout": None}
+PREPARING = {"timeout": None, "max_megapixels": None, "max_megabytes": None}
 EXPLAINING = {"emotion": None, "num_candidates": 1}
 SHOWING = {"return_candidates": False, "return_all_scores": True}
 OURS = {*PREPARING, *EXPLAINING, *SHOWING, "generate_kwargs"}
@@ -52,7 +52,10 @@ class SEVLMPipeline(Pipeline):
         num_candidates (`int`, 1): sample so many explanations and give the one with the highest `alignment_score`.
         return_candidates (`bool`, False): give all of them too, best first.
         return_all_scores (`bool`, True): `emotion_scores` holds every label; False: the likeliest label alone.
-        timeout (`float`): seconds that a URL may take.
+        timeout (`float`, 60): seconds that a URL may take, from the connection to the last byte.
+        max_megapixels (`float`, 178): the largest picture of a file or URL that is opened; see `pictures.py` beside
+            the processor for a limit that holds everywhere.
+        max_megabytes (`float`, 256): the largest file that a URL may send.
         generate_kwargs (`dict`), or its entries as arguments: anything that `generate` takes, such as
             `do_sample=False` (the checkpoint's generation config samples) or `max_new_tokens`. Call
             `transformers.set_seed` for repeatable samples.
@@ -161,9 +164,10 @@ class SEVLMPipeline(Pipeline):
             inputs = (picture for picture in inputs)
         return super().__call__(inputs, **kwargs)
 
-    def preprocess(self, inputs, timeout=None) -> dict[str, torch.Tensor]:
+    def preprocess(self, inputs, **limits) -> dict[str, torch.Tensor]:
         """A picture, or a mapping with one under "image" -> `{"pixel_values": (1, 3, H, W)}`. What this method has
-        returned is an input too, so that pictures can be prepared elsewhere."""
+        returned is an input too, so that pictures can be prepared elsewhere. `limits` are `timeout`, `max_megapixels`
+        and `max_megabytes`."""
         if isinstance(inputs, Mapping) and "pixel_values" in inputs:
             pixel_values = torch.as_tensor(inputs["pixel_values"])
         else:
@@ -171,7 +175,7 @@ class SEVLMPipeline(Pipeline):
                 if "image" not in inputs:
                     raise ValueError(f"A row needs its picture under 'image'; this one has {sorted(inputs)}.")
                 inputs = inputs["image"]
-            pixel_values = self.processor(images=[inputs], timeout=timeout, return_tensors="pt")["pixel_values"]
+            pixel_values = self.processor(images=[inputs], return_tensors="pt", **limits)["pixel_values"]
         pixel_values = pixel_values.reshape(-1, *pixel_values.shape[-3:])
         if len(pixel_values) != 1:
             # The pipeline would show the first of them, or in a batch take them for those of other inputs.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datasets import DatasetDict
 
 from .artemis import EMOTIONS, load_artemis
+from .pictures import set_max_megapixels
 from .toy_artemis import load_toy_artemis
 from .vad_lexicon import VADLexicon
 
@@ -31,6 +32,10 @@ class DataArguments:
     )
     on_bad_row: str = field(
         default="raise", metadata={"help": "What an empty utterance does.", "choices": ["raise", "skip"]}
+    )
+    max_megapixels: float | None = field(
+        default=None,
+        metadata={"help": "The largest picture that is opened (178), a guard against files that are traps."},
     )
     verify_images: bool = field(default=True, metadata={"help": "Decode every picture once before starting."})
     num_paintings: int = field(default=720, metadata={"help": "How many pictures the embedded data has."})
@@ -67,6 +72,8 @@ def load_inputs(
 
 def load_data(args: DataArguments, emotions: list[str], *, with_images: bool = True) -> DatasetDict:
     """The splits that `args` name, one row per painting, with these labels; text only without images."""
+    if args.max_megapixels is not None:
+        set_max_megapixels(args.max_megapixels)
     if args.is_embedded:
         if list(emotions) != list(EMOTIONS):
             raise ValueError(f"The embedded data has the labels {', '.join(EMOTIONS)}; other labels need other data.")

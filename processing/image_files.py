@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from tqdm.auto import tqdm
+
+from .pictures import TooManyPixels, identify, open_file
 
 
 IMAGE_EXTENSIONS = [".jpg", ".jpeg", ".png", ".webp"]  # in order of preference
@@ -34,6 +36,7 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
 
     Raises:
         FileNotFoundError: `folder` does not exist or is not a folder.
+        ValueError: its path has bytes that are no UTF-8, which tables cannot hold.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(
@@ -41,9 +44,15 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
             "<images>/<art_style>/<painting>.jpg as `images` (command line: --images)."
         )
     # Absolute, because data loader workers may run in another working directory.
+    folder = os.path.abspath(folder)
+    if not _is_unicode(folder):
+        raise ValueError(
+            f"The path of the image folder, {folder!r}, has bytes that are no UTF-8, and a data set cannot hold it. "
+            "Rename that folder, or give a link to it that has another name."
+        )
     style_folders: dict[str, list[str]] = {}
-    for entry in os.scandir(os.path.abspath(folder)):
-        if entry.is_dir():
+    for entry in os.scandir(folder):
+        if _holds(entry.is_dir):
             style_folders.setdefault(_nfc(entry.name), []).append(entry.path)
 
     listings: dict[str, dict[str, str]] = {}
@@ -83,7 +92,7 @@ def find_undecodable(images: Iterable[str | bytes], total: int) -> Iterator[str 
 def why_undecodable(image: str | bytes) -> str | None:
     """Why a path or the bytes of an image file cannot be decoded, in a few words; None if they can.
 
-    An image above PIL's decompression bomb limit counts as undecodable: reading it later would fail as well.
+    An image above the limit of `pictures.set_max_megapixels` counts as undecodable: reading it later would fail too.
     """
     try:
         if isinstance(image, str):
@@ -91,11 +100,13 @@ def why_undecodable(image: str | bytes) -> str | None:
                 return "the file is empty"
         elif not image:
             return "the image is empty"
-        with Image.open(image if isinstance(image, str) else io.BytesIO(image)) as picture:
+        with open_file(image) if isinstance(image, str) else io.BytesIO(image) as file, identify(file) as picture:
             picture.draft(None, (1, 1))
             picture.load()
     except UnidentifiedImageError:
         return "not an image that PIL can read"
+    except TooManyPixels as error:
+        return str(error)
     except Exception as error:  # PIL's plug-ins raise far more than OSError on damaged data
         return f"{type(error).__name__}: {error}"
     return None
@@ -109,10 +120,26 @@ def _list_images(folders: list[str]) -> dict[str, str]:
         for entry in os.scandir(folder):
             path = Path(entry.name)
             extension = path.suffix.lower()
-            if extension in IMAGE_EXTENSIONS and entry.is_file():
+            if extension in IMAGE_EXTENSIONS and _holds(entry.is_file):
                 files[path.stem + extension] = entry.path
                 normalised[_nfc(path.stem) + extension] = entry.path
     return normalised | files
+
+
+def _holds(test) -> bool:
+    """What an entry of a folder is; a link that leads to itself is nothing."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _nfc(text: str) -> str:

@@ -150,6 +150,8 @@ class SEVLMProcessor(ProcessorMixin):
         explanations=None,
         return_tensors=None,
         timeout=None,
+        max_megapixels=None,
+        max_megabytes=None,
         **image_kwargs,
     ) -> BatchFeature:
         """
@@ -159,7 +161,7 @@ class SEVLMProcessor(ProcessorMixin):
             emotions: a label or a list of B labels; with `explanations` also a list of B lists of P labels.
             explanations: sentences in the shape of `emotions`. `None` for both leaves a sentence slot empty.
             return_tensors: `"pt"` for tensors, else numpy arrays.
-            timeout: seconds that a URL may take.
+            timeout, max_megapixels, max_megabytes: limits of pictures, see [`pictures.open_picture`].
 
         Returns:
             `pixel_values` `(B, 3, H, W)` if there are pictures; `input_ids`, `attention_mask` `(B, L)`, padded on the
@@ -177,7 +179,8 @@ class SEVLMProcessor(ProcessorMixin):
         image_kwargs.pop("padding", None)
         data = {}
         if images is not None:
-            pictures = [read_picture(picture, timeout) for picture in one_by_one(images)]
+            limits = (timeout, max_megapixels, max_megabytes)
+            pictures = [read_picture(picture, *limits) for picture in one_by_one(images)]
             if not pictures:
                 raise ValueError("`images` is empty.")
             data["pixel_values"] = self.image_processor(pictures, return_tensors="np", **image_kwargs)["pixel_values"]

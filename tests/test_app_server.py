@@ -4,6 +4,7 @@
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ import app  # noqa: E402
 from processing.artemis import EMOTIONS  # noqa: E402
 from processing.toy_artemis import toy_scene  # noqa: E402
 from processing.toy_paintings import paint_scene  # noqa: E402
+from web import requests  # noqa: E402
 from web.paintings import draw_examples  # noqa: E402
 from web.sitting import Studio  # noqa: E402
 from web.uploads import UploadError, UploadLimits, open_upload  # noqa: E402
@@ -123,16 +125,17 @@ def test_no_file_of_the_machine_can_be_read(address, name):
         assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404)
 
 
-def ask(address: str, path: str) -> str:
+def ask(address: str, path: str, **more) -> str:
     """What the app answers to who names a file in the place of uploading one."""
-    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}} | more
     event = httpx.post(f"{address}/gradio_api/call/explain", json={"data": [file]}).json()["event_id"]
     return httpx.get(f"{address}/gradio_api/call/explain/{event}", timeout=60).text
 
 
 def test_no_path_and_no_address_is_opened_in_the_place_of_an_upload(address):
     for path in ("/etc/passwd", str(ROOT / "docs" / "painting.png"), "docs/painting.png"):
-        assert "event: error" in ask(address, path), path
+        for more in ({}, {"meta": None}, {"is_stream": True}, {"is_stream": True, "meta": {}}):
+            assert "event: error" in ask(address, path, **more), (path, more)
     assert "Addresses are not opened" in ask(address, f"{address}/static/img/logo.svg")
 
 
@@ -179,7 +182,7 @@ def test_damaged_and_too_large_pictures_are_refused_before_they_cost_anything(tm
     hundred = save(tmp_path, "hundred.png", Image.new("1", (10_000, 10_000)))
     with pytest.raises(UploadError, match=r"100 megapixels \(10,000 x 10,000\), and this app takes up to 50"):
         open_upload(hundred, UploadLimits())
-    with pytest.raises(UploadError, match="more than 170 megapixels"):
+    with pytest.raises(UploadError, match=r"400 megapixels \(20,000 x 20,000\)"):
         open_upload(save(tmp_path, "bomb.png", Image.new("1", (20_000, 20_000))), UploadLimits())
     assert open_upload(hundred, UploadLimits(megapixels=100)).size == (10_000, 10_000)
     with pytest.raises(UploadError, match="strip"):
@@ -189,8 +192,9 @@ def test_damaged_and_too_large_pictures_are_refused_before_they_cost_anything(tm
 
 
 def test_limits_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="up to 170"):
-        UploadLimits(megapixels=500)
+    for wrong in ({"megapixels": 0}, {"megabytes": -1}, {"megapixels": float("nan")}):
+        with pytest.raises(ValueError, match=f"a number of {next(iter(wrong))} above 0"):
+            UploadLimits(**wrong)
     with pytest.raises(SystemExit):
         app.main(["--model", "anything", "--num_candidates", "1"])
 
@@ -199,3 +203,54 @@ def test_nothing_on_the_page_says_what_a_visitor_may_not_read(address):
     config = httpx.get(f"{address}/config").json()
     assert not config.get("is_space") and config["analytics_enabled"] is False
     assert "fonts.googleapis" not in httpx.get(address).text
+
+
+def test_no_request_of_a_program_makes_the_server_ask_another_one(address):
+    asked, file = [], {"_type": "gradio.FileData"}
+
+    class Inside(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_POST = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Inside)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    inside = f"http://127.0.0.1:{server.server_port}"
+    ways = [{"path": inside}, {"url": inside}, {"path": None, "url": inside}, {"path": "/etc/passwd", "url": inside}]
+    ways += [{"path": "file:///etc/passwd"}, {"path": inside, "is_stream": True}]
+    try:
+        for way in [*ways, *(way | {"meta": file} for way in ways), inside]:
+            event = httpx.post(f"{address}/gradio_api/call/explain", json={"data": [way]}).json()["event_id"]
+            answer = httpx.get(f"{address}/gradio_api/call/explain/{event}", timeout=60).text
+            assert "event: error" in answer, way
+        for path in (f"file={inside}", f"proxy={inside}"):
+            assert httpx.get(f"{address}/gradio_api/{path}").status_code in (400, 403, 404)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == []
+
+
+def test_requests_are_bounded_whatever_they_are_for_and_say_so(address):
+    def chunks(megabytes):
+        for _ in range(megabytes):
+            yield b"a" * 2**20
+
+    upload, call = f"{address}/gradio_api/upload", f"{address}/gradio_api/call/explain"
+    large = httpx.post(upload, files={"files": ("a.png", b"a" * 3 * 2**20)})
+    assert (large.status_code, "up to 2 MB" in large.text) == (413, True)
+    several = httpx.post(upload, files=[("files", ("a.png", b"a" * 2**20))] * 4)
+    assert several.status_code == 413
+    for length in (None, "chunked"):
+        body = {"content": chunks(8)} if length else {"json": {"data": ["a" * 2**23]}}
+        refused = httpx.post(call, headers={"Content-Type": "application/json"}, **body)
+        assert (refused.status_code, "more than 1 MB" in refused.text) == (413, True), length
+    assert httpx.post(upload, files={"files": ("a.png", b"a" * 2**20)}).status_code == 200
+
+
+def test_uploads_wait_until_there_is_room(address, monkeypatch):
+    monkeypatch.setattr(requests, "KEPT_FREE", 2**60)
+    refused = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"a")})
+    assert (refused.status_code, "no room" in refused.text) == (507, True)

@@ -39,6 +39,7 @@ MODEL_FILES = {
     "vision_sevlm.py",
 }
 PROCESSOR_FILES = {
+    "downloads.py",
     "pictures.py",
     "processing_sevlm.py",
     "processor_config.json",

@@ -1,6 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """The page's field for pictures. (Gradio writes a `.pyi` file beside this one, which git ignores.)"""
 
+import os
+
 import gradio as gr
 
 
@@ -13,9 +15,13 @@ class Painting(gr.Image):
     def preprocess(self, payload) -> str | None:
         if payload is None:
             return None
-        if not payload.path:
+        # Gradio looks where a file lies only if the request calls it one; what is not looked at could be any file of
+        # this machine, or another visitor's if its name were known.
+        uploads = os.path.realpath(self.GRADIO_CACHE)
+        path = os.path.realpath(payload.path or "")
+        if not path.startswith(uploads + os.sep) or not os.path.isfile(path):
             raise gr.Error("Upload the picture as a file.")
-        return payload.path
+        return path
 
     async def async_move_resource_to_block_cache(self, url_or_file_path):
         if str(url_or_file_path).startswith(("http://", "https://")):

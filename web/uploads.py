@@ -6,19 +6,18 @@ decoded, which is when a few kilobytes can turn into gigabytes.
 """
 
 import os
-import warnings
 from dataclasses import dataclass
 
 from PIL import Image
 
-from processing.pictures import open_picture
+from processing.pictures import TooManyPixels, identify, open_file, open_picture
+
+from .requests import MEGABYTE
 
 
 # Pillow knows some fifty formats, and some of them start other programs (EPS) or nobody uploads.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 CHOOSE = "Choose a JPEG, PNG, WebP, GIF, BMP or TIFF file."
-MEGABYTE = 2**20  # as the browser counts, which refuses large files before they are sent
-MOST_MEGAPIXELS = 170  # Pillow itself refuses a little above
 LONGEST_STRIP = 50  # times as long as wide: the model would see a smear
 
 
@@ -32,10 +31,9 @@ class UploadLimits:
     megapixels: float = 50
 
     def __post_init__(self):
-        if not 0 < self.megapixels <= MOST_MEGAPIXELS:
-            raise ValueError(f"The limit is a number of megapixels up to {MOST_MEGAPIXELS}, not {self.megapixels:g}.")
-        if self.megabytes <= 0:
-            raise ValueError(f"The limit is a number of megabytes above 0, not {self.megabytes:g}.")
+        for name in ("megabytes", "megapixels"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"The limit is a number of {name} above 0, not {getattr(self, name):g}.")
 
 
 def open_upload(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
@@ -52,24 +50,18 @@ def open_upload(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
             f"The file has {size / MEGABYTE:.0f} MB, and this app takes up to {limits.megabytes:g}. Save the picture "
             "smaller, or as a JPEG."
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the app's own
-            picture = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise UploadError(
-            f"The picture has more than {MOST_MEGAPIXELS} megapixels, and this app takes up to "
-            f"{limits.megapixels:g}. Make it smaller, for example 2,000 pixels wide."
-        ) from error
-    except Exception as error:  # plug-ins raise far more than OSError on damaged headers
-        raise UploadError(f"This file is not a picture that can be read here. {CHOOSE}") from error
-    with picture:
-        width, height = picture.size
-        if width * height > limits.megapixels * 1e6:
+    with open_file(path) as file:
+        try:
+            picture = identify(file, limits.megapixels, FORMATS)
+        except TooManyPixels as error:
+            width, height = error.width, error.height
             raise UploadError(
                 f"The picture has {width * height / 1e6:,.0f} megapixels ({width:,} x {height:,}), and this app takes "
                 f"up to {limits.megapixels:g}. Make it smaller, for example 2,000 pixels wide."
-            )
+            ) from error
+        except Exception as error:  # plug-ins raise far more than OSError on damaged headers
+            raise UploadError(f"This file is not a picture that can be read here. {CHOOSE}") from error
+        width, height = picture.size
         if max(width, height) > LONGEST_STRIP * min(width, height):
             raise UploadError(
                 f"The picture is a strip of {width:,} x {height:,} pixels, of which the model would see nothing. Cut "

@@ -1,0 +1,163 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Pictures in many formats, what can befall their files, and a folder of names and things that are no files."""
+
+import io
+import os
+import random
+import socket
+import unicodedata
+from pathlib import Path
+
+from PIL import Image, features
+
+
+def image(seed: int = 0, size: tuple[int, int] = (90, 60)) -> Image.Image:
+    """Soft noise, so that every part of a file matters to what is seen."""
+    noise = random.Random(seed).randbytes(9 * 6 * 3)
+    return Image.frombytes("RGB", (9, 6), noise).resize(size, Image.Resampling.BICUBIC)
+
+
+def encode(picture: Image.Image, kind: str, **settings) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def pictures(seed: int = 0) -> dict[str, bytes]:
+    """Files of all the formats that a museum or a visitor may bring, by their extension behind a name."""
+    one, moving = image(seed), {"save_all": True, "append_images": [image(seed + 1)]}
+    exif = Image.Exif()
+    exif[274] = 6
+    grey = one.convert("L")
+    deep = grey.convert("I").point(lambda value: value * 257).convert("I;16")
+    transparent = one.convert("RGBA")
+    transparent.putalpha(grey)
+    files = {
+        "baseline.jpg": encode(one, "JPEG", quality=95),
+        "progressive.jpg": encode(one, "JPEG", quality=95, progressive=True),
+        "cmyk.jpg": encode(one.convert("CMYK"), "JPEG", quality=95),
+        "grey.jpg": encode(grey, "JPEG", quality=95),
+        "turned.jpg": encode(one, "JPEG", quality=95, exif=exif),
+        "several.mpo.jpg": encode(one, "MPO", **moving),
+        "plain.png": encode(one, "PNG"),
+        "16_bit.png": encode(deep, "PNG"),
+        "grey_and_transparent.png": encode(transparent.convert("LA"), "PNG"),
+        "transparent.png": encode(transparent, "PNG"),
+        "palette.png": encode(one.convert("P"), "PNG", transparency=3),
+        "line.png": encode(one.convert("1"), "PNG"),
+        "moving.png": encode(one, "PNG", **moving),
+        "plain.webp": encode(one, "WEBP"),
+        "lossless.webp": encode(one, "WEBP", lossless=True),
+        "moving.webp": encode(one, "WEBP", **moving),
+        "plain.gif": encode(one, "GIF"),
+        "moving.gif": encode(one, "GIF", **moving),
+        "plain.bmp": encode(one, "BMP"),
+        "grey.bmp": encode(grey, "BMP"),
+        "raw.tif": encode(one, "TIFF"),
+        "16_bit.tif": encode(deep, "TIFF"),
+        "cmyk.tif": encode(one.convert("CMYK"), "TIFF", compression="tiff_lzw"),
+        "lzw.tif": encode(one, "TIFF", compression="tiff_lzw"),
+        "deflate.tiff": encode(one, "TIFF", compression="tiff_adobe_deflate"),
+        "jpeg.tif": encode(one, "TIFF", compression="jpeg"),
+        "fax.tif": encode(one.convert("1"), "TIFF", compression="group4"),
+        # Whatever the name says.
+        "jpeg2000.jpg": encode(one, "JPEG2000") if features.check("jpg_2000") else b"",
+        "avif.png": encode(one, "AVIF") if features.check("avif") else b"",
+        "portable.png": encode(one, "PPM"),
+        "targa.png": encode(one, "TGA"),
+    }
+    return {name: content for name, content in files.items() if content}
+
+
+def damage(content: bytes, chance: random.Random) -> tuple[str, bytes]:
+    """What was done to a file, and what is left of it."""
+    place, how = chance.randrange(len(content)), chance.choice(["cut", "bits", "zeros", "noise", "hole", "head"])
+    end = min(len(content), place + chance.randrange(1, 400))
+    if how == "cut":
+        return f"cut at {place}", content[:place]
+    if how == "bits":
+        changed = bytearray(content)
+        for _ in range(chance.randrange(1, 9)):
+            changed[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        return "bits flipped", bytes(changed)
+    if how == "zeros":
+        return f"zeros from {place}", content[:place] + bytes(len(content) - place)
+    if how == "noise":
+        return f"noise from {place} to {end}", content[:place] + chance.randbytes(end - place) + content[end:]
+    if how == "hole":
+        return f"without {place} to {end}", content[:place] + content[end:]
+    # Where sizes, offsets and counts are, which a decoder believes.
+    changed = bytearray(content)
+    for _ in range(3):
+        changed[chance.randrange(min(64, len(content)))] = chance.choice([0, 1, 127, 128, 255])
+    return "header overwritten", bytes(changed)
+
+
+NAMES = [
+    b"caf\xe8.png",
+    b"caf\xe9.png",
+    rb"caf\udce9.png",
+    unicodedata.normalize("NFC", "caf\u00e9.png").encode(),
+    unicodedata.normalize("NFD", "caf\u00e9.png").encode(),
+    b"soft.png",
+    "so\u00adft.png".encode(),
+    b"two words.png",
+    b"two  words.png",
+    b"\"quoted\" 'twice'.png",
+    b"new\nline.png",
+    b"carriage\rreturn.png",
+    b"tab\t.png",
+    b"-dash.png",
+    b"--output.png",
+    b".hidden.png",
+    b"comma, and; more.png",
+    rb"back\slash.png",
+    b"=1+1.png",
+    b"UPPER.PNG",
+    "\u202eright to left.png".encode(),
+    "\U0001f5bc.png".encode(),
+    b"a" * 200 + b".png",
+]
+# name -> a part of the reason why it is left out.
+NO_FILES = {
+    "pipe.png": "a pipe, a socket or a device",
+    "socket.png": "a pipe, a socket or a device",
+    "zero.png": "a pipe, a socket or a device",
+    "loop.png": "a link that leads nowhere",
+    "there.png": "a link that leads nowhere",
+    "back.png": "a link that leads nowhere",
+    "gone.png": "a link that leads nowhere",
+    "passwords.png": "not an image",
+    "memory.png": "empty",
+    "empty.png": "empty",
+}
+
+
+def odd_folder(folder: Path, names: list[bytes] = NAMES) -> Path:
+    """Pictures of these names, among things that are no files, in a folder that holds itself."""
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            Image.new("RGB", (8, 8), (number * 10, 90, 90)).save(file, "PNG")
+    os.mkfifo(folder / "pipe.png")
+    here = os.getcwd()
+    os.chdir(folder)  # a socket's path may have a hundred bytes
+    try:
+        with socket.socket(socket.AF_UNIX) as unix:
+            unix.bind("socket.png")
+    finally:
+        os.chdir(here)
+    for name, target in {
+        "zero.png": "/dev/zero",
+        "loop.png": "loop.png",
+        "there.png": "back.png",
+        "back.png": "there.png",
+        "gone.png": "nowhere.png",
+        "passwords.png": "/etc/passwd",
+        "memory.png": "/proc/self/mem",
+        "itself": ".",
+    }.items():
+        (folder / name).symlink_to(target)
+    (folder / "empty.png").touch()
+    (folder / "folder.png").mkdir()
+    return folder

@@ -1,0 +1,135 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Servers that do with a request for a picture whatever one can do with it."""
+
+import gzip
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from PIL import Image
+
+
+TIMEOUT, MEGABYTES = 0.8, 2  # what the picture may take, as the expectations below have it
+_buffer = io.BytesIO()
+Image.radial_gradient("L").resize((60, 40)).convert("RGB").save(_buffer, "PNG")
+PICTURE = _buffer.getvalue()
+SIZE = (60, 40)
+
+
+def answer(*headers: str, body: bytes = PICTURE, status: str = "200 OK") -> Callable:
+    return say("\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode() + body)
+
+
+def say(content: bytes) -> Callable:
+    return lambda connection: connection.sendall(content)
+
+
+def then(*steps: Callable) -> Callable:
+    return lambda connection: [step(connection) for step in steps]
+
+
+def wait(seconds: float) -> Callable:
+    return lambda connection: time.sleep(seconds)
+
+
+def drip(content: bytes) -> Callable:
+    def talk(connection):
+        for place in range(len(content)):
+            connection.sendall(content[place : place + 1])
+            time.sleep(TIMEOUT / 10)
+
+    return talk
+
+
+def endlessly(content: bytes) -> Callable:
+    def talk(connection):
+        while True:
+            connection.sendall(content)
+
+    return talk
+
+
+def moved(address: str) -> Callable:
+    return answer(f"Location: {address}", "Content-Length: 0", body=b"", status="302 Found")
+
+
+LENGTH = f"Content-Length: {len(PICTURE)}"
+ZEROS = b"\0" * 2**16
+LATE, MUCH, LIE = "takes too long: more than 0.8 seconds", r"more than 2 MB.*--max_megabytes", "before the end"
+# name -> what the server does, and the reason that is given; None where the picture comes all the same.
+BEHAVIOURS = {
+    "says all as it is": (answer(LENGTH), None),
+    "says no length": (answer(), None),
+    "names another type": (answer(LENGTH, "Content-Type: text/html"), None),
+    "packs as it says": (answer("Content-Encoding: gzip", body=gzip.compress(PICTURE)), None),
+    "says a negative length": (answer("Content-Length: -5"), None),
+    "says no number as length": (answer("Content-Length: many"), None),
+    "hangs": (wait(5), LATE),
+    "hangs behind the headers": (then(answer(LENGTH, body=b""), wait(5)), LATE),
+    "hangs in the picture": (then(answer(LENGTH, body=PICTURE[:99]), wait(5)), LATE),
+    "drips headers": (drip(b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 999), LATE),
+    "drips the picture": (then(answer(LENGTH, body=b""), drip(PICTURE)), LATE),
+    "drips chunks": (then(answer("Transfer-Encoding: chunked", body=b""), drip(b"1\r\na\r\n" * 99)), LATE),
+    "promises for ever": (endlessly(b"HTTP/1.1 100 Continue\r\n\r\n"), LATE),
+    "sends on, slowly, for ever": (then(wait(TIMEOUT / 3), moved("/a.png")), f"{LATE}|redirect error"),
+    "says more than it sends": (answer(f"Content-Length: {len(PICTURE) + 9}"), LIE),
+    "says less than it sends": (answer(f"Content-Length: {len(PICTURE) - 99}"), "truncated"),
+    "announces gigabytes": (answer("Content-Length: 99999999999"), MUCH),
+    "sends without end": (then(answer(body=b""), endlessly(ZEROS)), MUCH),
+    "sends chunks without end": (
+        then(answer("Transfer-Encoding: chunked", body=b""), endlessly(b"10000\r\n" + ZEROS + b"\r\n")),
+        MUCH,
+    ),
+    "sends headers without end": (
+        then(say(b"HTTP/1.1 200 OK\r\n"), endlessly(b"X-More: a\r\n")),
+        "no HTTP .HTTPException",
+    ),
+    "cuts a chunk": (answer("Transfer-Encoding: chunked", body=b"fff\r\nabc"), "no HTTP .IncompleteRead"),
+    "numbers chunks wrongly": (answer("Transfer-Encoding: chunked", body=b"zzz\r\nabc"), "no HTTP .IncompleteRead"),
+    "cuts what is packed": (answer("Content-Encoding: gzip", body=gzip.compress(PICTURE)[:-20]), LIE),
+    "says packed and packs nothing": (answer("Content-Encoding: gzip"), "is no gzip"),
+    "packs a bomb": (answer("Content-Encoding: gzip", body=gzip.compress(ZEROS * 500)), MUCH),
+    "packs as nobody asked": (answer("Content-Encoding: br"), "not asked for .br"),
+    "sends a page": (answer("Content-Type: text/html", body=b"<html>gone</html>"), "sends text/html, not an image"),
+    "sends nothing": (answer("Content-Length: 0", body=b""), "an empty file"),
+    "has no content": (answer(body=b"", status="204 No Content"), "an empty file"),
+    "ends at once": (wait(0), "no HTTP .RemoteDisconnected"),
+    "speaks something else": (say(b"SSH-2.0-OpenSSH_9\r\n"), "no HTTP .BadStatus"),
+    "knows no such picture": (answer(status="404 Not Found", body=b""), "answers 404 Not Found"),
+    "breaks": (answer(status="500 Oh", body=b""), "answers 500 Oh"),
+    "sends in circles": (moved("/a.png"), "answers 302 .*infinite loop"),
+    "sends on to a file": (moved("file:///etc/passwd"), "answers 302 .*not allowed|not followed"),
+    "sends on to FTP": (moved("ftp://127.0.0.1/a.png"), "not followed"),
+    "sends on to nowhere": (answer(status="302 Found", body=b""), "answers 302"),
+}
+
+
+@contextmanager
+def serving(talk: Callable) -> Iterator[str]:
+    """The address of a picture on a server that answers each request so."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def talk_to(connection):
+        with connection:
+            try:
+                connection.recv(2**16)
+                talk(connection)
+            except OSError:
+                pass  # whoever asked has gone
+
+    def accept():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            threading.Thread(target=talk_to, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/a.png"
+    finally:
+        server.close()
