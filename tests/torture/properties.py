@@ -1,4 +1,4 @@
-"""The properties of the tests on twenty times as many examples, drawn with another seed each time."""
+"""The properties of the tests on ten times as many examples, drawn with another seed each time."""
 
 import os
 import random
