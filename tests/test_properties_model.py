@@ -82,7 +82,7 @@ def test_permuted_rows_give_permuted_results(pairs, model, chance):
         torch.testing.assert_close(found[name], expected[name], **CLOSE, msg=name)
 
 
-@examples(25)
+@examples(25, torture=100)
 @given(
     model=st.sampled_from(MODELS),
     seed=st.integers(0, 10**6),

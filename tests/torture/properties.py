@@ -1,4 +1,4 @@
-"""The properties of the tests on twenty times as many examples, drawn with another seed each time."""
+"""The properties of the tests on ten times as many examples, drawn with another seed each time."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from trial import Row
 
 
 TESTS = Path(__file__).resolve().parent.parent
-TIME_LIMIT = 240  # seconds a file
+TIME_LIMIT = 900  # seconds a file: only what hangs takes that long
 
 
 def run(chance: random.Random, folder: Path) -> Iterator[Row]:
