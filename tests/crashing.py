@@ -37,6 +37,7 @@ class Run:
         self.output = Path(output)
         command = [sys.executable, "train.py", *arguments, "--resume_from_checkpoint", "true", *more]
         offline = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        offline |= {"PYTHONFAULTHANDLER": "1"}
         with open(f"{self.output}.log", "ab") as self.log:
             self.log_start = self.log.tell()
             self.process = subprocess.Popen(
@@ -51,9 +52,13 @@ class Run:
     def printed(self) -> str:
         return Path(f"{self.output}.log").read_bytes()[self.log_start :].decode(errors="replace")
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 300) -> int:
+        """The exit code. What hangs is ended, and prints where it was."""
         try:
             return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            return self.process.wait()
         finally:
             self.kill()
 
