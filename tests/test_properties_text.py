@@ -118,9 +118,10 @@ def test_the_scale_of_any_list_is_told_from_its_values(folder, entries, scale, d
 
 
 @examples(60)
-@given(text=ANY_TEXT.filter(str.split), more=st.lists(WORDS, max_size=4), data=st.data())
-@example(text="İstanbul straße ǅ ﬁn \u0345", more=["strasse", "fin"], data=None)
-def test_both_readers_agree_on_any_text_and_any_lexicon(text, more, data):
+# (Hypothesis takes `filter(str.split)` on its texts for "not empty", which white space is.)
+@given(text=ANY_TEXT.filter(lambda text: text.split()), more=st.lists(WORDS, max_size=4))
+@example(text="İstanbul straße ǅ ﬁn \u0345", more=["strasse", "fin"])
+def test_both_readers_agree_on_any_text_and_any_lexicon(text, more):
     pieces = {"".join(filter(str.isalpha, word)).casefold() for word in text.split()}
     words = sorted(word for word in {*pieces, *more} if word.isalpha())
     vad = {word: ((i % 7 - 3) / 3.3, (i % 5 - 2) / 2.1, (i % 3 - 1) / 1.7) for i, word in enumerate(words)}
