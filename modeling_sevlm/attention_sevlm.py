@@ -22,6 +22,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from .pipeline_sevlm import words_of_explanation
+
 
 # Of matplotlib's "magma", dark to light: even steps of lightness, the same in grey and for colour-blind eyes.
 HEAT = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))
@@ -123,7 +125,9 @@ def patch_shares(
         if measure == "contribution":
             # What all patches have in common is there wherever one looks.
             parts = torch.einsum("hlk,hkd->lkd", weights, values - values.mean(dim=1, keepdim=True)).norm(dim=-1)
-            cross.append(parts / parts.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(parts.dtype).tiny))
+            total = parts.sum(dim=-1, keepdim=True)
+            # Of patches that are all alike, none is looked at more than another.
+            cross.append(torch.where(total > 0, parts / total, 1 / parts.shape[-1]))
         else:
             cross.append(weights.mean(dim=0))
         text.append(_to_text(block.attn, inputs[block.attn][0])[0].mean(dim=0))
@@ -203,23 +207,8 @@ def _roll_out(cross: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
 
 
 def explanation_words(model, tokenizer, ids: list[int]) -> list[tuple[str, list[int]]]:
-    """The words behind " because" and the positions of their tokens, as the pipeline's `vad` has them: a word is made
-    of letters, and begins at a token with a space or behind one that is no word."""
-    because, words, inside = model.config.because_token_id, [], False
-    first = ids.index(because) + 1 if because in ids else len(ids)
-    special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
-    for position in range(first, len(ids)):
-        if ids[position] == model.config.eos_token_id:
-            break
-        text = tokenizer.decode([ids[position]], clean_up_tokenization_spaces=False)
-        bare = text.removeprefix(" ")
-        is_piece = bare.isalpha() and ids[position] not in special
-        if is_piece and (not inside or len(bare) < len(text)):
-            words.append((bare, [position]))
-        elif is_piece:
-            words[-1] = (words[-1][0] + bare, [*words[-1][1], position])
-        inside = is_piece
-    return words
+    """The words behind " because" and the positions of their tokens, as the pipeline's `vad` has them."""
+    return words_of_explanation(tokenizer, ids, model.config.because_token_id)
 
 
 def patch_grid(vision_config, patches: int) -> tuple[int, int]:

@@ -247,26 +247,10 @@ class SEVLMPipeline(Pipeline):
 
     def _words(self, ids: list[int], vad: list[list[float]]) -> list[dict]:
         """One entry for each written word of the explanation; `ids` and `vad` of a sentence's L tokens."""
-        because = self.model.config.because_token_id
-        if because not in ids:
-            return []
-        begin = ids.index(because) + 1
-        words, goes_on = [], False
-        # (End token and padding decode to nothing.)
-        for token, values in zip(ids[begin:], vad[begin:], strict=True):
-            text = self._decode([token])
-            belongs = any(map(_belongs_to_a_word, text))
-            if belongs:
-                if text[0].isspace() or not goes_on:
-                    words.append([])
-                words[-1].append((token, text, values))
-            goes_on = belongs
         entries = []
-        for word in words:
-            spelled = _from_first_to_last_letter(self._decode([token for token, _, _ in word]))
-            if spelled:
-                values = self._known_vad([(text.removeprefix(" "), values) for _, text, values in word])
-                entries.append({"word": spelled} | dict(zip(VAD_NAMES, values, strict=True)))
+        for spelled, positions in words_of_explanation(self.tokenizer, ids, self.model.config.because_token_id):
+            tokens = [(self._decode([ids[position]]).removeprefix(" "), vad[position]) for position in positions]
+            entries.append({"word": spelled} | dict(zip(VAD_NAMES, self._known_vad(tokens), strict=True)))
         return entries
 
     def _known_vad(self, tokens: list[tuple[str, list[float]]]) -> list[float | None]:
@@ -304,6 +288,27 @@ class SEVLMPipeline(Pipeline):
         if create_pr:
             kwargs["revision"] = commit.pr_revision
         return self.processor.push_to_hub(repo_id, include_vad_lexicon=include_vad_lexicon, **kwargs)
+
+
+def words_of_explanation(tokenizer, ids: list[int], because_token_id: int) -> list[tuple[str, list[int]]]:
+    """The words behind " because" and the positions of their tokens: "don't", "1920s" and "café" are one word each."""
+
+    def decode(tokens: list[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    words, goes_on = [], False
+    begin = ids.index(because_token_id) + 1 if because_token_id in ids else len(ids)
+    # (End token and padding decode to nothing.)
+    for position in range(begin, len(ids)):
+        text = decode([ids[position]])
+        belongs = any(map(_belongs_to_a_word, text))
+        if belongs:
+            if text[0].isspace() or not goes_on:
+                words.append([])
+            words[-1].append(position)
+        goes_on = belongs
+    spelled = [_from_first_to_last_letter(decode([ids[position] for position in word])) for word in words]
+    return [(text, word) for text, word in zip(spelled, words, strict=True) if text]
 
 
 def _belongs_to_a_word(char: str) -> bool:

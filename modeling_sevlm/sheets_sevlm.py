@@ -19,6 +19,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.utils import logging
 
+from processing.pictures import read_picture
+
 from .views_sevlm import gallery_sheet
 
 
@@ -41,7 +43,16 @@ class ExplanationSheets(TrainerCallback):
         # No other process takes part, so nothing here may gather.
         if not state.is_world_process_zero or not len(self.dataset):
             return
-        images = [image.convert("RGB") for image in self.dataset["image"]]
+        # A look at training is no reason to end it.
+        try:
+            path = self._draw(args, state, model)
+        except (OSError, ValueError) as error:
+            logger.warning(f"No sheet of explanations at step {state.global_step}: {error}")
+            return
+        self._log(args.report_to, path, state.global_step)
+
+    def _draw(self, args, state, model) -> Path:
+        images = [read_picture(image) for image in self.dataset["image"]]
         labels = self.dataset.features["emotions"].feature.names
         figure = gallery_sheet(
             images,
@@ -59,7 +70,7 @@ class ExplanationSheets(TrainerCallback):
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        self._log(args.report_to, path, state.global_step)
+        return path
 
     def _texts(self) -> Dataset:
         return self.dataset.select_columns(["emotions", "explanations"])

@@ -164,7 +164,8 @@ def main(argv: list[str] | None = None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise PushError(f"{folder} is not empty: name another folder.")
-            stage_space(folder, args.model)
+            # A model on this machine is found from there by its whole path only.
+            stage_space(folder, os.path.abspath(args.model) if os.path.isdir(args.model) else args.model)
             print(folder)
         else:
             commit = push_space(args.model, args.space, private=args.private, create_pr=args.create_pr)

@@ -193,7 +193,7 @@ def vad_trajectory(vad: Sequence[Mapping], reference: Sequence[Mapping] | None =
     figure, axes = _axes(axes, (max(5.0, 0.55 * len(vad) + 1.5), 3.0))
     for name, (colour, marker, line) in VAD_LINES.items():
         if reference:
-            scale = (len(vad) - 1) / max(1, len(reference) - 1)
+            scale = max(1, len(vad) - 1) / max(1, len(reference) - 1)
             points = [(scale * k, entry[name]) for k, entry in enumerate(reference) if entry[name] is not None]
             axes.plot(*_columns(points), line, color=colour, alpha=0.3, linewidth=3, label=f"{name}, reference")
         points = [(k, entry[name]) for k, entry in enumerate(vad) if entry[name] is not None]

@@ -17,6 +17,7 @@ from modeling_sevlm.attention_sevlm import (
     patch_grid,
     patch_shares,
 )
+from modeling_sevlm.pipeline_sevlm import SEVLMPipeline
 
 
 EXPLANATION = "the dark sea, looks endless and lonely"
@@ -114,6 +115,25 @@ def test_words_are_the_explanations_with_or_without_a_lexicon(processor, model, 
     bare = tiny_model(processor)
     bare.set_vad_lexicon(None)
     assert explanation_words(bare, processor.tokenizer, sentence.tolist()) == words, "without a lexicon, too"
+
+
+@pytest.mark.parametrize(
+    "explanation", ["it doesn't look like 1920s art", "a café, naïve and well-known", "don\u2019t"]
+)
+def test_words_with_apostrophes_digits_and_accents_are_those_of_the_pipeline(processor, model, explanation):
+    row = torch.tensor(processor(emotions=["awe"], explanations=[explanation])["input_ids"])
+    vad = SEVLMPipeline(model, processor=processor)._words(row[0].tolist(), model.vad_lookup(row)[0].tolist())
+    words, maps = attention_map(model, processor.tokenizer, row, pixel_values=pixels(1))
+    assert words == [entry["word"] for entry in vad] == explanation.replace(",", "").replace("-", " ").split()
+    np.testing.assert_allclose(maps.sum(axis=(1, 2)), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["mean", "rollout"])
+def test_patches_that_are_all_alike_share_equally(processor, model, sentence, layer):
+    for patches in (1, 16):
+        features = torch.zeros(1, patches, 32)
+        _, maps = attention_map(model, processor.tokenizer, sentence, image_features=features, layer=layer)
+        np.testing.assert_allclose(maps, 1 / patches, atol=1e-6)
 
 
 def test_padding_on_either_side_changes_nothing(processor, model, sentence):

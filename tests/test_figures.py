@@ -139,6 +139,7 @@ def test_tsne_puts_like_beside_like_and_refuses_what_is_too_little():
         (["confusion", "nowhere.json"], "nowhere.json"),
         (["ablation", "empty.json"], "table.json"),
         (["training", "log.json"], "language_loss"),
+        (["examples", "predictions.json", "./predictions.json", "--num_paintings", "24"], "two systems"),
         (["examples", "nowhere.json", "--split", "dev", "--num_paintings", "24"], "no split 'dev'"),
     ],
 )
@@ -146,6 +147,9 @@ def test_what_cannot_be_drawn_ends_with_one_line_and_no_file(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.json").write_text("{}")
     (tmp_path / "log.json").write_text("[]")
+    paintings = load_toy_artemis(24)["test"]["painting"]
+    predictions = [{"painting": painting, "emotion": "awe", "explanation": "so"} for painting in paintings]
+    (tmp_path / "predictions.json").write_text(json.dumps(predictions))
     with pytest.raises(SystemExit, match=words):
         main([*arguments, "--output", "figure.png"])
     assert not (tmp_path / "figure.png").exists()

@@ -2,19 +2,26 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 from test_scripts import TINY_RUN
 from tiny import tiny_model
 
 import train
-from modeling_sevlm.sheets_sevlm import explain
+from modeling_sevlm import sheets_sevlm
+from modeling_sevlm.sheets_sevlm import ExplanationSheets, explain
+from processing.artemis import EMOTIONS
+from processing.pictures import open_picture
 
 
 EVALUATED = ["--num_paintings", "60", "--max_steps", "2", "--eval_steps", "1", "--generation_samples", "0"]
 QUIET = ["--image_size", "32", "--disable_tqdm", "true", "--use_cpu", "true", "--per_device_train_batch_size", "8"]
+ANSWER = {"emotion": "awe", "explanation": "so"}
 QUIET += ["--save_strategy", "no", "--load_best_model_at_end", "false"]
 
 
@@ -57,6 +64,36 @@ def test_a_sheet_is_drawn_in_evaluation_mode_and_leaves_training_mode(processor)
     (first,), (second,) = (explain(model, processor, [image]) for _ in range(2))
     assert first == second, "no dropout"
     assert model.training and sum(first["emotion_scores"].values()) == pytest.approx(1)
+
+
+def fixed_paintings(folder, image) -> Dataset:
+    image.save(folder / "a.png")
+    features = {"image": datasets.Image(), "painting": datasets.Value("string")}
+    features |= {"emotions": datasets.List(datasets.ClassLabel(names=list(EMOTIONS)))}
+    features |= {"explanations": datasets.List(datasets.Value("string"))}
+    row = {"image": [str(folder / "a.png")], "painting": ["a"], "emotions": [[1]], "explanations": [["so"]]}
+    return Dataset.from_dict(row, features=datasets.Features(features))
+
+
+def evaluated(processor, model, dataset, folder):
+    state = SimpleNamespace(is_world_process_zero=True, global_step=1)
+    args = SimpleNamespace(output_dir=folder, report_to=[])
+    ExplanationSheets(None, processor, dataset).on_evaluate(args, state, None, model=model)
+    return folder / "sheets" / "step-1.png"
+
+
+def test_a_picture_that_is_gone_costs_a_sheet_and_not_the_run(processor, tmp_path):
+    dataset = fixed_paintings(tmp_path, Image.new("RGB", (20, 30), "red"))
+    assert evaluated(processor, tiny_model(processor), dataset, tmp_path).is_file()
+    (tmp_path / "a.png").unlink()
+    assert not evaluated(processor, tiny_model(processor), dataset, tmp_path / "again").exists()
+
+
+def test_the_model_sees_a_picture_of_any_mode_as_in_an_evaluation(processor, tmp_path, monkeypatch):
+    picture, seen = Image.new("RGBA", (20, 30), (0, 0, 0, 0)), []
+    monkeypatch.setattr(sheets_sevlm, "explain", lambda model, processor, images: seen.extend(images) or [ANSWER])
+    evaluated(processor, tiny_model(processor), fixed_paintings(tmp_path, picture), tmp_path)
+    assert seen[0].getpixel((0, 0)) == open_picture(picture).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_scripts_do_not_load_matplotlib_before_there_is_something_to_draw(tmp_path):

@@ -113,3 +113,12 @@ def test_a_folder_can_be_looked_at_first(tmp_path, capsys):
     assert (tmp_path / "space" / "model.txt").read_text() == "org/model\n"
     with pytest.raises(SystemExit, match="not empty"):
         space.main(["org/model", str(tmp_path / "space")])
+
+
+def test_a_folder_for_a_model_of_this_machine_finds_it_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "outputs" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    space.main(["outputs/demo", "./space"])
+    assert (tmp_path / "space" / "model.txt").read_text() == f"{tmp_path / 'outputs' / 'demo'}\n"
+    card = yaml.safe_load((tmp_path / "space" / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert "models" not in card, "it is not on the Hub"

@@ -163,6 +163,10 @@ def test_the_trajectory_draws_known_words_only_and_lays_the_reference_over():
     assert list(lines["valence"].get_xdata()) == [1, 2] and list(lines["valence"].get_ydata()) == [-0.6, 0.55]
     assert list(lines["valence, reference"].get_xdata()) == [0, 2], "from the first word to the last"
     assert vad_trajectory([], reference=[]).axes
+    (line,) = (
+        line for line in vad_trajectory(VAD[1:2], VAD).axes[0].lines if line.get_label() == "valence, reference"
+    )
+    assert list(line.get_xdata()) == [0.5, 1], "beside a single word it is no upright line"
 
 
 def test_the_sheet_shows_every_picture_with_its_words():

@@ -115,6 +115,8 @@ def draw_examples(args: argparse.Namespace, data_args: DataArguments):
     for given in args.predictions:
         name, _, path = given.rpartition("=")
         name = name or ("SEVLM" if len(args.predictions) == 1 else Path(path).absolute().parent.name)
+        if name in systems:
+            raise ValueError(f"two systems are called {name!r}: give each a name, NAME=FILE.")
         systems[name] = read_predictions(path, dataset["painting"][:], data_args.labels)
     counts = {"successes": args.successes, "failures": args.failures}
     rows = choose_examples(next(iter(systems.values())), dataset, **counts, seed=args.seed)
