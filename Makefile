@@ -46,7 +46,7 @@ browser:
 test: .venv/dev
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
-# Tests that train for a minute or more.
+# Tests that take most of a minute or more.
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -q -m slow
 

@@ -472,6 +472,7 @@ def test_shares_of_labels_sum_to_one():
     assert label_distributions([[3, 1, 0], [0, 5, 0]]).tolist() == [[0.75, 0.25, 0], [0, 1, 0]]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(checkpoint, tmp_path):
     """Ten paintings in batches of four: an odd number of batches, and a last one that is not full."""
     arguments = [str(checkpoint), *EMBEDDED, "--batch_size", "4", "--do_sample", "--novelty", "false"]
