@@ -8,12 +8,14 @@ as it should be, and says how to try that again.
 """
 
 import argparse
+import contextlib
 import importlib
+import os
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -27,6 +29,22 @@ def trial_names() -> list[str]:
     return sorted(file.stem for file in HERE.glob("*.py") if file.stem not in NO_TRIALS and file.stem[0] != "_")
 
 
+@contextlib.contextmanager
+def errors_to(log: Path) -> Iterator[None]:
+    """Standard error of this process and those that it starts goes to the end of `log`: a process whose partner was
+    killed ends with a traceback, and that is as it should be."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     names = trial_names()
     parser = argparse.ArgumentParser(
@@ -34,7 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--log",
+        type=Path,
+        default=Path("outputs/torture.log"),
+        help="for what processes say when they end; %(default)s",
+    )
     args = parser.parse_args(argv)
+    args.log.parent.mkdir(parents=True, exist_ok=True)
+    args.log.unlink(missing_ok=True)
     for name in args.trials:
         if name not in names:
             parser.error(f"there is no trial {name!r}: choose from {', '.join(names)}")
@@ -43,13 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     failures = []
     for name in args.trials or names:
         trial, began = importlib.import_module(name), time.monotonic()
-        with tempfile.TemporaryDirectory(prefix=f"sevlm-{name}-") as folder:
+        with tempfile.TemporaryDirectory(prefix=f"sevlm-{name}-") as folder, errors_to(args.log):
             for row in trial.run(random.Random(f"{name} {args.seed}"), Path(folder)):
                 print(f"| {row.what} | {row.tried:,} | {row.outcome} | `python tests/torture {name}` |", flush=True)
                 failures += [f"{name} --seed {args.seed}: {failure}" for failure in row.failures]
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
+    if failures:
+        print(f"{args.log} has what the processes said.", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -93,7 +93,7 @@ def kill_some(chance: random.Random, folder: Path, processor) -> Row:
     return Row(
         "`kill -9` of one process at a random moment, nobody watching over them",
         KILLED,
-        f"{KILLED - len(failures)} ended on all others with an error, within {slowest:.0f} s at most",
+        f"{KILLED - len(failures)} ended on all others with an error, within {slowest:.1f} s at most",
         failures,
     )
 
@@ -137,7 +137,7 @@ def kill_launched(chance: random.Random, folder: Path) -> Row:
     return Row(
         "the same under `torchrun` and `accelerate launch`",
         LAUNCHED,
-        f"{LAUNCHED - len(failures)} ended with an error and no process left, within {slowest:.0f} s at most "
+        f"{LAUNCHED - len(failures)} ended with an error and no process left, within {slowest:.1f} s at most "
         f"({', '.join(f'{count} while {when}' for when, count in sorted(during.items()))})",
         failures,
     )

@@ -29,12 +29,13 @@ DAMAGED = 600
 WORDS = "the dark sea looks endless and cold bright garden makes me feel calm happy lonely funeral grey rain".split()
 
 READ = """
-import json, resource, sys, zlib
+import json, pathlib, re, sys, zlib
 from processing.artemis import EMOTIONS, load_artemis
-megabytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = megabytes()
+status = lambda: pathlib.Path("/proc/self/status").read_text()  # not getrusage, whose peak begins with the parent's
+megabytes = lambda name: int(re.search(name + r":\\s+(\\d+) kB", status())[1]) / 1024
+before = megabytes("VmRSS")
 data = load_artemis(sys.argv[1], with_images=False)
-peak = megabytes()
+peak = megabytes("VmHWM")
 count = total = 0
 for split in data.values():
     for batch in split.iter(10_000):
