@@ -404,10 +404,11 @@ class SEVLMTrainer(Trainer):
                 self.state.best_model_checkpoint = os.fspath(final)
                 if args.should_save:
                     self.state.save_to_json(os.fspath(staged / STATE_FILE))
-            self.accelerator.wait_for_everyone()  # each process has a file of its own in it
-            if args.should_save:
+        self.accelerator.wait_for_everyone()  # each process has a file of its own in it
+        if args.should_save:
+            with self._saving(final):
                 publish_checkpoint(staged, final)
-            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
         if args.push_to_hub:
             self._push_from_checkpoint(os.fspath(final))
         if args.should_save:
@@ -431,20 +432,18 @@ class SEVLMTrainer(Trainer):
 
     @contextlib.contextmanager
     def _saving(self, target: Path):
+        """Around what writes, and nothing that waits for others: their end would be told as a full disk."""
         try:
             yield
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have their own for a full disk
+        # Of a full disk torch and safetensors tell with errors of their own.
+        except (OSError, RuntimeError, SafetensorError) as error:
             folder = self.args.output_dir
             if self.args.should_save:
                 clear_staging(folder)
             raise SavingError(
-                f"{target} could not be saved: {error}. {free_space(folder)} are free there. Nothing under a final "
-                f"name was changed; {self._last_checkpoint()}. Free space or change the folder's permissions, and go "
-                "on with --resume_from_checkpoint true."
+                f"{target} could not be saved: {error}. {free_space(folder)} are free there. No file is half-written "
+                f"under its final name; {self._last_checkpoint()}. Free space or change the folder's permissions, and "
+                "go on with --resume_from_checkpoint true."
             ) from error
 
     def create_model_card(self) -> None:
