@@ -201,8 +201,8 @@ class SEVLMProcessor(ProcessorMixin):
                 raise ValueError("Pass either `text` or `emotions`, not both.")
             # A word's token depends on the space in front of it.
             texts = [text] if isinstance(text, str) else list(text)
-            if not texts or not all(isinstance(prompt, str) for prompt in texts):
-                raise ValueError("`text` is a prompt or a list of at least one, each a string.")
+            if not all(isinstance(prompt, str) for prompt in texts):
+                raise ValueError("`text` is a prompt or a list of prompts, each a string.")
             prompts = [[self._ids.bos, *ids] for ids in self._encode([" " + prompt.strip() for prompt in texts])]
             longest = max(map(len, prompts))
             if longest > self.tokenizer.model_max_length:

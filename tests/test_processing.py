@@ -476,7 +476,7 @@ def test_a_fresh_process_loads_the_folder(processor, tmp_path, installed):
         ({"emotions": ["awe"], "explanations": ["calm", "calm"]}, "1 emotions for 2 explanations"),
         ({"emotions": [["awe"], ["awe"]], "explanations": [["calm"]]}, "2 emotions for 1 explanations"),
         ({"text": " a", "emotions": "awe"}, "either `text` or `emotions`"),
-        ({"text": []}, "at least one"),
+        ({"text": []}, "`text` is empty"),
         ({"text": [None]}, "each a string"),
     ],
 )
