@@ -4,9 +4,11 @@ They run in a folder that looks like a checkout: the project's files, `outputs/d
 the names that the README prints small stand-ins for what a user brings along: annotations, pictures, a lexicon, the
 authors' release, and the two pretrained towers, as `from_pretrained` takes a folder of that name before it asks a Hub.
 
-Three things are not done. `make demo` and `make test` build an environment and run these tests, so that it is only
-looked up whether the Makefile has such targets; the demo's training run is cut short (the paper's is not: on a handful
-of pictures its 35 epochs take seconds); and the evaluation leaves out what needs Java. A block that no test here knows
+Running them is slow, so `make test-slow` does it.
+
+Three things are not done. `make demo` and `make test` build an environment and run tests, so that it is only looked
+up whether the Makefile has such targets; the demo's training run is cut short (the paper's is not: on a handful of
+pictures its 35 epochs take seconds); and the evaluation leaves out what needs Java. A block that no test here knows
 makes one of them fail.
 """
 
@@ -195,6 +197,7 @@ def published(hub, checkout):
     return hub, run_block(checkout, PUBLISH, **account, HF_HUB_DISABLE_XET="1")
 
 
+@pytest.mark.slow
 def test_every_block_of_the_readme_is_run(session, explained, trained, evaluated, published, converted):
     """What they leave is for the tests below to judge."""
     left = {code for _, code in code_blocks(README)} - EXECUTED
@@ -221,6 +224,7 @@ def test_the_extras_that_the_documents_install_exist():
         assert set(re.findall(r"'\.\[(\w+)\]'", path.read_text(encoding="utf-8"))) <= set(extras), path.name
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs_in_one_session(session):
     read, scores, asked, result = map(ast.literal_eval, session[:4])
     assert len(session) == 5, "the last is an explanation"
@@ -231,6 +235,7 @@ def test_the_python_of_the_readme_runs_in_one_session(session):
     assert result["emotion_scores"] == pytest.approx(scores, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_commands_for_pictures_print_a_table_and_write_one(checkout, explained):
     assert "painting.png" in explained
     table = pd.read_csv(checkout / "outputs" / "pictures.csv")
@@ -238,6 +243,7 @@ def test_the_commands_for_pictures_print_a_table_and_write_one(checkout, explain
     assert {"emotion", "explanation"} <= set(table.columns)
 
 
+@pytest.mark.slow
 def test_the_commands_for_training_leave_both_models(trained):
     assert (trained / "outputs" / "tiny" / "model.safetensors").exists()
     output = trained / "outputs" / "sevlm-artemis"
@@ -251,6 +257,7 @@ def test_the_commands_for_training_leave_both_models(trained):
     assert tower and all(torch.equal(kept[name.removeprefix("vision_model.")], tower[name]) for name in tower)
 
 
+@pytest.mark.slow
 def test_the_command_for_evaluation_writes_what_the_readme_says(checkout, evaluated):
     results = json.loads((checkout / "outputs" / "demo" / "evaluation" / "results.json").read_text())
     for name in ("accuracy", "unique", "language_loss", "emotion_loss", "contrastive_loss"):
@@ -259,6 +266,7 @@ def test_the_command_for_evaluation_writes_what_the_readme_says(checkout, evalua
         assert math.isfinite(results[name]) and name in evaluated
 
 
+@pytest.mark.slow
 def test_the_command_for_publishing_leaves_a_complete_repository(published):
     hub, printed = published
     assert "/org/sevlm-demo/commit/" in printed and len(hub.titles("org/sevlm-demo")) == 2
@@ -266,6 +274,7 @@ def test_the_command_for_publishing_leaves_a_complete_repository(published):
     assert parts <= set(hub.listing("org/sevlm-demo"))
 
 
+@pytest.mark.slow
 def test_the_command_for_the_authors_weights_leaves_a_model_that_loads_also_from_the_hub(converted, hub, tmp_path):
     output = converted
     model, processor = AutoModel.from_pretrained(output).eval(), AutoProcessor.from_pretrained(output)
@@ -289,6 +298,7 @@ print(model.generate(**processor(images=image, emotions="awe", return_tensors="p
     assert ast.literal_eval(done.stdout) == model.generate(**picture, do_sample=False)[0].tolist()
 
 
+@pytest.mark.slow
 def test_the_python_of_the_model_card_runs_as_printed(published, trained, tmp_path):
     """Of two cards, in one process without the project: what the README published, and a model whose lexicon did not
     travel, from its folder; the second has every block of the template."""
