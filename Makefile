@@ -38,7 +38,7 @@ app: .venv/app
 	@test "$(MODEL)" != outputs/demo -o -f outputs/demo/config.json || { echo "No outputs/demo yet: run make demo"; exit 1; }
 	$(BIN)/python app.py --model $(MODEL)
 
-# Without it, tests/test_app.py says that it was skipped.
+# Without it, tests/app/test_app.py says that it was skipped.
 browser:
 	apt-get update
 	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(BROWSER)

@@ -28,7 +28,6 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoConfig, HfArgumentParser, pipeline, set_seed
 
-from evaluation.files import errors_as_exit, parse_arguments, write_json
 from evaluation.predictions_file import read_emotions, read_painting_list, read_predictions, read_records
 from evaluation.report import git_commit, table, versions
 from evaluation.scoring import average, check_judge, score
@@ -42,12 +41,13 @@ from evaluation.systems import (
 )
 from modeling_sevlm import SEVLMForConditionalGeneration
 from modeling_sevlm.checkpoint_sevlm import training_lexicon
-from modeling_sevlm.model_card_sevlm import EVALUATION_FILE, write_model_card
-from modeling_sevlm.trainer_sevlm import SEVLMTrainer, SEVLMTrainingArguments
+from modeling_sevlm.model_card import EVALUATION_FILE, write_model_card
+from modeling_sevlm.trainer import SEVLMTrainer, SEVLMTrainingArguments
 from processing import SEVLMProcessor
 from processing.collator import SentencePairs, SEVLMCollator
-from processing.data_arguments import DataArguments, load_inputs
 from processing.feature_cache import CACHE_DTYPES, cache_features
+from processing.files import write_json
+from processing.script_utils import DataArguments, errors_as_exit, load_inputs, parse_arguments
 
 
 @dataclass
@@ -64,7 +64,7 @@ class EvaluationArguments:
     )
     judge: str | None = field(
         default=None,
-        metadata={"help": "Text-to-emotion checkpoint for EA; see `python -m metrics.train_emotion_classifier`."},
+        metadata={"help": "Text-to-emotion checkpoint for EA; see `python -m evaluation.train_emotion_classifier`."},
     )
     split: str = field(default="test", metadata={"choices": ["train", "validation", "test", "rest", "all"]})
     paintings: str | None = field(
@@ -358,7 +358,7 @@ def show(figures: dict, deviations: dict | None, args: EvaluationArguments, data
     print()
     print(table(name, figures, deviations, rows))
     if figures.get("emotional_alignment") is None:
-        print("(EA needs --judge; python -m metrics.train_emotion_classifier makes one.)")
+        print("(EA needs --judge; python -m evaluation.train_emotion_classifier makes one.)")
 
 
 def restore_lexicon(model, processor, lexicon) -> None:

@@ -26,20 +26,20 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from transformers import CLIPVisionConfig, GPT2Config, HfArgumentParser, set_seed
 
-from evaluation.files import errors_as_exit, parse_arguments, write_json
 from evaluation.scoring import score
 from evaluation.systems import predict
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
-from modeling_sevlm.finite_sevlm import NonFiniteError
-from modeling_sevlm.model_card_sevlm import LOG_FILE, TRAINING_FILE
-from modeling_sevlm.run_folder_sevlm import STATE_FILE, check_writable, checkpoints, defect, step_of
-from modeling_sevlm.sheets_sevlm import ExplanationSheets
-from modeling_sevlm.trainer_sevlm import EarlyStopping, SEVLMTrainer, SEVLMTrainingArguments
+from modeling_sevlm.callbacks import ExplanationSheets
+from modeling_sevlm.finite_loss import NonFiniteError
+from modeling_sevlm.model_card import LOG_FILE, TRAINING_FILE
+from modeling_sevlm.trainer import EarlyStopping, SEVLMTrainer, SEVLMTrainingArguments
+from modeling_sevlm.training_folder import STATE_FILE, check_writable, checkpoints, defect, step_of
 from processing import SEVLMProcessor
 from processing.artemis import dominant_emotion
 from processing.collator import SentencePairs, SEVLMCollator
-from processing.data_arguments import DataArguments, load_inputs
 from processing.feature_cache import CACHE_DTYPES, CachedFeatures, cache_features
+from processing.files import write_json
+from processing.script_utils import DataArguments, errors_as_exit, load_inputs, parse_arguments
 from processing.tiny_tokenizer import train_tokenizer
 
 

@@ -16,7 +16,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import TrainerCallback
 
-from modeling_sevlm.trainer_sevlm import SEVLMTrainer, SEVLMTrainingArguments
+from modeling_sevlm.trainer import SEVLMTrainer, SEVLMTrainingArguments
 from modeling_sevlm.vision_sevlm import vision_feature_size
 from processing.artemis import EMOTIONS
 from processing.collator import SentencePairs, SEVLMCollator

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from evaluation.files import write_json
 from evaluation.report import git_commit, versions
+from processing.files import write_json
 
 
 def environment(device: torch.device) -> dict:

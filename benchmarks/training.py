@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from modeling_sevlm.trainer_sevlm import SEVLMTrainer, SEVLMTrainingArguments, parameter_groups
+from modeling_sevlm.trainer import SEVLMTrainer, SEVLMTrainingArguments, parameter_groups
 
 from .epoch import measure_epoch
 from .inputs import Inputs, make_inputs, make_jpeg

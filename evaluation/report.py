@@ -6,7 +6,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from modeling_sevlm.model_card_sevlm import METRICS
+from modeling_sevlm.model_card import METRICS
 
 
 COLUMNS = [(name, heading) for name, heading, _ in METRICS]

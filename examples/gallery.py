@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import modeling_sevlm  # noqa: F401 - registers the model with the Auto classes
 import processing  # noqa: F401 - registers the processor
-from modeling_sevlm.sheets_sevlm import explain
-from modeling_sevlm.views_sevlm import gallery_sheet, in_fixed_order
+from modeling_sevlm.callbacks import explain
+from modeling_sevlm.views import gallery_sheet, in_fixed_order
 from processing.toy_artemis import load_toy_artemis
 
 

@@ -31,11 +31,11 @@ from transformers import (
     set_seed,
 )
 
-from evaluation.files import errors_as_exit, write_json, write_text
 from evaluation.scoring import label_distributions
 from metrics.emotion_prediction.emotion_prediction import emotion_prediction_scores
-from modeling_sevlm.trainer_sevlm import DiscreetTrainingArguments
-from processing.data_arguments import DataArguments, load_inputs
+from modeling_sevlm.trainer import TokenSafeTrainingArguments
+from processing.files import write_json, write_text
+from processing.script_utils import DataArguments, errors_as_exit, load_inputs
 
 
 @dataclass
@@ -48,7 +48,7 @@ class ClassifierArguments:
 
 
 @dataclass(repr=False)
-class ClassifierTrainingArguments(DiscreetTrainingArguments):
+class ClassifierTrainingArguments(TokenSafeTrainingArguments):
     output_dir: str | None = "outputs/image_classifier"
     learning_rate: float = 5e-5
     num_train_epochs: float = 10

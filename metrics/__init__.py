@@ -5,6 +5,6 @@
     from metrics.emotion_prediction.emotion_prediction import emotion_prediction_scores
 
 coco_caption: BLEU, METEOR, ROUGE-L; emotion_prediction: ACC and the fit to the human label distribution;
-emotional_alignment: EA; explanation_text: Unique, novelty, metaphors. `python -m metrics.train_emotion_classifier`
+emotional_alignment: EA; explanation_text: Unique, novelty, metaphors. `python -m evaluation.train_emotion_classifier`
 trains the judge that EA needs.
 """

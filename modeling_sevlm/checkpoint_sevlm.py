@@ -158,7 +158,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
             model.set_vad_lexicon(processor.vad_lexicon, processor.tokenizer)
         return model.eval()
 
-    def tell_of_missing_lexicon(self):
+    def warn_if_lexicon_missing(self):
         """Say so, once, if the model was trained with a lexicon that is not there."""
         config = self.config
         if config.vad_lexicon is not None and not config.vad_lexicon.get("table") and config.use_vad_features:
@@ -278,7 +278,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         source = self._source(facts)
         # Writing one needs the template of the installed package, which code from the Hub may not have.
         try:
-            from modeling_sevlm.model_card_sevlm import write_model_card
+            from modeling_sevlm.model_card import write_model_card
         except ImportError:
             write_model_card = None
         if write_model_card is not None:

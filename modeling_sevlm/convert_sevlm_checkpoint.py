@@ -24,7 +24,7 @@ from transformers import AutoConfig, CLIPVisionConfig, GPT2Config, GPT2Tokenizer
 from processing import SEVLMProcessor, VADLexicon
 
 from .configuration_sevlm import SEVLMConfig
-from .model_card_sevlm import TRAINING_FILE, write_model_card
+from .model_card import TRAINING_FILE, write_model_card
 from .modeling_sevlm import SEVLMForConditionalGeneration
 from .vision_sevlm import load_vision_tower, vision_feature_size
 

@@ -108,7 +108,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
         )
-        self.tell_of_missing_lexicon()
+        self.warn_if_lexicon_missing()
 
     @property
     def pack_weights(self) -> bool:

@@ -53,7 +53,7 @@ class SEVLMPipeline(Pipeline):
         return_candidates (`bool`, False): give all of them too, best first.
         return_all_scores (`bool`, True): `emotion_scores` holds every label; False: the likeliest label alone.
         timeout (`float`, 60): seconds that a URL may take, from the connection to the last byte.
-        max_megapixels (`float`, 178): the largest picture of a file or URL that is opened; see `pictures.py` beside
+        max_megapixels (`float`, 178): the largest picture of a file or URL that is opened; see `images.py` beside
             the processor for a limit that holds everywhere.
         max_megabytes (`float`, 256): the largest file that a URL may send.
         generate_kwargs (`dict`), or its entries as arguments: anything that `generate` takes, such as

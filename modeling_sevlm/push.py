@@ -37,7 +37,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from processing import SEVLMProcessor
 
 from .checkpoint_sevlm import CARD_FILE
-from .model_card_sevlm import write_model_card
+from .model_card import write_model_card
 from .modeling_sevlm import SEVLMForConditionalGeneration
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from .pictures import TooManyPixels, identify, open_file
+from .images import TooManyPixels, identify, open_file
 
 
 IMAGE_EXTENSIONS = [".jpg", ".jpeg", ".png", ".webp"]  # in order of preference
@@ -92,7 +92,7 @@ def find_undecodable(images: Iterable[str | bytes], total: int) -> Iterator[str 
 def why_undecodable(image: str | bytes) -> str | None:
     """Why a path or the bytes of an image file cannot be decoded, in a few words; None if they can.
 
-    An image above the limit of `pictures.set_max_megapixels` counts as undecodable: reading it later would fail too.
+    An image above the limit of `images.set_max_megapixels` counts as undecodable: reading it later would fail too.
     """
     try:
         if isinstance(image, str):

@@ -25,8 +25,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import evaluate_sevlm
 import train
-from evaluation.files import write_json, write_text
-from processing.data_arguments import DataArguments
+from processing.files import write_json, write_text
+from processing.script_utils import DataArguments
 from studies.summary import draw, markdown, summarise
 
 

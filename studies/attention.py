@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from evaluation.files import errors_as_exit
 from modeling_sevlm import SEVLMForConditionalGeneration
-from modeling_sevlm.attention_sevlm import attention_map
+from modeling_sevlm.attention_map import attention_map
 from processing import SEVLMProcessor
+from processing.script_utils import errors_as_exit
 from processing.toy_artemis import load_toy_artemis, toy_scene
 from processing.toy_paintings import Box, motif_box
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 import torch
 from transformers import HfArgumentParser
 
-from evaluation.files import errors_as_exit, write_json
 from evaluation.scoring import label_distributions
 from modeling_sevlm import SEVLMForConditionalGeneration
 from processing import SEVLMProcessor
-from processing.data_arguments import DataArguments, load_inputs
 from processing.feature_cache import cache_features
+from processing.files import write_json
+from processing.script_utils import DataArguments, errors_as_exit, load_inputs
 
 
 PENALTIES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)

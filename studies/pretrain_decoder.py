@@ -25,10 +25,10 @@ from transformers import (
     set_seed,
 )
 
-from evaluation.files import write_json
-from modeling_sevlm.trainer_sevlm import DiscreetTrainingArguments
+from modeling_sevlm.trainer import TokenSafeTrainingArguments
 from processing.annotations import read_annotations
 from processing.artemis import EMOTIONS
+from processing.files import write_json
 from processing.processing_sevlm import BECAUSE, PAD_TOKEN, PROMPT
 from processing.tiny_tokenizer import train_tokenizer
 
@@ -47,7 +47,7 @@ class DecoderArguments:
 
 
 @dataclass(repr=False)
-class DecoderTrainingArguments(DiscreetTrainingArguments):
+class DecoderTrainingArguments(TokenSafeTrainingArguments):
     output_dir: str | None = "outputs/decoder"
     learning_rate: float = 2e-3
     weight_decay: float = 0.01

@@ -10,11 +10,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
-from hub_fixtures import hub  # noqa: E402, F401
-from tiny import tiny_model, tiny_processor  # noqa: E402
+
+from tests.helpers.hub_fixtures import hub  # noqa: E402, F401
+from tests.helpers.tiny import tiny_model, tiny_processor  # noqa: E402
 
 
-# The suite tries the same examples each time; `make torture` tries others, and more (tests/examples.py):
+# The suite tries the same examples each time; `make torture` tries others, and more (tests/helpers/examples.py):
 # pytest --hypothesis-profile=torture --hypothesis-seed=7
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("torture", deadline=None, database=None, print_blob=True)

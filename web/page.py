@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""What the page says, as HTML: colours, bars and shaded words come from `modeling_sevlm.views_sevlm`."""
+"""What the page says, as HTML: colours, bars and shaded words come from `modeling_sevlm.views`."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from modeling_sevlm.views_sevlm import emotion_bars_html, emotion_style, shaded_explanation
+from modeling_sevlm.views import emotion_bars_html, emotion_style, shaded_explanation
 
 from .sitting import Sitting, Studio
 

@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import pipeline, set_seed
 
 import modeling_sevlm  # noqa: F401 - registers model and pipeline
-from modeling_sevlm.attention_sevlm import attention_map, explanation_words, overlay_attention
+from modeling_sevlm.attention_map import attention_map, explanation_words, overlay_attention
 from modeling_sevlm.pipeline_sevlm import TASK, SEVLMPipeline
 
 from .uploads import UploadLimits, open_upload

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from processing.pictures import TooManyPixels, identify, open_file, open_picture
+from processing.images import TooManyPixels, identify, open_file, open_picture
 
 from .requests import MEGABYTE
 

@@ -21,11 +21,10 @@ from pathlib import Path
 import numpy as np
 from transformers import HfArgumentParser
 
-from evaluation.files import errors_as_exit
 from evaluation.predictions_file import read_predictions
 from modeling_sevlm import SEVLMForConditionalGeneration
 from processing import SEVLMProcessor
-from processing.data_arguments import DataArguments, load_data
+from processing.script_utils import DataArguments, errors_as_exit, load_data
 from studies.figures.ablation import ablation_figure
 from studies.figures.confusion import confusion_figure
 from studies.figures.examples import choose_examples, examples_figure

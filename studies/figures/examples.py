@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from matplotlib.figure import Figure
 
-from modeling_sevlm.views_sevlm import emotion_style, plain
+from modeling_sevlm.views import emotion_style, plain
 from processing.artemis import dominant_emotion
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from modeling_sevlm.heads_sevlm import masked_mean
-from modeling_sevlm.views_sevlm import emotion_style, in_fixed_order
+from modeling_sevlm.views import emotion_style, in_fixed_order
 
 
 IMAGE_COLOUR, EXPLANATION_COLOUR = "#D55E00", "#0072B2"

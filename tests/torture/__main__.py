@@ -21,8 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NO_TRIALS = {"trial", "__main__"}
-# The project's root, and the helpers that tests share.
-sys.path[:0] = [str(HERE), str(HERE.parent.parent), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # the trials, the project
 
 
 def trial_names() -> list[str]:

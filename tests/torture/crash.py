@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from crashing import SHORT, Run, differing_weights, half_written, left_over
-from tiny import save_backbones
 from trial import Row
+
+from tests.helpers.crashing import SHORT, Run, differing_weights, half_written, left_over
+from tests.helpers.tiny import save_backbones
 
 
 # Moment, and how often it is tried: thirty kills.

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import psutil
 from accelerate import PartialState
-from ranks import Setting, assert_one_run, free_port, in_ranks, train_here, train_in
-from tiny import tiny_processor
 from trial import Row
+
+from tests.helpers.ranks import Setting, assert_one_run, free_port, in_ranks, train_here, train_in
+from tests.helpers.tiny import tiny_processor
 
 
 ROOT = Path(__file__).resolve().parent.parent.parent

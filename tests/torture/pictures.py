@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from bad_pictures import NAMES, NO_FILES, damage, odd_folder, pictures
-from bad_servers import BEHAVIOURS, MEGABYTES, SIZE, TIMEOUT, serving
 from PIL import Image
-from tiny import tiny_model, tiny_processor
 from trial import Row
 
-from modeling_sevlm.folder_run import encodable
-from processing.pictures import open_picture
+from modeling_sevlm.explain_folder import encodable
+from processing.images import open_picture
+from tests.helpers.bad_pictures import NAMES, NO_FILES, damage, odd_folder, pictures
+from tests.helpers.bad_servers import BEHAVIOURS, MEGABYTES, SIZE, TIMEOUT, serving
+from tests.helpers.tiny import tiny_model, tiny_processor
 
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -129,7 +129,7 @@ def cut_files(chance: random.Random, folder: Path) -> Row:
 READ = """
 import sys
 from processing.image_files import why_undecodable
-from processing.pictures import open_picture
+from processing.images import open_picture
 
 for name in map(str.strip, sys.stdin):
     try:

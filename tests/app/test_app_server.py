@@ -1,0 +1,257 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The app without a browser: what it takes and refuses, what programs get from it, and ten visitors at once."""
+
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.helpers.hub_fixtures import ROOT
+from tests.helpers.tiny import tiny_model, tiny_processor
+
+
+pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[app]'")
+
+import httpx  # noqa: E402
+from gradio_client import Client, handle_file  # noqa: E402
+
+import app  # noqa: E402
+from processing.artemis import EMOTIONS  # noqa: E402
+from processing.toy_artemis import toy_scene  # noqa: E402
+from processing.toy_paintings import paint_scene  # noqa: E402
+from web import requests  # noqa: E402
+from web.paintings import draw_examples  # noqa: E402
+from web.sitting import Studio  # noqa: E402
+from web.uploads import UploadError, UploadLimits, open_upload  # noqa: E402
+
+
+VISITORS = 10
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    folder, processor = tmp_path_factory.mktemp("model"), tiny_processor()
+    tiny_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Studio.load(str(folder), limits=UploadLimits(megabytes=2), num_candidates=4)
+
+
+@pytest.fixture(scope="module")
+def address(studio, tmp_path_factory):
+    demo = app.build(studio, draw_examples(tmp_path_factory.mktemp("examples")))
+    try:
+        yield app.launch(demo, studio, host="127.0.0.1", port=None, wait=False)[1].rstrip("/")
+    finally:
+        demo.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(VISITORS):
+        paint_scene(toy_scene(index), 96)[0].save(folder / f"{index}.png")
+    return [folder / f"{index}.png" for index in range(VISITORS)]
+
+
+def same(given: dict, expected: dict) -> bool:
+    """Whether two answers are equal, to the digits that a batch of another size may change."""
+    scores = ([answer["emotion_scores"][emotion] for emotion in EMOTIONS] for answer in (given, expected))
+    return (
+        all(given[name] == expected[name] for name in ("emotion", "explanation"))
+        and np.allclose(*scores, atol=1e-5)
+        and abs(given["alignment_score"] - expected["alignment_score"]) < 1e-4
+    )
+
+
+def test_ten_visitors_at_once_are_all_answered_and_none_gets_what_is_anothers(address, studio, pictures):
+    explainer = studio.explainer
+    wanted = [EMOTIONS[index % len(EMOTIONS)] for index in range(VISITORS)]
+    named = [explainer(str(picture), do_sample=False) for picture in pictures]
+    asked = [explainer(str(p), emotion=e, do_sample=False) for p, e in zip(pictures, wanted, strict=True)]
+    drawn = []
+    for picture, emotion in zip(pictures, wanted, strict=True):
+        torch.manual_seed(0)
+        sampled = explainer(str(picture), emotion=emotion, num_candidates=4, return_candidates=True, do_sample=True)
+        drawn.append(sampled["candidates"])
+    # Else nobody would see a mix-up.
+    assert len({answer["explanation"] for answer in asked}) == VISITORS
+    together = threading.Barrier(VISITORS)
+
+    def visit(number: int) -> list:
+        visitor = Client(address, verbose=False)
+        together.wait(timeout=120)
+        first = visitor.predict(handle_file(pictures[number]), api_name="/explain")
+        second = visitor.predict(wanted[number], api_name="/explain_emotion")
+        third = visitor.predict(api_name="/candidates")
+        return [first[-1], second[-1], third[-1]]
+
+    with ThreadPoolExecutor(VISITORS) as threads:
+        for number, (first, second, third) in enumerate(threads.map(visit, range(VISITORS))):
+            assert len(first) == 1 and same(first[0], named[number]), number
+            assert len(second) == 2 and same(second[0], named[number]) and same(second[1], asked[number]), number
+            given = [(c["emotion"], c["explanation"]) for c in third[-1]["candidates"]]
+            assert given == [(c["emotion"], c["explanation"]) for c in drawn[number]], number
+
+
+def test_every_draw_gives_other_candidates_and_each_visitor_the_same_ones(studio, pictures):
+    mine, yours = studio.sit(pictures[0]), studio.sit(pictures[0])
+    first, second = studio.draw_candidates(mine), studio.draw_candidates(mine)
+    assert first == studio.draw_candidates(yours) and first != second
+
+
+def test_the_words_to_look_at_are_those_of_the_latest_explanation(studio, pictures):
+    sitting = studio.sit(pictures[0])
+    for emotion in ("awe", "fear"):
+        studio.ask_why(sitting, emotion)
+        assert sitting.words and all(word in sitting.asked["explanation"] for word in sitting.words)
+        assert sitting.maps is None and studio.look_at_word(sitting, 0).size == sitting.picture.size
+    with pytest.raises(IndexError, match="no number 99"):
+        studio.look_at_word(sitting, 99)
+
+
+def test_what_is_not_asked_for_a_picture_is_refused_with_a_reason(address):
+    visitor = Client(address, verbose=False)
+    with pytest.raises(Exception, match="no picture"):
+        visitor.predict("awe", api_name="/explain_emotion")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "app.py", "setup.cfg", "web/style.css", "../../etc/passwd"])
+def test_no_file_of_the_machine_can_be_read(address, name):
+    for path in (name, str((ROOT / name).resolve())):
+        assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404)
+
+
+def ask(address: str, path: str, **more) -> str:
+    """What the app answers to who names a file in the place of uploading one."""
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}} | more
+    event = httpx.post(f"{address}/gradio_api/call/explain", json={"data": [file]}).json()["event_id"]
+    return httpx.get(f"{address}/gradio_api/call/explain/{event}", timeout=60).text
+
+
+def test_no_path_and_no_address_is_opened_in_the_place_of_an_upload(address):
+    for path in ("/etc/passwd", str(ROOT / "docs" / "painting.png"), "docs/painting.png"):
+        for more in ({}, {"meta": None}, {"is_stream": True}, {"is_stream": True, "meta": {}}):
+            assert "event: error" in ask(address, path, **more), (path, more)
+    assert "Addresses are not opened" in ask(address, f"{address}/static/img/logo.svg")
+
+
+def save(folder, name, image, **kwargs):
+    image.save(folder / name, **kwargs)
+    return folder / name
+
+
+def test_pictures_of_all_usual_kinds_are_opened_upright_and_in_rgb(tmp_path):
+    image = paint_scene(toy_scene(3), 64)[0]
+    for name in ("a.jpg", "a.png", "a.webp", "a.gif", "a.bmp", "a.tif"):
+        assert open_upload(save(tmp_path, name, image), UploadLimits()).mode == "RGB"
+    # The name says nothing: a picture is what its bytes are.
+    shutil.copy(tmp_path / "a.jpg", tmp_path / "photo.txt")
+    assert open_upload(tmp_path / "photo.txt", UploadLimits()).size == (64, 64)
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = open_upload(save(tmp_path, "b.jpg", image.resize((64, 32)), exif=exif), UploadLimits())
+    assert turned.size == (32, 64)
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "empty"),
+        (b"Dear Sir or Madam", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "not a picture"),
+    ],
+)
+def test_files_that_are_no_pictures_are_refused(tmp_path, content, reason):
+    (tmp_path / "file.png").write_bytes(content)
+    with pytest.raises(UploadError, match=reason):
+        open_upload(tmp_path / "file.png", UploadLimits())
+
+
+def test_damaged_and_too_large_pictures_are_refused_before_they_cost_anything(tmp_path):
+    image = paint_scene(toy_scene(3), 128)[0]
+    whole = save(tmp_path, "a.png", image).read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UploadError, match="damaged"):
+        open_upload(tmp_path / "half.png", UploadLimits())
+    hundred = save(tmp_path, "hundred.png", Image.new("1", (10_000, 10_000)))
+    with pytest.raises(UploadError, match=r"100 megapixels \(10,000 x 10,000\), and this app takes up to 50"):
+        open_upload(hundred, UploadLimits())
+    with pytest.raises(UploadError, match=r"400 megapixels \(20,000 x 20,000\)"):
+        open_upload(save(tmp_path, "bomb.png", Image.new("1", (20_000, 20_000))), UploadLimits())
+    assert open_upload(hundred, UploadLimits(megapixels=100)).size == (10_000, 10_000)
+    with pytest.raises(UploadError, match="strip"):
+        open_upload(save(tmp_path, "strip.png", Image.new("L", (30_000, 2))), UploadLimits())
+    with pytest.raises(UploadError, match="up to 0.001"):
+        open_upload(tmp_path / "a.png", UploadLimits(megabytes=0.001))
+
+
+def test_limits_that_make_no_sense_are_refused():
+    for wrong in ({"megapixels": 0}, {"megabytes": -1}, {"megapixels": float("nan")}):
+        with pytest.raises(ValueError, match=f"a number of {next(iter(wrong))} above 0"):
+            UploadLimits(**wrong)
+    with pytest.raises(SystemExit):
+        app.main(["--model", "anything", "--num_candidates", "1"])
+
+
+def test_nothing_on_the_page_says_what_a_visitor_may_not_read(address):
+    config = httpx.get(f"{address}/config").json()
+    assert not config.get("is_space") and config["analytics_enabled"] is False
+    assert "fonts.googleapis" not in httpx.get(address).text
+
+
+def test_no_request_of_a_program_makes_the_server_ask_another_one(address):
+    asked, file = [], {"_type": "gradio.FileData"}
+
+    class Inside(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_POST = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Inside)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    inside = f"http://127.0.0.1:{server.server_port}"
+    ways = [{"path": inside}, {"url": inside}, {"path": None, "url": inside}, {"path": "/etc/passwd", "url": inside}]
+    ways += [{"path": "file:///etc/passwd"}, {"path": inside, "is_stream": True}]
+    try:
+        for way in [*ways, *(way | {"meta": file} for way in ways), inside]:
+            event = httpx.post(f"{address}/gradio_api/call/explain", json={"data": [way]}).json()["event_id"]
+            answer = httpx.get(f"{address}/gradio_api/call/explain/{event}", timeout=60).text
+            assert "event: error" in answer, way
+        for path in (f"file={inside}", f"proxy={inside}"):
+            assert httpx.get(f"{address}/gradio_api/{path}").status_code in (400, 403, 404)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == []
+
+
+def test_requests_are_bounded_whatever_they_are_for_and_say_so(address):
+    def chunks(megabytes):
+        for _ in range(megabytes):
+            yield b"a" * 2**20
+
+    upload, call = f"{address}/gradio_api/upload", f"{address}/gradio_api/call/explain"
+    large = httpx.post(upload, files={"files": ("a.png", b"a" * 3 * 2**20)})
+    assert (large.status_code, "up to 2 MB" in large.text) == (413, True)
+    several = httpx.post(upload, files=[("files", ("a.png", b"a" * 2**20))] * 4)
+    assert several.status_code == 413
+    for length in (None, "chunked"):
+        body = {"content": chunks(8)} if length else {"json": {"data": ["a" * 2**23]}}
+        refused = httpx.post(call, headers={"Content-Type": "application/json"}, **body)
+        assert (refused.status_code, "more than 1 MB" in refused.text) == (413, True), length
+    assert httpx.post(upload, files={"files": ("a.png", b"a" * 2**20)}).status_code == 200
+
+
+def test_uploads_wait_until_there_is_room(address, monkeypatch):
+    monkeypatch.setattr(requests, "KEPT_FREE", 2**60)
+    refused = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"a")})
+    assert (refused.status_code, "no room" in refused.text) == (507, True)

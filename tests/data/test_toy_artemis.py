@@ -1,0 +1,235 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The embedded data set: deterministic, honest about what is in its pictures, and read by the embedded lexicon."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Image as ImageFeature
+
+from processing.artemis import EMOTIONS
+from processing.toy_artemis import (
+    ADJECTIVES,
+    FRAMES,
+    MOOD_WORDS,
+    MOTIF_WORDS,
+    NUMBERS,
+    SETTING_WORDS,
+    explain_scene,
+    load_toy_artemis,
+    toy_scene,
+)
+from processing.toy_paintings import MOODS, MOTIFS, SETTINGS, contact_sheet, paint_scene
+
+
+ROOT = Path(__file__).parents[2]
+LEXICON = ROOT / "processing" / "embedded_vad.tsv"
+
+# Words without a feeling of their own: how a frame is held together, and what is only named, placed or counted.
+PLAIN_WORDS = set(
+    """
+    a about above across after against all almost along amid an and around as at away back background beats
+    board bob both branches bubble bunch by canvas checked circles colours could crossed day deep directions
+    do down downward drift each else every everything everyone eyes face far feel feels field figure fill
+    fills flags forth from full gaze give gives glow green grid ground hair happen hat have head here hint
+    horizon how i if in into inward is it its itself keeps know large leave leaves lies like little look looks
+    loose made make makes may me means middle mood move my neither never no nor not nothing of off on one open
+    opens other out outward over paint painter person petals picture points pull pulls pure rather reach ready
+    remind reminds repeats right rings rises rolls room round row runs sails seem seems set sets show shows
+    slowly small smells so something soup spread spreads squares stand stands start starts stay stays steady
+    stretches strings strokes such take takes target tells that the their there think this through tiles to
+    told top touch tug turn turns two under up upward us wait walks wall want was washes what when which while
+    widely with without would yet
+    """.split()
+)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return load_toy_artemis()
+
+
+def digest(toy) -> str:
+    """Of all bytes and all text."""
+    total = hashlib.sha256()
+    for split in toy.values():
+        for row in split.cast_column("image", ImageFeature(decode=False)):
+            total.update(row.pop("image")["bytes"])
+            total.update(repr(row).encode())
+    return total.hexdigest()
+
+
+def grammar_words() -> set[str]:
+    texts = [adjective for adjectives in ADJECTIVES.values() for adjective in adjectives]
+    texts += [
+        re.sub(r"\{s\}", "", re.sub(r"\{(?!s\})\w+\}", " ", frame)) for frames in FRAMES.values() for frame in frames
+    ]
+    for words in [*MOTIF_WORDS.values(), *SETTING_WORDS.values()]:
+        texts += [re.sub(r"\{\w+\}", " ", text) for text in (*words.names, *words.acts)]
+    return {word for text in texts for word in re.findall("[a-z]+", text)}
+
+
+def test_two_calls_and_a_fresh_process_give_the_same_bytes_and_text():
+    small = digest(load_toy_artemis(24))
+    program = (
+        "import sys; sys.path[:0] = sys.argv[1:];"
+        "from processing.toy_artemis import load_toy_artemis; from test_toy_artemis import digest;"
+        "print(digest(load_toy_artemis(24)))"
+    )
+    # Another hash seed: nothing may depend on the order of a set.
+    fresh = subprocess.run(
+        [sys.executable, "-c", program, str(ROOT), str(ROOT / "tests")],
+        env={**os.environ, "PYTHONHASHSEED": "7", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert digest(load_toy_artemis(24)) == small == fresh.stdout.strip()
+    assert digest(load_toy_artemis(24, seed=1)) != small
+
+
+def test_a_painting_does_not_depend_on_how_many_there_are(toy):
+    assert load_toy_artemis(24)["train"][5]["explanations"] == toy["train"][5]["explanations"]
+
+
+def test_columns_and_sizes_are_those_of_the_docstring(toy):
+    assert {split: len(rows) for split, rows in toy.items()} == {"train": 600, "validation": 60, "test": 60}
+    columns = ["image", "painting", "emotions", "explanations", "emotion_histogram", "cause_box"]
+    assert all(rows.column_names == columns for rows in toy.values())
+    assert toy["train"].features["emotions"].feature.names == list(EMOTIONS)
+    assert toy["test"][0]["image"].size == (64, 64) and toy["test"][0]["image"].mode == "RGB"
+    assert load_toy_artemis(12, image_size=96)["test"][0]["image"].size == (96, 96)
+
+
+def test_splits_share_no_painting_no_picture_and_no_combination(toy):
+    names = [name for rows in toy.values() for name in rows["painting"]]
+    assert len(set(names)) == len(names) == 720
+    pictures = [
+        image["bytes"]
+        for rows in toy.values()
+        for image in rows.cast_column("image", ImageFeature(decode=False))["image"]
+    ]
+    assert len(set(pictures)) == 720
+    scenes = {(s.motif, s.setting, s.colour, s.place, s.size) for s in map(toy_scene, range(3600))}
+    assert len(scenes) == 3600
+
+
+def test_histograms_count_the_emotions(toy):
+    for rows in toy.values():
+        for emotions, histogram in zip(rows["emotions"], rows["emotion_histogram"], strict=True):
+            assert histogram == [emotions.count(k) for k in range(9)]
+            assert 5 <= len(emotions) <= 7
+
+
+def test_most_paintings_have_a_dominant_emotion_and_all_nine_dominate_in_every_split(toy):
+    for rows in toy.values():
+        histograms = np.array(rows["emotion_histogram"][:])
+        dominated = 2 * histograms.max(axis=1) > histograms.sum(axis=1)
+        assert 0.8 < dominated.mean() < 1
+        assert set(histograms[dominated].argmax(axis=1)) == set(range(9))
+
+
+def test_most_paintings_have_a_second_emotion(toy):
+    histograms = np.array(toy["train"]["emotion_histogram"][:])
+    assert ((histograms > 0).sum(axis=1) > 1).mean() > 0.5
+
+
+def test_the_motif_decides_the_dominant_emotion(toy):
+    for index, histogram in enumerate(toy["train"]["emotion_histogram"]):
+        if 2 * max(histogram) > sum(histogram):
+            assert EMOTIONS[int(np.argmax(histogram))] == MOTIF_WORDS[toy_scene(index).motif].emotion
+
+
+def test_explanations_are_short_lower_case_sentences_that_differ_within_a_painting(toy):
+    for rows in toy.values():
+        for emotions, explanations in zip(rows["emotions"], rows["explanations"], strict=True):
+            assert len(set(explanations)) == len(explanations) == len(emotions)
+            for explanation in explanations:
+                assert 6 <= len(explanation.split()) <= 16
+                assert re.fullmatch(r"[a-z]+(,? [a-z]+)*", explanation)
+                assert "because" not in explanation
+
+
+def test_explanations_are_not_all_the_same(toy):
+    train = [explanation for row in toy["train"]["explanations"] for explanation in row]
+    assert len(set(train)) > 0.9 * len(train)
+
+
+def test_what_an_explanation_says_of_the_motif_is_true():
+    scene = next(s for s in map(toy_scene, range(300)) if s.motif == "balloons")
+    sentences = explain_scene(scene, ["amusement"] * 30)
+    places = {"on the left", "on the right", "at the top", "at the bottom", "in the middle"}
+    for sentence in sentences:
+        assert f"{scene.colour} balloons" in sentence
+        assert not any(place in sentence for place in places - {scene.place})
+        assert not any(f"{number} " in sentence for number in NUMBERS if number != NUMBERS[scene.count])
+    assert any(scene.place in sentence for sentence in sentences)
+
+
+def test_the_cause_box_lies_in_the_picture_and_holds_all_of_the_motif():
+    for index in range(45):
+        scene = toy_scene(index)
+        picture, box = paint_scene(scene)
+        bare, no_box = paint_scene(scene, with_motif=False)
+        x0, y0, x1, y1 = (round(64 * c) for c in box)
+        assert 0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64 and no_box == (0, 0, 0, 0)
+        changed = (np.asarray(picture) != np.asarray(bare)).any(axis=-1)
+        # The box is tight and the motif fills most of it; outside, not a pixel differs.
+        assert changed[y0:y1, x0:x1].mean() > 0.5
+        changed[y0:y1, x0:x1] = False
+        assert not changed.any()
+
+
+def test_every_motif_can_be_told_in_every_setting_it_stands_in():
+    """A motif changes its surroundings by more than the grain of the brush does."""
+    for index in range(90):
+        scene = toy_scene(index)
+        picture, box = paint_scene(scene)
+        bare, _ = paint_scene(scene, with_motif=False)
+        x0, y0, x1, y1 = (round(64 * c) for c in box)
+        difference = np.abs(np.asarray(picture, dtype=float) - np.asarray(bare, dtype=float))[y0:y1, x0:x1]
+        assert difference.max(axis=-1).mean() > 25, scene
+
+
+def test_grammar_and_painter_know_the_same_things():
+    assert MOTIF_WORDS.keys() == MOTIFS.keys()
+    assert SETTING_WORDS.keys() == SETTINGS.keys()
+    assert MOOD_WORDS.keys() == MOODS.keys() == {motif.mood for motif in MOTIFS.values()}
+    assert {words.emotion for words in MOTIF_WORDS.values()} == {words.emotion for words in SETTING_WORDS.values()}
+    assert set(ADJECTIVES) == set(FRAMES) == set(EMOTIONS)
+    for name, motif in MOTIFS.items():
+        # One mood per emotion, and only what may be several is counted.
+        assert {MOTIFS[other].mood for other in MOTIFS if MOTIF_WORDS[other].emotion == MOTIF_WORDS[name].emotion} == {
+            motif.mood
+        }
+        assert max(motif.counts) < len(NUMBERS)
+        if any("{number}" in text for text in MOTIF_WORDS[name].names):
+            assert min(motif.counts) > 1
+
+
+def test_a_contact_sheet_shows_the_scenes_in_rows():
+    assert contact_sheet([toy_scene(k) for k in range(4)], image_size=32, columns=3).size == (3 * 36, 2 * 36)
+
+
+def test_the_embedded_lexicon_is_well_formed():
+    lines = LEXICON.read_text(encoding="utf-8").splitlines()
+    header = dict(line[2:].split(": ") for line in lines if line.startswith("#"))
+    assert header["name"] == "SEVLM embedded lexicon" and header["redistributable"] == "true"
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    words = [word for word, *_ in rows]
+    assert words == sorted(set(words)) and 250 <= len(words) <= 400
+    for word, *values in rows:
+        assert re.fullmatch("[a-z]+", word) and len(values) == 3
+        assert all(-1 <= float(value) <= 1 and round(float(value), 3) == float(value) for value in values)
+
+
+def test_the_embedded_lexicon_knows_the_feelings_of_the_grammar():
+    known = {line.split("\t")[0] for line in LEXICON.read_text(encoding="utf-8").splitlines()}
+    assert {adjective for adjectives in ADJECTIVES.values() for adjective in adjectives} <= known
+    feeling = grammar_words() - PLAIN_WORDS
+    assert len(feeling & known) > 0.9 * len(feeling), sorted(feeling - known)

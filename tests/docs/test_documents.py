@@ -1,0 +1,361 @@
+"""The documents keep their word: every code block of README.md and of the rendered model card runs as printed.
+
+They run in a folder that looks like a checkout: the project's files, `outputs/demo` trained for a few steps, and under
+the names that the README prints small stand-ins for what a user brings along: annotations, pictures, a lexicon, the
+authors' release, and the two pretrained towers, as `from_pretrained` takes a folder of that name before it asks a Hub.
+
+Running them is slow, so `make test-slow` does it.
+
+Three things are not done. `make demo` and `make test` build an environment and run tests, so that it is only looked
+up whether the Makefile has such targets; the demo's training run is cut short (the paper's is not: on a handful of
+pictures its 35 epochs take seconds); and the evaluation leaves out what needs Java. A block that no test here knows
+makes one of them fail.
+"""
+
+import ast
+import configparser
+import importlib
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+import train
+from modeling_sevlm.model_card import render_model_card
+from processing.artemis import EMOTIONS
+from tests.helpers.hub_fixtures import visit
+from tests.helpers.tiny import WORDS
+from tests.model.test_fidelity import FIXTURE
+from tests.model.test_vision_towers import save_text_checkpoint
+from tests.training.test_scripts import TINY_RUN, write_artemis
+
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEMPLATE = (ROOT / "model_card.md").read_text(encoding="utf-8")
+LEXICON_FILE = "NRC-VAD-Lexicon.txt"
+
+# Words by which a test finds its shell block in the README.
+SHELL = (
+    "make demo",
+    "modeling_sevlm docs",
+    "python train.py",
+    "evaluate_sevlm.py",
+    ".push",
+    "convert_sevlm_checkpoint",
+)
+MAKE, PICTURES, TRAIN, EVALUATE, PUBLISH, CONVERT = SHELL
+# Blocks of the README that have run to their end.
+EXECUTED: set[str] = set()
+
+
+def code_blocks(text: str) -> list[tuple[str, str]]:
+    """`(language, code)` of every fenced block."""
+    blocks = re.findall(r"^```([^\n`]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert text.count("```") == 2 * len(blocks) and "~~~" not in text, "a block that this test does not find"
+    return blocks
+
+
+def python_blocks(text: str) -> list[str]:
+    return [code for language, code in code_blocks(text) if language == "python"]
+
+
+def shell_block(words: str) -> str:
+    """The one shell block of the README with these words in it."""
+    (code,) = [code for language, code in code_blocks(README) if language == "sh" and words in code]
+    return code
+
+
+def commands(code: str) -> list[list[str]]:
+    """The commands of a shell block, in words; comments are left out."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def run(checkout: Path, command: list[str], **environment: str) -> str:
+    """What a command printed that was given in the checkout by somebody with the project's environment."""
+    passed = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    passed |= {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "HF_HOME": str(checkout / ".cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        # The same run on every machine; the models are too small for a GPU.
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(command, cwd=checkout, env=passed | environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def run_block(checkout: Path, words: str, changes: tuple[str, str] = ("", ""), **environment: str) -> str:
+    """What the README's block with these words prints; `changes` replace text that must be in it once."""
+    block = shell_block(words)
+    assert not changes[0] or block.count(changes[0]) == 1
+    printed = run(checkout, ["bash", "-euo", "pipefail", "-c", block.replace(*changes)], **environment)
+    EXECUTED.add(block)
+    return printed
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkout")
+    write_artemis(folder)
+    (folder / "artemis.csv").rename(folder / "artemis_dataset_release_v0.csv")
+    (folder / "images").rename(folder / "wikiart")
+    rows = [[word, *(f"{(value + 1) / 2:.3f}" for value in values)] for word, values in WORDS.items()]
+    lines = ["\t".join(row) + "\n" for row in [["Word", "Valence", "Arousal", "Dominance"], *rows]]
+    (folder / LEXICON_FILE).write_text("".join(lines), encoding="utf-8")
+    write_towers(folder)
+    write_release(folder / "RELEASE_DIR")
+    demo = str(folder / "outputs" / "demo")
+    train.main(["--output_dir", demo, "--num_paintings", "60", "--max_steps", "3", *TINY_RUN])
+    for path in ROOT.iterdir():
+        if path.name[0] != "." and path.name != "outputs" and not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def write_towers(folder: Path) -> None:
+    """A CLIP for pictures of 224 pixels, as wide as the release's features are, and a GPT-2."""
+    torch.manual_seed(0)
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=layers | {"vocab_size": 99, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+        vision_config=layers | {"image_size": 224, "patch_size": 32},
+    )
+    tower = folder / "openai" / "clip-vit-base-patch16"
+    CLIPModel(config).save_pretrained(tower)
+    CLIPImageProcessorPil().save_pretrained(tower)
+    save_text_checkpoint(folder / "distilgpt2")
+
+
+def write_release(folder: Path) -> None:
+    """The authors' layout, as in test_fidelity.py."""
+    model = folder / "nle_model_best-acc"
+    model.mkdir(parents=True)
+    torch.save(load_file(FIXTURE / "decoder.safetensors"), model / "pytorch_model.bin")
+    shutil.copy(FIXTURE / "config.json", model)
+    statistics = {"emo_encoder_state_dict": load_file(FIXTURE / "emotion_encoder.safetensors")}
+    torch.save(statistics, folder / "ckpt_stats_best-acc.tar")
+    shutil.copytree(FIXTURE / "tokenizer", folder / "nle_gpt2_tokenizer_0")
+
+
+@pytest.fixture(scope="module")
+def trained(checkout):
+    """The checkout after the README's block on training."""
+    short = "python train.py --num_paintings 60 --max_steps 2 --eval_strategy no --load_best_model_at_end false "
+    run_block(checkout, TRAIN, ("python train.py ", short))
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def session(checkout):
+    """What the README's Python prints, all of it in one session."""
+    blocks = python_blocks(README)
+    printed = run(checkout, ["python", "-c", "\n".join(blocks)])
+    EXECUTED.update(blocks)
+    return printed.splitlines()
+
+
+@pytest.fixture(scope="module")
+def explained(checkout):
+    """What the README's commands for pictures print."""
+    return run_block(checkout, PICTURES)
+
+
+@pytest.fixture(scope="module")
+def evaluated(checkout):
+    """What the README's command for evaluation prints."""
+    assert len(commands(shell_block(EVALUATE))) == 1
+    return run_block(checkout, EVALUATE)
+
+
+@pytest.fixture(scope="module")
+def converted(checkout):
+    """The folder that the README's command for the authors' weights leaves."""
+    run_block(checkout, CONVERT)
+    return checkout / "outputs" / "authors"
+
+
+@pytest.fixture(scope="module")
+def published(hub, checkout):
+    """The Hub after the README's block on publishing, and what it printed."""
+    account = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    return hub, run_block(checkout, PUBLISH, **account, HF_HUB_DISABLE_XET="1")
+
+
+@pytest.mark.slow
+def test_every_block_of_the_readme_is_run(session, explained, trained, evaluated, published, converted):
+    """What they leave is for the tests below to judge."""
+    left = {code for _, code in code_blocks(README)} - EXECUTED
+    assert left == {shell_block(MAKE)}, "the block that builds an environment and runs these tests"
+
+
+def test_make_has_the_targets_of_the_readme():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for words in commands(shell_block(MAKE)):
+        assert words[0] == "make" and len(words) == 2, "run it"
+        assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words[1]
+
+
+def test_the_extras_that_the_documents_install_exist():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    lines = re.findall(r"pip install ([^`\n#]*)", README + TEMPLATE)
+    assert lines
+    for line in lines:
+        asked = re.fullmatch(r"-e '\.\[(\w+)\]'", line.strip())
+        assert asked and asked[1] in extras, f"pip install {line}"
+    for path in (ROOT / "docs").glob("*.md"):
+        assert set(re.findall(r"'\.\[(\w+)\]'", path.read_text(encoding="utf-8"))) <= set(extras), path.name
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_in_one_session(session):
+    read, scores, asked, result = map(ast.literal_eval, session[:4])
+    assert len(session) == 5, "the last is an explanation"
+    assert set(read[0]) == {"emotion", "explanation"}
+    assert set(scores) == set(EMOTIONS) and math.isclose(sum(scores.values()), 1, abs_tol=1e-5)
+    assert asked["emotion"] == "sadness"
+    assert list(result) == ["emotion", "emotion_scores", "explanation", "alignment_score", "vad"]
+    assert result["emotion_scores"] == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_commands_for_pictures_print_a_table_and_write_one(checkout, explained):
+    assert "painting.png" in explained
+    table = pd.read_csv(checkout / "outputs" / "pictures.csv")
+    assert sorted(table["file"]) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.png"))
+    assert {"emotion", "explanation"} <= set(table.columns)
+
+
+@pytest.mark.slow
+def test_the_commands_for_training_leave_both_models(trained):
+    assert (trained / "outputs" / "tiny" / "model.safetensors").exists()
+    output = trained / "outputs" / "sevlm-artemis"
+    assert json.loads((output / "training_log.json").read_text())[-1]["epoch"] == 35
+    record = json.loads((output / "training.json").read_text())
+    assert record["preset"] == "paper" and record["arguments"]["per_device_train_batch_size"] == 32
+    model = AutoModel.from_pretrained(output)
+    assert model.config.vad_lexicon["name"] == "NRC-VAD"
+    tower = AutoModel.from_pretrained(trained / "openai" / "clip-vit-base-patch16").vision_model.state_dict()
+    kept = model.vision_tower.state_dict()
+    assert tower and all(torch.equal(kept[name.removeprefix("vision_model.")], tower[name]) for name in tower)
+
+
+@pytest.mark.slow
+def test_the_command_for_evaluation_writes_what_the_readme_says(checkout, evaluated):
+    results = json.loads((checkout / "outputs" / "demo" / "evaluation" / "results.json").read_text())
+    for name in ("accuracy", "unique", "language_loss", "emotion_loss", "contrastive_loss"):
+        assert math.isfinite(results[name]), name
+    for name in ("label_nll", "prior_label_nll"):
+        assert math.isfinite(results[name]) and name in evaluated
+
+
+@pytest.mark.slow
+def test_the_command_for_publishing_leaves_a_complete_repository(published):
+    hub, printed = published
+    assert "/org/sevlm-demo/commit/" in printed and len(hub.titles("org/sevlm-demo")) == 2
+    parts = {"model.safetensors", "processor_config.json", "modeling_sevlm.py", "pipeline_sevlm.py", "README.md"}
+    assert parts <= set(hub.listing("org/sevlm-demo"))
+
+
+@pytest.mark.slow
+def test_the_command_for_the_authors_weights_leaves_a_model_that_loads_also_from_the_hub(converted, hub, tmp_path):
+    output = converted
+    model, processor = AutoModel.from_pretrained(output).eval(), AutoProcessor.from_pretrained(output)
+    picture = processor(images=Image.open(ROOT / "docs" / "painting.png"), emotions="awe", return_tensors="pt")
+    assert processor.read(model.generate(**picture, do_sample=False))[0]["emotion"] == "awe"
+    # Names as printed are on the Hub, and the card tells them; nothing of a lexicon that may not travel is kept.
+    assert "best-acc" in (output / "README.md").read_text() and not (output / "vad_lexicon.tsv").exists()
+    done = visit(hub, tmp_path / "publisher", ["-m", "modeling_sevlm.push", output, "org/authors"], python_path=[ROOT])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "jing5566/SEVLM" in hub.contents("org/authors")["README.md"].decode()
+    code = f"""
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained("org/authors", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("org/authors", trust_remote_code=True)
+image = Image.open({str(ROOT / "docs" / "painting.png")!r})
+print(model.generate(**processor(images=image, emotions="awe", return_tensors="pt"), do_sample=False)[0].tolist())
+"""
+    done = visit(hub, tmp_path / "visitor", ["-c", code])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert ast.literal_eval(done.stdout) == model.generate(**picture, do_sample=False)[0].tolist()
+
+
+@pytest.mark.slow
+def test_the_python_of_the_model_card_runs_as_printed(published, trained, tmp_path):
+    """Of two cards, in one process without the project: what the README published, and a model whose lexicon did not
+    travel, from its folder; the second has every block of the template."""
+    hub, _ = published
+    cards = [
+        hub.contents("org/sevlm-demo")["README.md"].decode(),
+        str(render_model_card(trained / "outputs" / "sevlm-artemis", "outputs/sevlm-artemis")),
+    ]
+    assert len(python_blocks(cards[1])) == len(python_blocks(TEMPLATE)) == 2
+    (tmp_path / "outputs").symlink_to(trained / "outputs")
+    shutil.copy(trained / LEXICON_FILE, tmp_path)
+    Image.open(ROOT / "docs" / "painting.png").convert("RGB").save(tmp_path / "painting.jpg")
+    code = "import sys\nassert 'modeling_sevlm' not in sys.modules\n"
+    for card in cards:
+        code += "\n".join(python_blocks(card)) + "\n"
+        code += "assert type(model).__module__.startswith('transformers_modules.')\n"
+        code += "print(processor.vad_lexicon.name, model.vad_lookup.has_table)\n"
+    done = visit(hub, tmp_path, ["-c", code])
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = done.stdout.splitlines()
+    first, second = lines[:4], lines[4:]
+    for read, scores, result, _ in (first, second):
+        scores, result = ast.literal_eval(scores), ast.literal_eval(result)
+        assert set(ast.literal_eval(read)[0]) == {"emotion", "explanation"}
+        assert set(scores) == set(EMOTIONS)
+        assert list(result) == ["emotion", "emotion_scores", "explanation", "alignment_score", "vad"]
+        assert result["emotion_scores"] == pytest.approx(scores, abs=1e-5)
+    assert first[3] == "SEVLM embedded lexicon True" and second[3] == "NRC-VAD True"
+
+
+def test_the_other_blocks_of_the_model_card_are_citations():
+    for language, code in code_blocks(TEMPLATE):
+        if language != "python":
+            assert language == "bibtex", f"say here what is to be done with a block of {language!r}"
+            entries = re.findall(r"^@\w+\{\w+,\n((?:  \w+ = \{.*\},?\n)+)\}$", code, re.MULTILINE)
+            assert len(entries) == code.count("@") > 0
+            for entry in entries:
+                assert set(re.findall(r"^  (\w+) = ", entry, re.MULTILINE)) >= {"title", "author", "year"}
+
+
+# The training and judging that docs/evaluation.md describes takes hours; its commands must at least be possible.
+EVALUATION_COMMANDS = [
+    words
+    for language, code in code_blocks((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8"))
+    for words in commands(code.replace("[arguments of train.py]", ""))
+    if words[0] == "python"
+]
+
+
+@pytest.mark.parametrize("words", EVALUATION_COMMANDS, ids=lambda words: " ".join(words[1:3]))
+def test_the_commands_of_the_evaluation_document_have_these_arguments(words, capsys, monkeypatch):
+    _, *arguments = words
+    name = arguments[1] if arguments[0] == "-m" else arguments[0].removesuffix(".py")
+    if (ROOT / name / "__main__.py").exists():
+        name += ".__main__"
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(name).main(["--help"])
+    assert not stopped.value.code
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    assert known and {word for word in arguments if word.startswith("--")} <= known

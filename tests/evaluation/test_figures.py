@@ -1,0 +1,160 @@
+"""Every figure command on the embedded data, from saved results: pixels and vectors, whole files, right numbers."""
+
+import json
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate_sevlm
+import train
+from processing.artemis import EMOTIONS, dominant_emotion
+from processing.toy_artemis import load_toy_artemis
+from studies.figures.__main__ import main
+from studies.figures.ablation import ablation_figure
+from studies.figures.confusion import confusion_figure
+from studies.figures.examples import choose_examples
+from studies.figures.training import training_figure
+from studies.figures.tsne import embed, tsne_figure
+from studies.summary import summarise
+from tests.evaluation.test_studies import made_up_runs
+from tests.training.test_scripts import TINY_RUN
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """What `make demo` leaves, of a much shorter run."""
+    folder = tmp_path_factory.mktemp("demo")
+    steps = ["--max_steps", "60", "--learning_rate", "8e-3", "--vad_learning_rate", "8e-3", "--warmup_steps", "4"]
+    more = ["--num_paintings", "120", "--logging_steps", "5"]
+    train.main(["--output_dir", str(folder), *more, *steps, *TINY_RUN])
+    arguments = ["--num_paintings", "120", "--captions", "false", "--use_cpu"]
+    evaluate_sevlm.main([str(folder), *arguments, "--output_dir", str(folder / "evaluation")])
+    return folder
+
+
+def check_figure(path, suffixes=(".png", ".svg")):
+    """Whole files of both kinds, with something drawn on them, and no others."""
+    files = sorted(file.name for file in path.parent.glob(path.stem + ".*"))
+    assert files == sorted(path.stem + suffix for suffix in suffixes)
+    picture = np.asarray(Image.open(path.with_suffix(".png")).convert("L"))
+    assert min(picture.shape) > 200 and (picture < 250).mean() > 0.01
+    if ".svg" in suffixes:
+        assert xml.etree.ElementTree.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")
+
+
+def test_the_confusion_matrix_of_an_evaluation(demo, tmp_path):
+    main(["confusion", str(demo / "evaluation" / "results.json"), "--output", str(tmp_path / "a" / "confusion.png")])
+    check_figure(tmp_path / "a" / "confusion.png")
+
+
+def test_the_training_curves_of_a_run(demo, tmp_path, capsys):
+    main(["training", str(demo / "training_log.json"), "--prior", "2.0", "--output", str(tmp_path / "curve.pdf")])
+    check_figure(tmp_path / "curve.pdf", (".png", ".pdf"))
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "curve.png"), str(tmp_path / "curve.pdf")]
+
+
+def test_examples_of_two_systems_with_their_references(demo, tmp_path):
+    predictions = json.loads((demo / "evaluation" / "predictions.json").read_text())
+    other = tmp_path / "other.json"
+    named = [prediction | {"emotion": "awe", "explanation": "it costs $5 or $6"} for prediction in predictions]
+    other.write_text(json.dumps(named))
+    data = ["--num_paintings", "120", "--successes", "1", "--failures", "2"]
+    systems = [f"ours={demo / 'evaluation' / 'predictions.json'}", f"other={other}"]
+    main(["examples", *systems, *data, "--output", str(tmp_path / "examples")])
+    check_figure(tmp_path / "examples.png")
+
+
+def test_tsne_of_a_model_is_drawn_again_from_its_features(demo, tmp_path):
+    main(["tsne", str(demo), "--split", "train", "--max_paintings", "40", "--output", str(tmp_path / "tsne.png")])
+    check_figure(tmp_path / "tsne.png", (".npz", ".png", ".svg"))
+    main(["tsne", str(tmp_path / "tsne.npz"), "--output", str(tmp_path / "again.png")])
+    assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "tsne.svg").read_bytes()
+    with np.load(tmp_path / "tsne.npz") as features:
+        assert features["explanation"].shape == features["image"].shape == (40, 128)
+        assert set(features["emotion"]) <= {*EMOTIONS, ""}
+
+
+def test_ablation_bars_of_a_study(tmp_path):
+    content = summarise(made_up_runs(tmp_path / "runs"), draws=50)
+    (tmp_path / "ablation").mkdir()
+    (tmp_path / "ablation" / "table.json").write_text(json.dumps(content))
+    main(["ablation", str(tmp_path / "ablation" / "table.json"), "--output", str(tmp_path / "bars.svg")])
+    check_figure(tmp_path / "bars.svg")
+    figure = ablation_figure(content)
+    bars = [bar.get_height() for bar in figure.axes[0].patches]
+    means = [100 * variant["means"]["accuracy"] for variant in content["variants"].values()]
+    assert bars == pytest.approx(means) and figure.axes[0].get_ylim()[0] == 0
+
+
+def test_a_range_of_alpha_becomes_a_line_in_its_order(tmp_path):
+    variants = {
+        f"alpha = {value}": {"means": {"accuracy": accuracy}, "deviations": {"accuracy": 0.01}, "tests": {}}
+        for value, accuracy in ((2, 0.5), (0.1, 0.4), (8, 0.3))
+    }
+    content = {"seeds": 2, "num_paintings": 9, "prior_label_nll": None, "variants": variants}
+    (line, *_) = ablation_figure(content).axes[0].lines
+    assert list(line.get_xdata()) == [0.1, 2, 8] and list(line.get_ydata()) == [40, 50, 30]
+
+
+def test_cells_of_the_confusion_matrix_are_its_counts():
+    matrix = np.zeros((9, 10), dtype=int)
+    matrix[1, 6], matrix[2, 2] = 3, 4
+    figure = confusion_figure(matrix, EMOTIONS)
+    cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    assert cells == {(6, 1): "3", (2, 2): "4"}
+    assert "(none)" not in [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    with pytest.raises(ValueError, match="10 columns"):
+        confusion_figure(matrix[:, :9], EMOTIONS)
+
+
+def test_examples_are_successes_then_failures_of_many_emotions():
+    dataset = load_toy_artemis(240)["test"]
+    truth = [dominant_emotion(histogram) for histogram in dataset["emotion_histogram"]]
+    named = [EMOTIONS[label if label is not None and row % 2 else 0] for row, label in enumerate(truth)]
+    predictions = [{"emotion": emotion, "explanation": "so"} for emotion in named]
+    rows = choose_examples(predictions, dataset, successes=4, failures=4)
+    right = [named[row] == EMOTIONS[truth[row]] for row in rows]
+    assert right == [True] * 4 + [False] * 4 and len(set(rows)) == 8
+    assert len({truth[row] for row in rows[:4]}) == 4, "no emotion comes twice before all have come"
+
+
+def test_tsne_puts_like_beside_like_and_refuses_what_is_too_little():
+    rng = np.random.default_rng(0)
+    groups = np.repeat([0, 1], 15)
+    features = rng.normal(size=(30, 8)) + 8 * groups[:, None]
+    places = embed(features)
+    middles = [places[groups == group].mean(axis=0) for group in (0, 1)]
+    spread = max(places[groups == group].std() for group in (0, 1))
+    assert np.linalg.norm(middles[0] - middles[1]) > spread
+    few = {"explanation": features, "image": features, "emotion": np.array(["awe"] * 28 + ["fear"] * 2)}
+    with pytest.raises(ValueError, match="'fear'"):
+        tsne_figure(few, emotion="fear")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["confusion", "nowhere.json"], "nowhere.json"),
+        (["ablation", "empty.json"], "table.json"),
+        (["training", "log.json"], "language_loss"),
+        (["examples", "predictions.json", "./predictions.json", "--num_paintings", "24"], "two systems"),
+        (["examples", "nowhere.json", "--split", "dev", "--num_paintings", "24"], "no split 'dev'"),
+    ],
+)
+def test_what_cannot_be_drawn_ends_with_one_line_and_no_file(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "log.json").write_text("[]")
+    paintings = load_toy_artemis(24)["test"]["painting"]
+    predictions = [{"painting": painting, "emotion": "awe", "explanation": "so"} for painting in paintings]
+    (tmp_path / "predictions.json").write_text(json.dumps(predictions))
+    with pytest.raises(SystemExit, match=words):
+        main([*arguments, "--output", "figure.png"])
+    assert not (tmp_path / "figure.png").exists()
+
+
+def test_a_figure_of_a_log_without_an_evaluation_has_training_only():
+    figure = training_figure([{"epoch": 1, "language_loss": 2.0}, {"epoch": 2, "language_loss": 1.0}])
+    assert len(figure.axes) == 1 and [line.get_label() for line in figure.axes[0].lines] == ["training"]

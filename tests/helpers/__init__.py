@@ -1,0 +1,1 @@
+"""What several tests share: small real models and processors, damaged files, servers, a Hub."""

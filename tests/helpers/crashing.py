@@ -1,0 +1,139 @@
+"""A small training run in a process of its own, stopped at a chosen moment, and what may lie in its folder then."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+
+ROOT = Path(__file__).resolve().parents[2]
+# Fourteen updates, not quite five an epoch; an evaluation with generation, a sheet and a checkpoint at every second.
+SHORT = ["--num_paintings", "48", "--per_device_train_batch_size", "8", "--max_steps", "14", "--learning_rate", "1e-3"]
+# The best one is neither the first nor the last.
+SHORT += ["--save_steps", "2", "--eval_steps", "2", "--metric_for_best_model", "unique"]
+SHORT += ["--generation_samples", "4", "--sheet_paintings", "1", "--logging_steps", "1"]
+SHORT += ["--use_cpu", "true", "--disable_tqdm", "true", "--vad_lexicon", "embedded"]
+
+
+class Run:
+    """`python train.py` with what a user types to begin and to go on, in a session of its own.
+
+    Args:
+        output: the run's folder; what it prints goes to `output.log` beside it.
+    """
+
+    def __init__(self, output: Path, arguments: list[str], *more: str, environment: dict | None = None):
+        self.output = Path(output)
+        command = [sys.executable, "train.py", *arguments, "--resume_from_checkpoint", "true", *more]
+        offline = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        offline |= {"PYTHONFAULTHANDLER": "1"}
+        with open(f"{self.output}.log", "ab") as self.log:
+            self.log_start = self.log.tell()
+            self.process = subprocess.Popen(
+                [*command, "--output_dir", str(self.output)],
+                cwd=ROOT,
+                env=os.environ | offline | (environment or {}),
+                stdout=self.log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def printed(self) -> str:
+        return Path(f"{self.output}.log").read_bytes()[self.log_start :].decode(errors="replace")
+
+    def wait(self, timeout: float = 300) -> int:
+        """The exit code. What hangs is ended, and prints where it was."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            return self.process.wait()
+        finally:
+            self.kill()
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 120, pause: float = 0.001) -> bool:
+        """Whether `condition` came true before the run ended."""
+        end = time.monotonic() + timeout
+        while self.process.poll() is None and time.monotonic() < end:
+            if condition():
+                return True
+            time.sleep(pause)
+        return False
+
+    def kill(self, whole_group: bool = True) -> list[psutil.Process]:
+        """As the kernel or an administrator does it. Returns the processes that are left for themselves."""
+        children = []
+        try:
+            if not whole_group:
+                # Held in this very moment, as looking for its children takes longer than the moment may last.
+                os.kill(self.process.pid, signal.SIGSTOP)
+                children = psutil.Process(self.process.pid).children(recursive=True)
+            (os.killpg if whole_group else os.kill)(self.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            pass
+        self.process.wait()
+        return children
+
+
+def half_written(folder: Path) -> list[str]:
+    """Files under `folder` that have their final names and cannot be read to the end, and why."""
+    problems = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if "saving" in parts or path.suffix == ".tmp" or not path.is_file():
+            continue
+        try:
+            read_whole(path)
+        except Exception as error:  # whatever its reader says
+            problems.append(f"{'/'.join(parts)}: {type(error).__name__}: {error}")
+    for checkpoint in folder.glob("checkpoint-*"):
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
+            if not (checkpoint / name).is_file():
+                problems.append(f"{checkpoint.name} has no {name}")
+    return problems
+
+
+def read_whole(path: Path) -> None:
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (safe_open is no dict)
+                tensors.get_tensor(name)
+    elif path.suffix == ".json":
+        json.loads(path.read_text(encoding="utf-8"))
+    elif path.name in ("optimizer.pt", "scheduler.pt"):
+        torch.load(path, weights_only=True)
+    elif path.suffix in (".pt", ".pth", ".bin"):
+        with zipfile.ZipFile(path) as archive:
+            assert archive.testzip() is None
+    elif path.suffix == ".png":
+        Image.open(path).load()
+    elif path.stat().st_size == 0:
+        raise ValueError("empty")
+
+
+def left_over(folder: Path) -> list[str]:
+    """What a finished run should have tidied up."""
+    return [
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix == ".tmp" or path.name == "saving"
+    ]
+
+
+def differing_weights(first: Path, second: Path) -> list[str]:
+    """Names of tensors that are not equal bit for bit in two folders' models."""
+    one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
+    return sorted(
+        name
+        for name in one.keys() | other.keys()
+        if name not in one or name not in other or one[name].numpy().tobytes() != other[name].numpy().tobytes()
+    )

@@ -1,0 +1,203 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""One training run in one or several processes on the CPU, and what it leaves to compare: which paintings were seen
+when, gradients, log, figures of the evaluation, weights.
+
+The processes are forks of the test's, so that they find torch and transformers loaded, with the environment that
+`accelerate launch` and torchrun give theirs. Nobody watches over them: each has to find out itself that another died.
+"""
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from transformers import PrinterCallback, TrainerCallback
+
+from modeling_sevlm.trainer import SEVLMTrainer, SEVLMTrainingArguments
+from processing.collator import SentencePairs, SEVLMCollator
+from processing.toy_artemis import load_toy_artemis
+from tests.helpers.tiny import IMAGE_SIZE, tiny_model
+
+
+PARTS = ("loss", "language_loss", "emotion_loss", "label_loss")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def in_ranks(number: int, function: Callable[[int], None], timeout: float = 120) -> list[int | None]:
+    """`function(rank)` in `number` processes; their exit codes. Whoever is left when the time is over is killed, which
+    `None` stands for."""
+    context, port = multiprocessing.get_context("fork"), free_port()
+
+    def run(rank: int):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        torch.set_num_threads(1)
+        faulthandler.dump_traceback_later(timeout)  # says where it hangs
+        try:
+            function(rank)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        os._exit(0)
+
+    processes = [context.Process(target=run, args=(rank,)) for rank in range(number)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + timeout
+    codes = []
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        codes.append(process.exitcode)
+    for process in processes:
+        process.kill()
+        process.join()
+    return codes
+
+
+@dataclass
+class Setting:
+    """Of a run; `batch_size` is that of all processes and accumulated batches together."""
+
+    paintings: int = 27
+    batch_size: int = 8
+    accumulation: int = 1
+    processes: int = 1
+    epochs: int = 1
+    seed: int = 0
+    resume_at: int | None = None
+    model: dict = field(default_factory=dict)
+    arguments: dict = field(default_factory=dict)
+
+
+class Recorded(SentencePairs):
+    """Writes down which painting is read in which epoch."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.read = []
+
+    def __getitem__(self, index):
+        self.read.append([int(self._epoch), index, *self.pair(index)])
+        return super().__getitem__(index)
+
+
+class KeepGradients(TrainerCallback):
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def train_here(setting: Setting, processor, folder: Path, rank: int = 0) -> dict:
+    """Train in this process, one of `setting.processes`."""
+    toy = load_toy_artemis(2 * setting.paintings + 24, image_size=IMAGE_SIZE, seed=setting.seed)["train"]
+    data, held_out = toy.select(range(setting.paintings)), toy.select(range(setting.paintings, setting.paintings + 7))
+    # The contrastive loss takes its negatives from a process's own batch, so it is another one.
+    fields = {"contrastive_negatives": [], "label_loss_weight": 0.5} | setting.model
+    model = tiny_model(processor, seed=setting.seed, **fields)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    arguments = {
+        "output_dir": str(folder),
+        "seed": setting.seed,
+        "per_device_train_batch_size": setting.batch_size // setting.processes // setting.accumulation,
+        "gradient_accumulation_steps": setting.accumulation,
+        "per_device_eval_batch_size": 3,
+        "num_train_epochs": setting.epochs,
+        # So small that rounding errors do not grow from step to step.
+        "learning_rate": 1e-5,
+        "vad_learning_rate": 2e-5,
+        # Adam would make a sign of every rounding error.
+        "optim": "sgd",
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
+        "report_to": "none",
+        "max_grad_norm": 1e9,
+    }
+    keep, dataset = KeepGradients(), Recorded(data, seed=setting.seed)
+    trainer = SEVLMTrainer(
+        model=model,
+        args=SEVLMTrainingArguments(**arguments | setting.arguments),
+        train_dataset=dataset,
+        eval_dataset=SentencePairs(held_out, seed=setting.seed),
+        data_collator=SEVLMCollator(processor),
+        processing_class=processor,
+        callbacks=[keep],
+    )
+    trainer.remove_callback(PrinterCallback)
+    resume = str(folder / f"checkpoint-{setting.resume_at}") if setting.resume_at else None
+    trainer.train(resume_from_checkpoint=resume)
+    timed = ("train_runtime", "samples_per_second", "steps_per_second", "runtime")
+    log = [{k: v for k, v in e.items() if not k.endswith(timed)} for e in trainer.state.log_history]
+    result = {"read": dataset.read, "log": log, "steps": trainer.state.global_step}
+    torch.save({"gradients": keep.gradients, "weights": dict(model.state_dict())}, folder / f"tensors-{rank}.pt")
+    (folder / f"run-{rank}.json").write_text(json.dumps(result))
+    return result
+
+
+def seen(runs: list[dict], setting: Setting) -> list[list]:
+    """What the processes read, put together in the order of the whole: [epoch, painting, first, second sentence]. What
+    stands behind an epoch's last painting was read to fill up."""
+    share = setting.batch_size // setting.processes // setting.accumulation
+    dealt = [[run["read"][i : i + share] for i in range(0, len(run["read"]), share)] for run in runs]
+    return [row for batches in zip(*dealt, strict=True) for batch in batches for row in batch]
+
+
+def assert_one_run(setting: Setting, ones: list[dict], several: list[dict]) -> None:
+    """Runs of one and of several processes with the same paintings in a batch, all in all."""
+    one, order = ones[0], seen(several, setting)
+    for epoch in range(setting.epochs):
+        rows = [row for row in order if row[0] == epoch]
+        expected = [row for row in one["read"] if row[0] == epoch]
+        assert rows[: setting.paintings] == expected and len(expected) == setting.paintings
+    for number, rank in enumerate(several):
+        assert rank["steps"] == one["steps"] and len(rank["gradients"]) == len(one["gradients"])
+        for step, (gradients, known) in enumerate(zip(rank["gradients"], one["gradients"], strict=True)):
+            assert gradients.keys() == known.keys()
+            for name in known:
+                told = f"{name}, step {step}, rank {number}"
+                torch.testing.assert_close(gradients[name], known[name], rtol=1e-3, atol=1e-4, msg=told)
+    for entry, known in zip(several[0]["log"], one["log"], strict=True):
+        for name in known.keys() & ({*PARTS} | {f"eval_{part}" for part in PARTS}):
+            assert entry[name] == pytest.approx(known[name], rel=1e-5), (name, known["step"])
+    weights = [rank["weights"] for rank in several]
+    assert all(torch.equal(weights[0][name], other[name]) for other in weights for name in other)
+
+
+def train_in(setting: Setting, processor, folder: Path, timeout: float = 120) -> list[dict]:
+    """Train in `setting.processes` processes; what each of them left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    codes = in_ranks(setting.processes, lambda rank: train_here(setting, processor, folder, rank), timeout)
+    assert codes == [0] * setting.processes, f"exit codes {codes} of {setting}"
+    load = partial(torch.load, weights_only=True)
+    return [
+        json.loads((folder / f"run-{rank}.json").read_text()) | load(folder / f"tensors-{rank}.pt")
+        for rank in range(setting.processes)
+    ]

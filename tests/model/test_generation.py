@@ -1,0 +1,191 @@
+"""Generation: the cache changes nothing, batches change nothing, the tower runs once."""
+
+import pytest
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
+
+from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
+from tests.helpers.tiny import pixels, tiny_model
+
+
+DECODING = {
+    "greedy": {"do_sample": False},
+    "beams": {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
+    "seeded sampling": {"do_sample": True, "top_p": 0.9, "num_return_sequences": 2},
+}
+
+
+def generate(model, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return model.generate(**kwargs)
+
+
+def count_tower_pictures(model, monkeypatch):
+    """Pictures that pass through the tower from now on."""
+    seen = []
+    forward = model.vision_tower.forward
+
+    def counted(pixel_values, **kwargs):
+        seen.append(pixel_values.shape[0])
+        return forward(pixel_values=pixel_values, **kwargs)
+
+    monkeypatch.setattr(model.vision_tower, "forward", counted)
+    return seen
+
+
+@pytest.mark.parametrize("decoding", DECODING)
+def test_cached_generation_equals_recomputing(processor, model, decoding):
+    # Prompts through " because", so that VAD fusion is at work from the first token on.
+    inputs = processor(emotions=["awe", "fear", "sadness"], return_tensors="pt")
+    inputs |= {"pixel_values": pixels(3), **DECODING[decoding]}
+    cached = generate(model, use_cache=True, **inputs)
+    assert torch.equal(cached, generate(model, use_cache=False, **inputs))
+    assert len(set(map(tuple, cached.tolist()))) > 1, "the pictures should tell the rows apart"
+
+
+def test_vad_of_generated_words_matters(processor, model):
+    """Otherwise the comparison of cached and recomputed generation would prove little."""
+    inputs = processor(emotions=["awe"], return_tensors="pt") | {"pixel_values": pixels(1)}
+    ids = processor(emotions=["awe"], explanations=["a quiet happy funeral"], return_tensors="pt")["input_ids"]
+    with_vad = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+    without = model(input_ids=ids, pixel_values=inputs["pixel_values"], vad_values=torch.zeros(*ids.shape, 3)).logits
+    assert not torch.allclose(with_vad, without)
+
+
+@pytest.fixture(scope="module")
+def full_size_model():
+    """The paper's size with random weights. The tower runs once per picture whatever is tested: features stand in."""
+    torch.manual_seed(0)
+    config = SEVLMConfig(use_vision_tower=False, prompt_token_ids=[50256, 262, 9942, 318])
+    model = SEVLMForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+    return model
+
+
+@pytest.mark.parametrize("decoding", DECODING)
+def test_cached_generation_equals_recomputing_at_full_size(full_size_model, decoding):
+    inputs = {
+        "input_ids": torch.tensor([[50256, 262, 9942, 318, 25030, 780], [50256, 262, 9942, 318, 3252, 780]]),
+        "image_features": torch.randn(2, 196, 768, generator=torch.Generator().manual_seed(1)),
+        "max_new_tokens": 8,
+        **DECODING[decoding],
+    }
+    cached = generate(full_size_model, use_cache=True, **inputs)
+    assert torch.equal(cached, generate(full_size_model, use_cache=False, **inputs))
+
+
+def test_a_batch_gives_what_its_members_give_alone(processor, model):
+    """Prompts of different lengths, padded on the left."""
+    emotions = ["awe", "something else", "contentment"]
+    inputs = processor(emotions=emotions, return_tensors="pt")
+    assert not inputs["attention_mask"].all(), "the prompts should differ in length"
+    batched = model.generate(pixel_values=pixels(3), do_sample=False, **inputs)
+    width = inputs["input_ids"].shape[1]
+    for row, emotion in enumerate(emotions):
+        alone = processor(emotions=[emotion], return_tensors="pt")
+        single = model.generate(pixel_values=pixels(3)[row : row + 1], do_sample=False, **alone)
+        new = single[0, alone["input_ids"].shape[1] :].tolist()
+        assert batched[row, width : width + len(new)].tolist() == new
+
+
+@pytest.mark.parametrize("decoding", DECODING)
+def test_sdpa_gives_what_eager_attention_gives(processor, model, decoding):
+    inputs = {"pixel_values": pixels(3), **DECODING[decoding]}
+    expected = generate(model, **inputs)
+    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    assert model.decoder.config._attn_implementation == "eager"
+    assert torch.equal(generate(model, **inputs), expected)
+
+
+@pytest.mark.parametrize("decoding", DECODING)
+def test_the_tower_runs_once_per_picture(processor, model, decoding, monkeypatch):
+    seen = count_tower_pictures(model, monkeypatch)
+    model.generate(pixel_values=pixels(3), **DECODING[decoding])
+    assert sum(seen) == 3
+
+
+def test_the_patches_are_projected_and_attended_to_once_per_picture(processor):
+    model, seen = tiny_model(processor), []
+    model.vision_projection.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
+    keys = model.decoder.h[0].crossattention.c_attn
+    keys.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
+    for decoding in DECODING.values():
+        model.generate(pixel_values=pixels(3), use_cache=True, **decoding)
+        assert seen == [3, 3]
+        seen.clear()
+
+
+def test_several_prompts_share_a_picture(processor, model, monkeypatch):
+    seen = count_tower_pictures(model, monkeypatch)
+    prompts = processor(emotions=["awe", "fear", "awe", "fear"], return_tensors="pt")
+    shared = model.generate(pixel_values=pixels(2), do_sample=False, **prompts)
+    assert sum(seen) == 2
+    repeated = model.generate(pixel_values=pixels(2).repeat_interleave(2, dim=0), do_sample=False, **prompts)
+    assert torch.equal(shared, repeated)
+
+
+def test_pictures_alone_get_the_prompt_of_the_config(processor, model):
+    from_config = model.generate(pixel_values=pixels(2), do_sample=False)
+    prompt = processor(text=[processor.prompt] * 2, return_tensors="pt")
+    assert torch.equal(from_config, model.generate(pixel_values=pixels(2), do_sample=False, **prompt))
+
+
+def test_image_features_stand_in_for_pictures(model):
+    from_features = model.generate(image_features=model.get_image_features(pixels(2)), do_sample=False)
+    assert torch.equal(from_features, model.generate(pixel_values=pixels(2), do_sample=False))
+
+
+def test_a_static_cache_changes_nothing(processor, model):
+    inputs = processor(emotions=["awe", "something else"], return_tensors="pt")
+    inputs |= {"pixel_values": pixels(2), "do_sample": False}
+    assert torch.equal(model.generate(cache_implementation="static", **inputs), model.generate(**inputs))
+
+
+def test_a_cache_of_the_callers_is_used(processor, model):
+    """As `generate` makes it for models with an encoder."""
+    inputs = {"pixel_values": pixels(2), "do_sample": False, "num_return_sequences": 1}
+    cache = EncoderDecoderCache(DynamicCache(config=model.decoder.config), DynamicCache(config=model.decoder.config))
+    assert torch.equal(model.generate(past_key_values=cache, **inputs), model.generate(**inputs))
+    assert cache.self_attention_cache.get_seq_length() > 4
+
+
+def test_rows_of_the_patches_are_not_taken_for_rows_of_the_text(model):
+    found = model.generate(
+        pixel_values=pixels(2), do_sample=True, num_return_sequences=3, return_dict_in_generate=True, use_cache=True
+    )
+    with pytest.raises(NotImplementedError, match="new cache"):
+        found.past_key_values.batch_select_indices(torch.tensor([0, 3]))
+
+
+def test_nucleus_sampling_is_the_default_and_at_most_25_tokens(model):
+    generation = model.generation_config
+    assert (generation.do_sample, generation.top_p, generation.temperature, generation.top_k) == (True, 0.9, 1.0, 0)
+    first, second = (generate(model, seed=seed, pixel_values=pixels(4)) for seed in (0, 1))
+    assert first.shape[1] <= 4 + 25
+    assert not torch.equal(first, second)
+
+
+def test_a_bidirectional_emotion_encoder_decodes_without_a_cache(processor):
+    model = tiny_model(processor, emotion_encoder_attention="bidirectional")
+    lengths = []
+    handle = model.decoder.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    model.generate(pixel_values=pixels(1), do_sample=False, max_new_tokens=4, eos_token_id=None)
+    handle.remove()
+    assert lengths == [4, 5, 6, 7]
+    with pytest.raises(ValueError, match="use_cache"):
+        model.generate(pixel_values=pixels(1), use_cache=True)
+
+
+def test_pictures_and_prompts_that_do_not_match_are_an_error(processor, model):
+    prompts = processor(emotions=["awe", "fear", "awe"], return_tensors="pt")
+    with pytest.raises(ValueError, match="3 prompts for 2 pictures"):
+        model.generate(pixel_values=pixels(2), **prompts)
+
+
+def test_generate_without_a_picture_is_an_error(processor, model):
+    with pytest.raises(ValueError, match="pixel_values"):
+        model.generate(**processor(emotions=["awe"], return_tensors="pt"))

@@ -1,0 +1,399 @@
+"""The model: size, outputs, losses, frozen tower, ablations, saving."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
+from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
+from modeling_sevlm.configuration_sevlm import ARTEMIS_EMOTIONS
+from processing import add_sevlm_tokens
+from processing.artemis import EMOTIONS
+from processing.tiny_tokenizer import train_tokenizer
+from tests.helpers.tiny import pixels, tiny_lexicon, tiny_model, tiny_processor, training_batch
+
+
+def test_the_default_model_has_the_papers_parameters():
+    with torch.device("meta"):
+        model = SEVLMForConditionalGeneration(SEVLMConfig())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 186_054_331
+
+
+def test_one_forward_of_the_prompt_costs_the_papers_multiply_adds():
+    """Tab. 3: 19.33 G for one picture and the 4-token prompt; the counter counts two operations a multiply-add."""
+    with torch.device("meta"):
+        model = SEVLMForConditionalGeneration(SEVLMConfig()).eval()
+        model.set_attn_implementation("eager")
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(input_ids=torch.zeros(1, 4, dtype=torch.long), pixel_values=torch.zeros(1, 3, 224, 224))
+    assert counter.get_total_flops() / 2 == pytest.approx(19.33e9, rel=0.005)
+
+
+def test_model_and_data_agree_on_the_labels_and_their_order():
+    assert list(ARTEMIS_EMOTIONS) == list(EMOTIONS)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["one sentence", "two sentences"])
+def test_outputs_have_the_shape_of_the_input(processor, model, nested):
+    batch = training_batch(processor)
+    if not nested:
+        batch = {name: tensor[:, 0] if name != "pixel_values" else tensor for name, tensor in batch.items()}
+    outputs = model(**batch)
+    shape = batch["input_ids"].shape
+    assert outputs.logits.shape == (*shape, len(processor.tokenizer))
+    assert outputs.vad_predictions.shape == (*shape, 3)
+    assert outputs.alignment_scores.shape == shape[:-1]
+    assert outputs.image_features.shape == (3, 16, 32)
+
+
+def test_training_computes_the_logits_that_labels_ask_for_and_no_others(processor):
+    batch, model = training_batch(processor), tiny_model(processor)
+    rows = []
+    model.lm_head.register_forward_hook(lambda module, args, output: rows.append(output.shape[:-1].numel()))
+    whole, skipped = model(**batch), model(**batch, skip_logits=True)
+    assert rows == [batch["labels"].numel(), batch["labels"][..., 1:].ne(-100).sum()]
+    assert skipped.logits is None and whole.logits is not None
+    gradients = []
+    for outputs in (whole, skipped):
+        model.zero_grad()
+        outputs.loss.backward()
+        gradients.append(model.decoder.wte.weight.grad.clone())
+    torch.testing.assert_close(skipped.loss, whole.loss)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_sentences_that_share_a_picture_give_what_they_give_with_a_picture_each(processor, model):
+    batch = training_batch(processor)
+    features = model.get_image_features(batch.pop("pixel_values"))
+    flat = {name: batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
+    shared = model(**{name: batch[name] for name in flat}, image_features=features).logits.flatten(0, 1)
+    torch.testing.assert_close(shared, model(**flat, image_features=features.repeat_interleave(2, dim=0)).logits)
+    swapped = model(**flat, image_features=features.flip(0).repeat_interleave(2, dim=0)).logits
+    assert not torch.allclose(shared, swapped, atol=1e-3)
+
+
+def test_one_row_of_segments_serves_all_sentences(processor, model):
+    batch = processor(emotions=["awe", "awe"], explanations=["the dark sea"] * 2, return_tensors="pt")
+    shared = {"input_ids": batch["input_ids"], "pixel_values": pixels(2)}
+    expected = model(**shared, token_type_ids=batch["token_type_ids"]).logits
+    torch.testing.assert_close(model(**shared, token_type_ids=batch["token_type_ids"][:1]).logits, expected)
+
+
+def test_cross_attentions_come_one_row_a_sentence(processor):
+    model = tiny_model(processor)
+    model.set_attn_implementation("eager")
+    batch = training_batch(processor)
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    found = model(**batch, output_attentions=True).cross_attentions
+    rows, length = batch["input_ids"].shape[0] * 2, batch["input_ids"].shape[2]
+    assert [weights.shape for weights in found] == [(rows, 2, length, 16)] * 2
+    torch.testing.assert_close(found[0].sum(dim=-1), torch.ones(rows, 2, length))
+    last = {name: tensor[2:] for name, tensor in batch.items()}
+    alone = model(**last, output_attentions=True).cross_attentions
+    torch.testing.assert_close(found[1][4:], alone[1])
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(processor, model):
+    outputs = model(**training_batch(processor))
+    expected = outputs.language_loss + outputs.emotion_loss + 2 * outputs.contrastive_loss
+    torch.testing.assert_close(outputs.loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "absent"),
+    [
+        ({"use_vad_features": False}, "vad_fusion"),
+        ({"use_emotion_encoder": False}, "emotion_encoder"),
+        ({"use_vad_head": False}, "vad_head"),
+        ({"contrastive_negatives": []}, "contrastive_head"),
+    ],
+)
+def test_an_ablated_part_is_absent_and_the_rest_still_trains(processor, fields, absent):
+    model = tiny_model(processor, **fields)
+    assert not any(absent in name for name, _ in model.named_parameters())
+    outputs = model(**training_batch(processor))
+    assert (outputs.emotion_loss is None) == (absent == "vad_head")
+    assert (outputs.contrastive_loss is None) == (absent == "contrastive_head")
+    outputs.loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_raw_vad_rows_reach_the_decoder_without_an_emotion_encoder(processor):
+    model = tiny_model(processor, use_emotion_encoder=False)
+    batch = training_batch(processor)
+    changed = batch | {"vad_values": batch["vad_values"] + 0.5}
+    assert not torch.allclose(model(**batch).logits, model(**changed).logits)
+
+
+def test_the_prompt_does_not_depend_on_vad(processor, model):
+    """Fusion touches what stands behind " because" only (Eq. 2)."""
+    batch = training_batch(processor)
+    changed = batch | {"vad_values": batch["vad_values"] + 0.5}
+    first, second = model(**batch).logits, model(**changed).logits
+    torch.testing.assert_close(first[..., :6, :], second[..., :6, :])
+    assert not torch.allclose(first, second)
+
+
+def contrastive_reference(model, batch):
+    """Eq. 6-7 sentence by sentence, in plain Python."""
+    features = model.vision_projection(model.get_image_features(batch["pixel_values"])).mean(dim=1)
+    images, sentences = batch["input_ids"].shape[:2]
+    parts = {}
+    for image in range(images):
+        for sentence in range(sentences):
+            length = int(batch["attention_mask"][image, sentence].sum())
+            ids = batch["input_ids"][image, sentence, :length]
+            outputs = model(
+                input_ids=ids[None], pixel_values=batch["pixel_values"][image][None], output_hidden_states=True
+            )
+            because = ids.tolist().index(model.config.because_token_id) if model.config.because_token_id in ids else 0
+            hidden = outputs.hidden_states[-1][0]
+            label = ids[: because + 1].tolist()
+            parts[image, sentence] = (label, hidden[: because + 1].mean(0), hidden[because + 1 :].mean(0), length > 1)
+    losses = []
+    for (image, sentence), (label, emotion, explanation, present) in parts.items():
+        other_label, _, other_emotion, other_present = parts[image, (sentence + 1) % sentences]
+        _, _, other_image, image_present = parts[(image + 1) % images, sentence]
+
+        def score(x, image=image, emotion=emotion):
+            return model.contrastive_head.mlp(torch.cat([features[image], emotion, x])).item()
+
+        negatives = []
+        if sentences > 1 and other_present and label != other_label:
+            negatives.append(score(other_emotion))
+        if images > 1 and image_present:
+            negatives.append(score(other_image))
+        if present and negatives:
+            matched = score(explanation)
+            losses.append(math.log(1 + sum(math.exp(negative - matched) for negative in negatives)))
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+@pytest.mark.parametrize(
+    "case", ["two emotions", "one emotion", "a single sentence", "one picture", "one picture, one emotion"]
+)
+def test_contrastive_loss_equals_a_sentence_by_sentence_computation(processor, model, case):
+    emotions = [["awe", "fear"], ["sadness", "something else"], ["anger", "awe"]]
+    explanations = [
+        ["the dark sea looks cold", "a lonely funeral"],
+        ["a quiet meadow in golden light", "strange shapes"],
+        ["the red spikes look violent and terrible", "the bright garden"],
+    ]
+    if case == "one emotion":
+        emotions[1] = ["sadness", "sadness"]
+    elif case == "a single sentence":
+        emotions[2], explanations[2] = ["anger", None], ["the red spikes", None]
+    elif case == "one picture":
+        emotions, explanations = emotions[:1], explanations[:1]
+    elif case == "one picture, one emotion":
+        emotions, explanations = [["awe", "awe"]], explanations[:1]
+    batch = processor(emotions=emotions, explanations=explanations, return_tensors="pt")
+    batch = {"pixel_values": pixels(len(emotions)), **batch}
+    loss = model(**batch).contrastive_loss
+    assert loss.item() == pytest.approx(contrastive_reference(model, batch), abs=2e-5)
+
+
+def test_padding_changes_no_loss(processor, model):
+    batch = training_batch(processor)
+    padded = {}
+    for name, tensor in batch.items():
+        fill = {"input_ids": model.config.pad_token_id, "labels": -100}.get(name, 0)
+        if name == "token_type_ids":
+            fill = model.config.explanation_segment_id
+        if name == "pixel_values":
+            padded[name] = tensor
+        else:
+            extra = tensor[:, :, :3] * 0 + fill
+            padded[name] = torch.cat([tensor, extra.to(tensor.dtype)], dim=2)
+    first, second = model(**batch), model(**padded)
+    for part in ("language_loss", "emotion_loss", "contrastive_loss"):
+        torch.testing.assert_close(first[part], second[part], msg=lambda text, part=part: f"{part}: {text}")
+
+
+def test_the_label_loss_is_the_cross_entropy_of_all_viewers_labels_with_the_emotion_scores(processor):
+    batch = training_batch(processor)
+    shares = torch.rand(3, len(EMOTIONS), generator=torch.Generator().manual_seed(0))
+    shares /= shares.sum(dim=-1, keepdim=True)
+    model = tiny_model(processor, label_loss_weight=3.0)
+    outputs = model(**batch, emotion_shares=shares)
+    scores = model.emotion_scores(pixel_values=batch["pixel_values"])
+    assert outputs.label_loss.item() == pytest.approx(-(shares * scores.log()).sum(dim=-1).mean().item(), rel=1e-5)
+    plain = tiny_model(processor)(**batch, emotion_shares=shares)
+    assert plain.label_loss is None, "the paper has none"
+    assert outputs.loss.item() == pytest.approx(plain.loss.item() + 3 * outputs.label_loss.item(), rel=1e-5)
+    outputs.label_loss.backward()
+    assert model.decoder.h[0].crossattention.c_attn.weight.grad.abs().sum() > 0
+
+
+def test_emotion_loss_counts_only_explanation_words_of_the_lexicon(processor, model):
+    batch = processor(emotions=["awe"], explanations=["xx a lonely funeral"], return_tensors="pt")
+    outputs = model(image_features=torch.zeros(1, 16, 32), **batch)
+    vad, predicted = batch["vad_values"][0], outputs.vad_predictions[0]
+    because = batch["input_ids"][0].tolist().index(model.config.because_token_id)
+    wanted = [t for t in range(because + 1, vad.shape[0]) if vad[t].any()]
+    assert len(wanted) >= 2
+    expected = torch.stack([(predicted[t - 1] - vad[t]).square().mean() for t in wanted]).mean()
+    torch.testing.assert_close(outputs.emotion_loss, expected)
+
+
+def test_segments_and_vad_are_derived_when_they_are_not_given(processor, model):
+    batch = training_batch(processor)
+    given = model(**batch)
+    derived = model(**{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask", "labels")})
+    torch.testing.assert_close(given.loss, derived.loss)
+
+
+def test_a_frozen_tower_gets_no_gradient_and_stays_in_evaluation_mode(processor, model):
+    model.freeze_vision_tower()
+    model.train()
+    assert not model.vision_tower.training and model.decoder.training
+    model(**training_batch(processor)).loss.backward()
+    assert all(p.grad is None for p in model.vision_tower.parameters())
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_tower_that_is_not_frozen_learns(processor, model):
+    model.train()
+    assert model.vision_tower.training
+    model(**training_batch(processor)).loss.backward()
+    assert all(p.grad is not None for p in model.vision_tower.parameters())
+
+
+def test_emotion_scores_equal_one_pass_per_label(processor, model):
+    features = model.get_image_features(pixels(3))
+    config, expected = model.config, []
+    for tokens in config.emotion_token_ids:
+        ids = torch.tensor([[*config.prompt_token_ids, *tokens, config.because_token_id]] * 3)
+        log_probs = model(input_ids=ids, image_features=features).logits.log_softmax(dim=-1)
+        steps = log_probs[:, :-1].gather(2, ids[:, 1:, None]).squeeze(-1)
+        expected.append(steps[:, len(config.prompt_token_ids) - 1 :].sum(dim=1))
+    assert {len(tokens) for tokens in config.emotion_token_ids} > {1}, "labels of several tokens belong to the test"
+    expected = torch.stack(expected, dim=1).softmax(dim=1)
+    torch.testing.assert_close(model.emotion_scores(image_features=features), expected)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_emotion_scores_work_with_every_attention(processor, model, attention):
+    expected = model.emotion_scores(pixel_values=pixels(2))
+    model.set_attn_implementation(attention)
+    torch.testing.assert_close(model.emotion_scores(pixel_values=pixels(2)), expected)
+
+
+def test_alignment_score_equals_the_score_of_the_training_pass(processor, model):
+    batch = training_batch(processor)
+    expected = model(**batch).alignment_scores
+    rows = {name: batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
+    scores = model.alignment_score(pixel_values=batch["pixel_values"], **rows)
+    torch.testing.assert_close(scores, expected.flatten())
+
+
+def test_alignment_score_ignores_padding_on_either_side(processor, model):
+    ids = training_batch(processor)["input_ids"][0, :1]
+    pad = torch.full((1, 3), model.config.pad_token_id)
+    scores = [
+        model.alignment_score(row, pixel_values=pixels(1))
+        for row in (ids, torch.cat([ids, pad], 1), torch.cat([pad, ids], 1))
+    ]
+    torch.testing.assert_close(scores[1], scores[0])
+    torch.testing.assert_close(scores[2], scores[0])
+
+
+def test_saved_and_loaded_it_is_the_same_model(processor, model, tmp_path):
+    batch = training_batch(processor)
+    expected = model(**batch)
+    model.save_pretrained(tmp_path)
+    for auto_class in (AutoModel, AutoModelForImageTextToText):
+        loaded = auto_class.from_pretrained(tmp_path).eval()
+        assert type(loaded) is SEVLMForConditionalGeneration
+        assert torch.equal(loaded(**batch).logits, expected.logits)
+        # Without VAD in the batch the loaded table has to supply it.
+        assert torch.equal(loaded.vad_lookup(batch["input_ids"]), batch["vad_values"])
+        assert loaded.lm_head.weight is loaded.decoder.wte.weight
+    assert loaded.generation_config.top_p == 0.9 and loaded.generation_config.max_new_tokens == 25
+
+
+def test_half_precision_does_not_round_the_lexicon(processor, model, tmp_path):
+    ids = training_batch(processor)["input_ids"]
+    expected = model.vad_lookup(ids)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded.vad_lookup(ids), expected)
+    assert loaded.generate(pixel_values=pixels(1), max_new_tokens=3).shape[1] <= 7
+
+
+def test_a_lexicon_that_may_not_travel_stays_behind_and_is_restored_by_one_call(tmp_path):
+    lexicon = tiny_lexicon(redistributable=False)
+    processor = tiny_processor(vad_lexicon=lexicon)
+    model = tiny_model(processor)
+    ids = training_batch(processor)["input_ids"]
+    expected = model.vad_lookup(ids)
+    model.save_pretrained(tmp_path / "public")
+    assert model.vad_lookup.has_table, "saving must not change the model"
+    loaded = AutoModel.from_pretrained(tmp_path / "public")
+    assert not loaded.vad_lookup(ids).any()
+    assert loaded.config.vad_lexicon["name"] == "test words"
+    loaded.save_pretrained(tmp_path / "again")  # without its lexicon: nothing of a table, nor an empty one
+    assert not any(name.startswith("vad_lookup.") for name in load_file(tmp_path / "again" / "model.safetensors"))
+    loaded.set_vad_lexicon(lexicon, processor.tokenizer)
+    assert torch.equal(loaded.vad_lookup(ids), expected)
+
+    model.save_pretrained(tmp_path / "private", include_vad_lexicon=True)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "private").vad_lookup(ids), expected)
+
+
+def test_a_lexicon_is_compiled_for_the_models_own_tokenizer_only(processor, model):
+    with pytest.raises(ValueError, match="tokenizer"):
+        model.set_vad_lexicon(tiny_lexicon())
+    other = train_tokenizer(["entirely other words about the weather and the sea"] * 9, EMOTIONS, vocab_size=300)
+    add_sevlm_tokens(other)
+    with pytest.raises(ValueError, match="not the model's"):
+        model.set_vad_lexicon(tiny_lexicon(), other)
+    model.set_vad_lexicon(None)
+    assert not model.vad_lookup.has_table and model.config.vad_lexicon is None
+
+
+def test_training_rows_that_hide_whose_sentence_they_are_are_refused(processor, model):
+    batch = training_batch(processor)
+    flat = {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name != "pixel_values"}
+    with pytest.raises(ValueError, match=r"\(B, P, L\)"):
+        model(pixel_values=batch["pixel_values"], **flat)
+
+
+def test_embeddings_can_be_resized(processor, model):
+    model.resize_token_embeddings(len(processor.tokenizer) + 7)
+    assert model.lm_head.weight.shape[0] == model.config.vocab_size == len(processor.tokenizer) + 7
+    assert model.lm_head.weight is model.decoder.wte.weight
+    new_id = torch.tensor([[len(processor.tokenizer) + 6]])
+    assert not model.vad_lookup(new_id).any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"emotion_encoder_attention": "sideways"}, "causal"),
+        ({"contrastive_negatives": ["colour"]}, "colour"),
+        ({"vision_config": {"hidden_size": 3}}, "model_type"),
+        ({"emotion_token_ids": [[1]]}, "9 emotions"),
+    ],
+)
+def test_a_bad_config_says_what_is_wrong(fields, message):
+    with pytest.raises(ValueError, match=message):
+        SEVLMConfig(**fields)
+
+
+def test_a_config_survives_its_file(tmp_path, processor):
+    config = SEVLMConfig(vision_config={"model_type": "dinov2", "hidden_size": 16}, contrastive_negatives=["image"])
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.vision_config.model_type == "dinov2" and loaded.vision_config.hidden_size == 16
+    assert loaded.contrastive_negatives == ["image"]
+    assert loaded.to_diff_dict() == config.to_diff_dict()
+
+
+def test_neither_pixels_nor_features_is_an_error(model):
+    with pytest.raises(ValueError, match="pixel_values"):
+        model(input_ids=torch.zeros(1, 3, dtype=torch.long))

@@ -1,0 +1,227 @@
+"""Packed weights: the same products, made anew when weights change, and nowhere where they do not belong."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune  # noqa: F401  (nn.utils.prune is not there before)
+from transformers.pytorch_utils import Conv1D
+
+from modeling_sevlm import packed_linear_sevlm
+from modeling_sevlm.packed_linear_sevlm import make_packable, packed_linears
+from tests.helpers.tiny import pixels, tiny_model
+
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The packed products from here on, by number of output features."""
+    seen = []
+    product = packed_linear_sevlm._product
+
+    def counted(input, weight, bias):
+        seen.append(weight.shape[0])
+        return product(input, weight, bias)
+
+    monkeypatch.setattr(packed_linear_sevlm, "_product", counted)
+    return seen
+
+
+def layers(dtype=torch.float32):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 64), nn.GELU(), Conv1D(40, 64), nn.Linear(40, 33, bias=False)).to(dtype)
+    nn.init.normal_(model[2].bias)
+    make_packable(model)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 48), (8, 48), (2, 5, 48), (0, 48)])
+def test_packed_layers_give_the_same_products(products, dtype, shape):
+    model, rows = layers(dtype), torch.randn(shape, dtype=dtype)
+    expected = model(rows)
+    assert not products
+    with packed_linears(model):
+        packed = model(rows)
+    assert products == [64, 40, 33]
+    torch.testing.assert_close(packed, expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("layer", [0, 2], ids=["Linear", "Conv1D"])
+@pytest.mark.parametrize(
+    "way",
+    ["in place", "one number", "through .data", "row", "column", "swapped", "flipped", "negated", "replaced", "dtype"],
+)
+def test_changed_weights_are_packed_anew(products, layer, way):
+    model = layers()
+    with packed_linears(model):
+        model(torch.ones(1, 48))
+    weight = model[layer].weight
+    if way == "in place":
+        weight.mul_(2)
+    elif way == "one number":
+        weight[-1, -1] += 1
+    elif way == "through .data":
+        weight.data += 1
+    elif way == "row":
+        weight.data[3] += 1
+    elif way == "column":
+        weight.data[:, 5] += 1
+    elif way == "swapped":
+        weight.data[[0, 5]] = weight.data[[5, 0]]
+    elif way == "flipped":
+        weight.data.copy_(weight.data.flip(0))
+    elif way == "negated":
+        weight.data[:, 1::2].neg_()
+    elif way == "replaced":
+        model[layer].weight = nn.Parameter(weight + 1, requires_grad=False)
+    else:
+        model.bfloat16().float()
+        model[layer].weight.data.mul_(3)
+    rows = torch.randn(4, 48)
+    with packed_linears(model):
+        packed = model(rows)
+    assert len(products) == 6
+    torch.testing.assert_close(packed, model(rows), atol=1e-5, rtol=1e-4)
+
+
+def test_weights_that_stay_are_packed_once(monkeypatch):
+    model, packed = layers(), []
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    fake = lambda *args: packed.append(args) or reorder(*args)  # noqa: E731
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", fake)
+    for _ in range(3):
+        with packed_linears(model):
+            model(torch.ones(1, 48))
+    assert len(packed) == 3
+
+
+def test_autograd_and_other_dtypes_do_without(products):
+    model = layers()
+    weight = model[0].weight.requires_grad_()
+    with packed_linears(model), torch.enable_grad():
+        model(torch.ones(1, 48)).sum().backward()
+    assert weight.grad.abs().sum() > 0 and not products
+    model.double()
+    with packed_linears(model), torch.no_grad():
+        model(torch.ones(1, 48, dtype=torch.float64))
+    assert not products
+
+
+def test_autocast_does_without(products):
+    model = layers()
+    with packed_linears(model), torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.ones(1, 48)).dtype == torch.bfloat16
+    assert not products
+
+
+def test_another_model_is_not_affected(products):
+    """Its weights may have changed since they were packed."""
+    model, other = layers(), layers()
+    with packed_linears(other):
+        other(torch.ones(1, 48))
+    other[0].weight.mul_(-2)
+    products.clear()
+    with packed_linears(model):
+        expected = nn.Sequential(*other)(torch.ones(1, 48))
+        with packed_linears(other):
+            packed = other(torch.ones(1, 48))
+        model(torch.ones(1, 48))
+        with packed_linears(model, enabled=False):
+            model(torch.ones(1, 48))
+    assert products == [64, 40, 33] * 2
+    torch.testing.assert_close(packed, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["pruned", "parametrized", "inference", "subclass"])
+def test_weights_that_are_no_plain_parameters_are_not_packed(products, kind):
+    model = layers()
+    if kind == "pruned":
+        nn.utils.prune.l1_unstructured(model[0], "weight", 0.2)
+    elif kind == "parametrized":
+        nn.utils.parametrizations.weight_norm(model[0])
+    elif kind == "inference":
+        with torch.inference_mode():
+            model[0].weight = nn.Parameter(torch.randn(64, 48), requires_grad=False)
+    else:
+        model[0].weight = nn.Parameter(model[0].weight.detach().as_subclass(Other), requires_grad=False)
+    expected = model(torch.ones(1, 48))
+    with packed_linears(model):
+        torch.testing.assert_close(model(torch.ones(1, 48)), expected, atol=1e-5, rtol=1e-4)
+    assert 64 not in products
+
+
+class Other(torch.Tensor):
+    pass
+
+
+def test_a_moved_model_keeps_no_copy_of_where_it_was():
+    model = layers()
+    with packed_linears(model):
+        pass
+    assert all(layer in packed_linear_sevlm._known for layer in (model[0], model[2], model[3]))
+    model.to("meta")
+    assert not any(layer in packed_linear_sevlm._known for layer in (model[0], model[2], model[3]))
+
+
+def test_the_tower_is_packed_only_for_pictures(processor):
+    model = tiny_model(processor)
+    features = model.get_image_features(pixels(1))
+    tower = packed_linear_sevlm.packable_layers(model.vision_tower)
+    model.generate(image_features=features, do_sample=False)
+    assert tower and not any(layer in packed_linear_sevlm._known for layer in tower)
+    model.generate(pixel_values=pixels(1), do_sample=False)
+    assert all(layer in packed_linear_sevlm._known for layer in tower)
+
+
+def test_another_thread_is_not_affected(products):
+    model = layers()
+    with packed_linears(model):
+        thread = threading.Thread(target=lambda: model(torch.ones(1, 48)))
+        thread.start()
+        thread.join()
+    assert not products
+
+
+def test_a_model_with_packed_weights_can_be_copied_pickled_and_saved(processor, tmp_path):
+    model = tiny_model(processor)
+    names = list(model.state_dict())
+    expected = model.generate(pixel_values=pixels(2), do_sample=False)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    model.save_pretrained(tmp_path)
+    copies.append(type(model).from_pretrained(tmp_path))
+    for other in copies:
+        assert list(other.state_dict()) == names
+        assert torch.equal(other.generate(pixel_values=pixels(2), do_sample=False), expected)
+
+
+@pytest.mark.parametrize("call", ["generate", "emotion_scores", "alignment_score"])
+def test_the_model_uses_packed_weights_unless_told_not_to(processor, products, call):
+    model = tiny_model(processor)
+    arguments = {"pixel_values": pixels(2)}
+    if call == "generate":
+        arguments |= {"do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    if call == "alignment_score":
+        arguments["input_ids"] = processor(emotions=["awe"] * 2, return_tensors="pt")["input_ids"]
+    packed = getattr(model, call)(**arguments)
+    assert products
+    products.clear()
+    model.pack_weights = False
+    assert not any(layer in packed_linear_sevlm._known for layer in model.modules())
+    plain = getattr(model, call)(**arguments)
+    assert not products
+    if call == "generate":
+        assert torch.equal(packed.sequences, plain.sequences)
+        packed, plain = packed.scores[0], plain.scores[0]
+    torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-4)

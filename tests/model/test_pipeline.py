@@ -1,0 +1,547 @@
+"""The pipeline "art-emotion-explanation": every way in, what comes out, and from a saved folder in a fresh process."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, GenerationConfig, pipeline, set_seed
+from transformers.pipelines.pt_utils import KeyDataset
+
+import modeling_sevlm
+from modeling_sevlm.configuration_sevlm import ARTEMIS_EMOTIONS
+from processing import VADLexicon
+from tests.helpers.hub_fixtures import PROJECT, answers, has_rows, visit
+from tests.helpers.tiny import IMAGE_SIZE, WORDS, tiny_lexicon, tiny_model, tiny_processor
+
+
+TASK = "art-emotion-explanation"
+GREEDY = {"do_sample": False, "max_new_tokens": 6}
+
+
+def painting(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def explain(processor, model):
+    return pipeline(TASK, model=model, processor=processor)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, processor = tmp_path_factory.mktemp("checkpoint"), tiny_processor()
+    tiny_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def same(first: dict, second: dict) -> bool:
+    """Equal but for the last digits that depend on the batch size."""
+    exact = all(first[name] == second[name] for name in ("emotion", "explanation", "vad"))
+    return exact and first["alignment_score"] == pytest.approx(second["alignment_score"], abs=1e-6)
+
+
+def test_a_folder_without_trust_gives_what_model_and_processor_give(processor, model, folder):
+    explain = pipeline(TASK, model=str(folder))
+    assert type(explain) is modeling_sevlm.SEVLMPipeline
+    inputs = processor(images=painting(0), return_tensors="pt")
+    ids = model.generate(**inputs, **GREEDY)
+    result = explain(painting(0), **GREEDY)
+    assert list(result) == ["emotion", "emotion_scores", "explanation", "alignment_score", "vad"]
+    assert {name: result[name] for name in ("emotion", "explanation")} == processor.read(ids)[0]
+    scores = model.emotion_scores(pixel_values=inputs["pixel_values"])[0].tolist()
+    assert result["emotion_scores"] == pytest.approx(dict(zip(model.config.emotions, scores, strict=True)))
+    fit = model.alignment_score(ids, pixel_values=inputs["pixel_values"]).item()
+    assert result["alignment_score"] == pytest.approx(fit, abs=1e-6)
+
+
+def every_input(folder: Path) -> dict:
+    pictures = [painting(seed) for seed in range(3)]
+    paths = [folder / f"{seed}.png" for seed in range(3)]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    table = datasets.Dataset.from_dict({"image": [str(path) for path in paths], "name": ["a", "b", "c"]})
+    table = table.cast_column("image", datasets.Image())
+    return {
+        "pictures": pictures,
+        "tuple": tuple(pictures),
+        "paths": [str(path) for path in paths],
+        "path objects": paths,
+        "arrays": [np.asarray(picture) for picture in pictures],
+        "base64": [base64.b64encode(path.read_bytes()).decode() for path in paths],
+        "generator": (picture for picture in pictures),
+        "data set": table,
+        "column": table["image"],
+        "streaming data set": table.to_iterable_dataset(),
+        "KeyDataset": KeyDataset(table, "image"),
+        "rows": [{"image": picture} for picture in pictures],
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_every_kind_of_input_gives_the_same(explain, tmp_path, batch_size):
+    expected = [explain(painting(seed), emotion="awe", **GREEDY) for seed in range(3)]
+    assert not same(expected[0], expected[1]), "the pictures should make a difference"
+    for kind, inputs in every_input(tmp_path).items():
+        results = list(explain(inputs, emotion="awe", batch_size=batch_size, **GREEDY))
+        assert len(results) == 3, kind
+        assert all(map(same, results, expected)), kind
+
+
+SEVERAL = {
+    "nested lists": lambda pictures: [[pictures[0], pictures[1]], [pictures[2]]],
+    "rows with lists": lambda pictures: [{"image": pictures[:2]}, {"image": pictures[2]}],
+    "generator of lists": lambda pictures: (group for group in [pictures[:2], pictures[2:]]),
+    "list of stacks": lambda pictures: [np.stack([np.asarray(one) for one in pictures[:2]]), pictures[2]],
+    "stacked array": lambda pictures: np.stack([np.asarray(one) for one in pictures[:2]]),
+    "stacked tensor": lambda pictures: torch.tensor(np.stack([np.asarray(one) for one in pictures[:2]])),
+    "prepared": lambda pictures: {"pixel_values": torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE)},
+    "prepared in rows": lambda pictures: [{"pixel_values": torch.zeros(1, 2, 3, IMAGE_SIZE, IMAGE_SIZE)}] * 2,
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_pictures_in_the_place_of_one_are_refused(explain, kind, batch_size):
+    inputs = SEVERAL[kind]([painting(seed) for seed in range(3)])
+    with pytest.raises(ValueError, match="One picture at a time: this input holds 2. Pass them as a flat list."):
+        list(explain(inputs, batch_size=batch_size, **GREEDY))
+
+
+def test_prepared_pictures_need_no_axis_for_the_one(explain):
+    prepared = explain.preprocess(painting(0))
+    assert prepared["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    expected = explain(painting(0), **GREEDY)
+    flat = {"pixel_values": prepared["pixel_values"][0].numpy()}
+    assert all(same(result, expected) for result in explain([prepared, flat], batch_size=2, **GREEDY))
+
+
+def test_a_url_is_fetched(explain, tmp_path):
+    painting(1).save(tmp_path / "painting.png")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: Quiet(*args, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        result = explain(f"{address}/painting.png", emotion="awe", timeout=20, **GREEDY)
+        assert same(result, explain(painting(1), emotion="awe", **GREEDY))
+        with pytest.raises(ValueError, match="Cannot read the picture 'http.*nowhere.png': the server answers 404"):
+            explain(f"{address}/nowhere.png")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_nothing_in_nothing_out(explain):
+    assert explain([]) == []
+
+
+def test_an_asked_emotion_is_explained_and_an_unknown_one_refused(explain):
+    results = [explain(painting(0), emotion=emotion, **GREEDY) for emotion in ("awe", "something else")]
+    assert [result["emotion"] for result in results] == ["awe", "something else"]
+    assert results[0]["emotion_scores"] == results[1]["emotion_scores"]
+    with pytest.raises(ValueError, match="Unknown emotion 'joy'.*contentment"):
+        explain(painting(0), emotion="joy")
+
+
+def test_the_tower_sees_every_picture_once(explain, monkeypatch):
+    seen, encode = [], explain.model.get_image_features
+    monkeypatch.setattr(explain.model, "get_image_features", lambda x: seen.append(len(x)) or encode(x))
+    explain([painting(seed) for seed in range(3)], batch_size=2, emotion="fear", num_candidates=4)
+    assert seen == [2, 1]
+
+
+def test_candidates_come_best_first_with_the_scores_of_their_own_sentences(explain, monkeypatch):
+    drawn, generate = [], explain.model.generate
+    monkeypatch.setattr(explain.model, "generate", lambda **kwargs: drawn.append(generate(**kwargs)) or drawn[-1])
+    pictures = [painting(seed) for seed in range(2)]
+    set_seed(0)
+    results = explain(pictures, batch_size=2, emotion="awe", num_candidates=5, return_candidates=True)
+    ids = drawn[0]
+    pixel_values = explain.processor(images=pictures, return_tensors="pt")["pixel_values"]
+    fits = explain.model.alignment_score(ids, pixel_values=pixel_values).tolist()
+    for row, result in enumerate(results):
+        own = slice(5 * row, 5 * row + 5)
+        sentences = [read["explanation"] for read in explain.processor.read(ids[own])]
+        assert len(set(sentences)) > 1, "the samples should differ"
+        expected = sorted(zip(fits[own], sentences, strict=True), reverse=True)
+        given = [(one["alignment_score"], one["explanation"]) for one in result["candidates"]]
+        assert [sentence for _, sentence in given] == [sentence for _, sentence in expected]
+        assert [fit for fit, _ in given] == pytest.approx([fit for fit, _ in expected], abs=1e-6)
+        assert (result["alignment_score"], result["explanation"]) == given[0]
+
+
+def test_identical_candidates_are_refused_and_beams_are_candidates_too(explain):
+    with pytest.raises(ValueError, match="num_beams=3"):
+        explain(painting(0), num_candidates=3, do_sample=False)
+    options = {"num_candidates": 3, "num_beams": 3, "return_candidates": True, "emotion": "awe"}
+    result = explain(painting(0), **options, **GREEDY)
+    assert len({candidate["explanation"] for candidate in result["candidates"]}) == 3
+
+
+def test_the_likeliest_score_alone_on_request(explain):
+    scores = explain(painting(0), **GREEDY)["emotion_scores"]
+    assert len(scores) == 9 and sum(scores.values()) == pytest.approx(1)
+    likeliest = max(scores, key=scores.get)
+    assert explain(painting(0), return_all_scores=False, **GREEDY)["emotion_scores"] == {likeliest: scores[likeliest]}
+
+
+def test_generation_arguments_of_a_call_add_to_those_of_the_pipeline(processor, model, monkeypatch):
+    explain = pipeline(TASK, model=model, processor=processor, emotion="awe", do_sample=False, max_new_tokens=3)
+    got, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **kwargs: got.append(kwargs) or generate(**kwargs))
+    explain(painting(0), generate_kwargs={"max_new_tokens": 4}, repetition_penalty=1.5)
+    expected = {"do_sample": False, "max_new_tokens": 4, "repetition_penalty": 1.5}
+    assert {name: got[0][name] for name in expected} == expected
+    assert explain(painting(0), generation_config=GenerationConfig(max_new_tokens=2))["emotion"] == "awe"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_new_token": 4}, "Unknown arguments.*max_new_token"),
+        ({"num_return_sequences": 4}, "num_candidates"),
+        ({"num_candidates": 0}, "from 1"),
+        ({"num_candidates": True}, "from 1"),
+        ({"num_candidates": 2.0}, "from 1"),
+        ({"guidance_scale": 1.5}, "guidance_scale.*without the picture.*leave it out"),
+        ({"generation_config": GenerationConfig(guidance_scale=1.5)}, "guidance_scale"),
+        ({"negative_prompt_ids": torch.ones(1, 1)}, "Unknown arguments.*negative_prompt_ids"),
+        ({"generation_config": GenerationConfig(do_sample=True, num_return_sequences=2)}, "num_candidates"),
+        # 64 positions; the prompt is `<bos> the emotion is`, and `something else because`.
+        ({"max_new_tokens": 61}, "max_new_tokens=61 .*at most 60"),
+        ({"max_new_tokens": 58, "emotion": "something else"}, "max_new_tokens=58 .*at most 57"),
+        ({"generation_config": GenerationConfig(max_length=65)}, "max_length=65 .*at most 64"),
+    ],
+)
+def test_wrong_arguments_are_named(explain, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        explain(painting(0), **arguments)
+
+
+def test_the_positions_that_there_are_can_be_filled(processor, model):
+    explain = pipeline(TASK, model=model, processor=processor, emotion="something else")
+    options = {"do_sample": False, "return_candidates": True, "eos_token_id": -1}
+    assert explain(painting(0), max_new_tokens=57, **options)["emotion"] == "something else"
+    with pytest.raises(ValueError, match="max_new_tokens=58 .*at most 57"):
+        explain(painting(0), max_new_tokens=58, **options)
+    assert explain(painting(0), max_new_tokens=60, **options | {"emotion": None})["emotion_scores"]
+
+
+def test_none_takes_back_a_default_of_the_pipeline(processor, model, monkeypatch):
+    defaults = {"emotion": "awe", "num_candidates": 3, "max_new_tokens": 3, "return_candidates": True}
+    explain = pipeline(TASK, model=model, processor=processor, return_all_scores=False, timeout=1, **defaults)
+    got, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **kwargs: got.append(kwargs) or generate(**kwargs))
+    assert len(explain(painting(0))["candidates"]) == 3 and "input_ids" in got[0]
+    taken_back = dict.fromkeys([*defaults, "return_all_scores", "timeout"])
+    result = explain(painting(0), **taken_back)
+    assert "candidates" not in result and len(result["emotion_scores"]) == 9
+    assert "input_ids" not in got[1] and "max_new_tokens" not in got[1] and got[1]["num_return_sequences"] == 1
+
+
+def test_numbers_of_other_libraries_count_candidates(explain):
+    options = {"num_candidates": np.int64(3), "return_candidates": True, "max_new_tokens": 3}
+    assert len(explain(painting(0), **options)["candidates"]) == 3
+
+
+def test_generation_stops_at_strings(explain):
+    wholes = {
+        emotion: explain(painting(0), emotion=emotion, do_sample=False)["explanation"] for emotion in ARTEMIS_EMOTIONS
+    }
+    emotion, whole = max(wholes.items(), key=lambda item: len(set(item[1].split())))
+    word = whole.split()[1]
+    stopped = explain(painting(0), emotion=emotion, do_sample=False, stop_strings=[word])["explanation"]
+    assert whole.startswith(stopped) and stopped.endswith(word) and len(stopped) < len(whole)
+
+
+def test_a_generation_config_may_ask_for_dictionaries(explain):
+    config = GenerationConfig(**GREEDY, return_dict_in_generate=True, output_scores=True)
+    assert same(explain(painting(0), generation_config=config), explain(painting(0), **GREEDY))
+    assert config.return_dict_in_generate, "it stays the caller's"
+
+
+def explain_sentence(explain, processor, monkeypatch, sentence: str) -> list[dict]:
+    """The words of a sentence that the model is made to say."""
+    row = processor(emotions=["sadness"], explanations=[sentence], return_tensors="pt")["input_ids"]
+    monkeypatch.setattr(explain.model, "generate", lambda **kwargs: row)
+    return explain(painting(0))["vad"]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "written", "valence"),
+    [
+        ("it's a 'cold' thing, don\u2019t!", ["it's", "a", "cold", "thing", "don\u2019t"], {"cold": -0.4}),
+        (
+            "(dark-golden) \u2026 calm's - 'tis",
+            ["dark", "golden", "calm's", "tis"],
+            {"dark": -0.6, "golden": 0.55, "calm's": 0.6},
+        ),
+        ("caf\u00e9 \u6d77\u5f88\u7f8e 1890s \U0001f600", ["caf\u00e9", "\u6d77\u5f88\u7f8e", "1890s"], {}),
+    ],
+)
+def test_words_are_shown_as_they_are_written(explain, processor, monkeypatch, sentence, written, valence):
+    words = explain_sentence(explain, processor, monkeypatch, sentence)
+    assert [entry["word"] for entry in words] == written
+    known = {entry["word"]: entry["valence"] for entry in words if entry["valence"] is not None}
+    assert known == valence
+
+
+def test_a_word_with_all_numbers_zero_is_known(monkeypatch):
+    lexicon = VADLexicon(WORDS | {"thing": (0, 0, 0)}, name="test words", redistributable=True)
+    processor = tiny_processor(vad_lexicon=lexicon)
+    explain = pipeline(TASK, model=tiny_model(processor), processor=processor)
+    words = explain_sentence(explain, processor, monkeypatch, "a thing")
+    assert [entry["valence"] for entry in words] == [None, 0]
+
+
+def test_a_sentence_without_explanation_has_no_words(explain, processor, monkeypatch):
+    tokens = processor(emotions="awe", return_tensors="pt")["input_ids"]
+    for row in (tokens, tokens[:, :-1]):
+        monkeypatch.setattr(explain.model, "generate", lambda row=row, **kwargs: row)
+        result = explain(painting(0))
+        assert result["vad"] == [] and result["explanation"] == ""
+
+
+def test_the_words_of_the_explanation_carry_their_vad(explain, processor, monkeypatch):
+    words = explain_sentence(explain, processor, monkeypatch, "the Dark funeral, a fun thing; cold")
+    assert [entry["word"] for entry in words] == ["the", "Dark", "funeral", "a", "fun", "thing", "cold"]
+    lexicon = tiny_lexicon()
+    for entry in words:
+        value = lexicon.get(entry["word"].lower(), (None, None, None))
+        given = (entry["valence"], entry["arousal"], entry["dominance"])
+        assert given == (value if value[0] is None else pytest.approx(value)), entry["word"]
+    assert words[2]["valence"] == -0.8, "not that of the fun inside the funeral"
+
+
+def test_without_lexicon_no_vad_and_without_head_no_alignment():
+    processor = tiny_processor(vad_lexicon=None)
+    explain = pipeline(TASK, model=tiny_model(processor, contrastive_negatives=[]), processor=processor)
+    for result in explain([painting(0), painting(1)], batch_size=2, emotion="awe"):
+        assert result["vad"] is None and result["alignment_score"] is None and result["explanation"]
+    with pytest.raises(ValueError, match="no contrastive head"):
+        explain(painting(0), num_candidates=2)
+
+
+@pytest.mark.parametrize("broken", ["missing", "empty", "text", "truncated", "number", "row"])
+def test_what_cannot_be_read_is_named(explain, tmp_path, broken):
+    path, message = tmp_path / "painting.jpg", "Cannot read the picture .*painting.jpg"
+    inputs = str(path)
+    if broken == "missing":
+        message += ".*no such file"
+    elif broken == "truncated":
+        painting(0).save(path)
+        path.write_bytes(path.read_bytes()[:700])
+        message += ".*truncated"
+    elif broken == "number":
+        inputs, message = 17, "Cannot read the picture .int"
+    elif broken == "row":
+        inputs, message = {"picture": 17}, "'image'.*picture"
+    else:
+        path.write_text("" if broken == "empty" else "a painting")
+    with pytest.raises(ValueError, match=message):
+        explain(inputs)
+
+
+def test_a_data_set_without_the_column_says_which_it_has(explain):
+    with pytest.raises(ValueError, match="photo.*KeyDataset"):
+        explain(datasets.Dataset.from_dict({"photo": ["a.jpg"]}))
+
+
+def test_a_pipeline_saves_a_complete_folder(explain, tmp_path):
+    explain.save_pretrained(tmp_path)
+    assert {"pipeline_sevlm.py", "processing_sevlm.py", "vad_lexicon.tsv"} <= set(os.listdir(tmp_path))
+    again = pipeline(TASK, model=str(tmp_path))
+    assert same(again(painting(0), **GREEDY), explain(painting(0), **GREEDY))
+    # Saved again from there, the entry in config.json is still what other machines need.
+    again.model.config.save_pretrained(tmp_path / "config")
+    known = json.loads((tmp_path / "config" / "config.json").read_text())["custom_pipelines"]
+    assert known == {TASK: {"impl": "pipeline_sevlm.SEVLMPipeline", "pt": ["AutoModelForImageTextToText"]}}
+
+
+def test_a_pipeline_keeps_back_a_lexicon_that_may_not_travel(tmp_path):
+    processor = tiny_processor(vad_lexicon=tiny_lexicon(redistributable=False))
+    explain = pipeline(TASK, model=tiny_model(processor), processor=processor)
+    assert explain(painting(0), **GREEDY)["vad"] is not None
+    explain.save_pretrained(tmp_path / "public")
+    assert not (tmp_path / "public" / "vad_lexicon.tsv").exists()
+    assert pipeline(TASK, model=str(tmp_path / "public"))(painting(0))["vad"] is None
+    explain.save_pretrained(tmp_path / "private", include_vad_lexicon=True)
+    assert (tmp_path / "private" / "vad_lexicon.tsv").exists()
+    assert pipeline(TASK, model=str(tmp_path / "private"))(painting(0))["vad"] is not None
+
+
+def test_a_model_of_another_kind_is_refused(explain, processor, monkeypatch):
+    monkeypatch.setattr(type(explain.model.config), "model_type", "blip")
+    with pytest.raises(ValueError, match="not for 'blip'"):
+        pipeline(TASK, model=explain.model, processor=processor)
+
+
+def test_a_model_without_its_vision_tower_is_refused(processor):
+    with pytest.raises(ValueError, match="takes no pictures: convert it again"):
+        pipeline(TASK, model=tiny_model(processor, use_vision_tower=False), processor=processor)
+
+
+def test_half_precision_gives_numbers(processor, model):
+    explain = pipeline(TASK, model=model.to(torch.bfloat16), processor=processor)
+    result = explain(painting(0), emotion="awe", **GREEDY)
+    assert sum(result["emotion_scores"].values()) == pytest.approx(1, abs=1e-3)
+    assert result["alignment_score"] == result["alignment_score"], "no NaN"
+
+
+def test_image_text_to_text_continues_the_prompt(processor, model, folder):
+    ask = pipeline("image-text-to-text", model=str(folder))
+    inputs = processor(images=painting(0), emotions="awe", return_tensors="pt")
+    ids = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
+    expected = processor.tokenizer.decode(ids, skip_special_tokens=True)
+    options = {"generate_kwargs": GREEDY, "return_full_text": False}
+    prompt = processor.prompt + " awe because"
+    assert ask(painting(0), text=prompt, **options)[0]["generated_text"] == expected != ""
+    stream = ask(({"images": painting(seed), "text": prompt} for seed in range(2)), batch_size=2, **options)
+    assert next(iter(stream))[0]["generated_text"] == expected
+
+
+def test_image_text_to_text_takes_lists(processor, model, folder):
+    ask = pipeline("image-text-to-text", model=str(folder))
+    emotions, pictures = ["awe", "something else"], [painting(seed) for seed in range(2)]
+    # Padded on the left, as the prompts differ in length.
+    inputs = processor(images=pictures, emotions=emotions, return_tensors="pt")
+    ids = model.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
+    expected = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    prompts = [f"{processor.prompt} {emotion} because" for emotion in emotions]
+    given = ask(pictures, text=prompts, generate_kwargs=GREEDY, return_full_text=False)
+    assert [one["generated_text"] for one in given] == expected and expected[0] != expected[1]
+
+
+REMOTE = """
+import json, sys
+from transformers import pipeline
+
+folder, image, again = sys.argv[1:]
+assert "modeling_sevlm" not in sys.modules and "processing" not in sys.modules
+options = {"emotion": "awe", "do_sample": False, "max_new_tokens": 6}
+explain = pipeline("art-emotion-explanation", model=folder, trust_remote_code=True, local_files_only=True)
+assert type(explain).__module__.startswith("transformers_modules.")
+assert "pipeline_sevlm.SEVLMPipeline" in str(explain.model.config)
+results = [explain(image, **options)]
+explain.save_pretrained(again)
+results += pipeline("art-emotion-explanation", model=again, trust_remote_code=True)([image], **options)
+results.append(pipeline(model=again, trust_remote_code=True)(image, **options))
+ask = pipeline("image-text-to-text", model=again, trust_remote_code=True)
+ask(image, text="the emotion is")
+print(json.dumps(results))
+"""
+
+
+def test_a_process_without_the_project_runs_the_pipeline_of_a_folder(explain, folder, tmp_path):
+    painting(3).save(tmp_path / "painting.png")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", REMOTE, str(folder), str(tmp_path / "painting.png"), str(tmp_path / "again")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = explain(painting(3), emotion="awe", **GREEDY)
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert len(results) == 3 and all(same(result, expected) for result in results)
+    for result in results:
+        assert result["emotion_scores"] == pytest.approx(expected["emotion_scores"], abs=1e-6)
+
+
+def test_the_installed_package_hides_the_entry_from_pipeline_only(folder):
+    config = AutoConfig.from_pretrained(folder)
+    assert config.custom_pipelines == {} and TASK in config.to_dict()["custom_pipelines"]
+
+
+PUBLISH = """
+import sys
+import modeling_sevlm, processing
+from modeling_sevlm.__main__ import main
+from transformers import pipeline
+
+folder, image = sys.argv[1:]
+commit = pipeline("art-emotion-explanation", model=folder).push_to_hub("org/pipeline", commit_message="Two parts")
+assert commit.commit_message == "Two parts"
+again = ["--model", "org/pipeline", "--revision", "main", "--emotion", "awe", "--max_new_tokens", "6", "--json"]
+sys.exit(main([image, *again]))
+"""
+VISIT = """
+import json, sys
+from transformers import pipeline
+
+assert "modeling_sevlm" not in sys.modules and "processing" not in sys.modules
+explain = pipeline("art-emotion-explanation", model="org/pipeline", trust_remote_code=True, revision="main")
+print(json.dumps(explain(sys.argv[1], emotion="awe", do_sample=False, max_new_tokens=6)))
+"""
+PUBLISH_AGAIN = """
+import sys
+from tests.helpers.tiny import tiny_lexicon, tiny_model, tiny_processor
+from transformers import pipeline
+
+processor = tiny_processor(vad_lexicon=tiny_lexicon(redistributable=False))
+explain = pipeline("art-emotion-explanation", model=tiny_model(processor), processor=processor)
+way = {"with lexicon": {"include_vad_lexicon": True}, "proposed": {"create_pr": True}}.get(sys.argv[1], {})
+explain.push_to_hub("org/pipeline", **way)
+"""
+REPOSITORY = """
+README.md checkpoint_sevlm.py config.json configuration_sevlm.py decoder_sevlm.py downloads.py emotion_sevlm.py
+generation_config.json heads_sevlm.py label_tree_sevlm.py model.safetensors modeling_sevlm.py packed_linear_sevlm.py
+images.py pipeline_sevlm.py processing_sevlm.py processor_config.json tokenizer.json tokenizer_config.json
+vad_lexicon.py
+vision_sevlm.py
+""".split()
+
+
+@pytest.fixture(scope="module")
+def published(hub, folder, tmp_path_factory):
+    """A picture, and what the pipeline said of it that was pushed to org/pipeline, with a lexicon that may travel."""
+    work = tmp_path_factory.mktemp("published")
+    painting(3).save(work / "painting.png")
+    return work / "painting.png", visit(
+        hub, work / "publisher", ["-c", PUBLISH, folder, work / "painting.png"], python_path=PROJECT
+    )
+
+
+def test_a_pipeline_pushed_to_the_hub_runs_from_there(hub, explain, published, tmp_path):
+    image, here = published
+    there = visit(hub, tmp_path / "visitor", ["-c", VISIT, image])
+    expected = explain(painting(3), emotion="awe", **GREEDY)
+    assert same(answers(here), expected) and same(answers(there), expected)
+    assert set(hub.listing("org/pipeline")) == {*REPOSITORY, "vad_lexicon.tsv"}
+    card = hub.contents("org/pipeline")["README.md"].decode()
+    assert "pipeline_tag: image-text-to-text" in card and "# pipeline\n" in card and "*test words*" in card
+
+
+@pytest.mark.parametrize("way", ["proposed", "without lexicon", "with lexicon"])
+def test_a_pipeline_pushed_again_leaves_nothing_of_an_old_lexicon(hub, published, tmp_path, way):
+    """The lexicon of this one may not travel, unless that is asked for."""
+    before = hub.listing("org/pipeline")
+    done = visit(hub, tmp_path, ["-c", PUBLISH_AGAIN, way], python_path=PROJECT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    revision = "refs/pr/1" if way == "proposed" else "main"
+    assert set(hub.listing("org/pipeline", revision)) == {
+        *REPOSITORY,
+        *(["vad_lexicon.tsv"] * (way == "with lexicon")),
+    }
+    weights = hub.contents("org/pipeline", revision)["model.safetensors"]
+    assert has_rows(weights, "model.safetensors") == (way == "with lexicon")
+    assert way != "proposed" or hub.listing("org/pipeline") == before

@@ -1,0 +1,154 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""What the converter makes of a release that is downloaded, broken or dangerous (what it computes: test_fidelity)."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_sevlm import convert_sevlm_checkpoint
+from tests.helpers.hub_fixtures import PROJECT, visit
+from tests.model.test_fidelity import FIXTURE
+
+
+@pytest.fixture
+def release(tmp_path):
+    folder = tmp_path / "release"
+    model = folder / "nle_model_best-acc"
+    model.mkdir(parents=True)
+    torch.save(load_file(FIXTURE / "decoder.safetensors"), model / "pytorch_model.bin")
+    shutil.copy(FIXTURE / "config.json", model)
+    statistics = {"emo_encoder_state_dict": load_file(FIXTURE / "emotion_encoder.safetensors")}
+    torch.save(statistics, folder / "ckpt_stats_best-acc.tar")
+    shutil.copytree(FIXTURE / "tokenizer", folder / "nle_gpt2_tokenizer_0")
+    return folder
+
+
+def refusal(release, output) -> str:
+    """The one line with which the converter ends; it has written nothing."""
+    with pytest.raises(SystemExit) as ended:
+        convert_sevlm_checkpoint.main([str(release), "--output_dir", str(output)])
+    assert not output.exists()
+    assert str(ended.value).startswith("error: ")
+    return str(ended.value)
+
+
+def test_a_release_downloaded_into_a_folder_is_converted(hub, release, tmp_path):
+    """Such a download keeps notes in `.cache`, in folders that are called like the release's own."""
+    code = """
+import sys, huggingface_hub
+from modeling_sevlm.convert_sevlm_checkpoint import main
+api = huggingface_hub.HfApi()
+api.create_repo("org/release")
+api.upload_folder(repo_id="org/release", folder_path=sys.argv[1], path_in_repo="SEVLM/v2.0")
+huggingface_hub.snapshot_download("org/release", local_dir="download")
+main(["download", "--output_dir", "converted"])
+"""
+    done = visit(hub, tmp_path / "visitor", ["-c", code, release], python_path=PROJECT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    notes = list((tmp_path / "visitor" / "download" / ".cache").rglob("nle_model_best-acc"))
+    assert notes, "there is what has misled the search"
+    assert (tmp_path / "visitor" / "converted" / "model.safetensors").exists()
+
+
+def test_a_release_in_the_libraries_own_cache_is_converted(release, tmp_path):
+    shutil.move(release, tmp_path / ".cache" / "release")
+    convert_sevlm_checkpoint.main([str(tmp_path / ".cache" / "release"), "--output_dir", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+DECODER, STATISTICS = "nle_model_best-acc/pytorch_model.bin", "ckpt_stats_best-acc.tar"
+
+
+@pytest.mark.parametrize("file", [DECODER, STATISTICS])
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ([torch.zeros(1)], "list"),
+        (torch.zeros(1), "Tensor"),
+        ({}, "lacks"),
+        (b"", "EOFError"),
+        (b"no pickle", "broken"),
+        (b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01", "broken"),  # ends in the middle
+        (b"\x80\x02(u.", "broken"),  # takes from an empty stack
+        (b"\x80\x02h\x07.", "broken"),  # reads what it has not memorised
+        (b"\x80\x02X\x02\x00\x00\x00\xff\xff.", "broken"),  # text that is no text
+        ("cut", "broken"),
+    ],
+    ids=["list", "tensor", "empty", "nothing", "text", "unfinished", "stack", "memo", "encoding", "cut"],
+)
+def test_a_file_that_is_no_dictionary_of_weights_is_named_with_the_cause(release, tmp_path, file, payload, message):
+    if payload == "cut":
+        content = (release / file).read_bytes()
+        (release / file).write_bytes(content[: len(content) // 2])
+    elif isinstance(payload, bytes):
+        (release / file).write_bytes(payload)
+    else:
+        torch.save(payload, release / file)
+    told = refusal(release, tmp_path / "out")
+    assert file in told and message in told and "weights_only" not in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"emo_encoder_state_dict": None}, "lacks emo_encoder_state_dict"),
+        ({"emo_encoder_state_dict": {}}, "lacks emotion_encoder.positions.weight"),
+        ({"emo_encoder_state_dict": [1]}, "list"),
+        ({"emo_encoder_state_dict": {"norm.weight": "three"}}, "no weights by name"),
+    ],
+)
+def test_statistics_without_the_emotion_encoder_are_an_error(release, tmp_path, changes, message):
+    """Not a model without one, which would compute something else."""
+    statistics = {"epoch": 3} | {name: value for name, value in changes.items() if value is not None}
+    torch.save(statistics, release / STATISTICS)
+    told = refusal(release, tmp_path / "out")
+    assert STATISTICS in told and message in told
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "config.json"), ("{", "Expecting"), ("[]", "list"), ("{}", "lacks img_size")]
+)
+def test_a_broken_config_of_the_release_is_named(release, tmp_path, content, message):
+    file = release / "nle_model_best-acc" / "config.json"
+    file.write_text(content) if content is not None else file.unlink()
+    told = refusal(release, tmp_path / "out")
+    assert str(file) in told and message in told
+
+
+def test_weights_that_do_not_fit_the_config_are_an_error(release, tmp_path):
+    file = release / "nle_model_best-acc" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"n_positions": 7}))
+    assert "do not fit" in refusal(release, tmp_path / "out")
+
+
+class Planted:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("file", ["nle_model_best-acc/pytorch_model.bin", "ckpt_stats_best-acc.tar"])
+def test_the_converter_refuses_a_file_that_holds_code(tmp_path, file, capsys):
+    proof, release = tmp_path / "proof", tmp_path / "release"
+    (release / "nle_model_best-acc").mkdir(parents=True)
+    (release / "nle_gpt2_tokenizer_0").mkdir()
+    decoder = dict.fromkeys(("transformer.wte.weight", "lm_head.weight"), torch.zeros(1))
+    torch.save(decoder, release / "nle_model_best-acc" / "pytorch_model.bin")
+    torch.save({}, release / "ckpt_stats_best-acc.tar")
+    torch.save({"weights": Planted(proof)}, release / file)
+    with pytest.raises(SystemExit) as refusal:
+        convert_sevlm_checkpoint.main([str(release), "--output_dir", str(tmp_path / "out")])
+    message = str(refusal.value)
+    assert file.split("/")[-1] in message and "refused" in message and "run code" in message
+    assert "mkdir" in message and "weights_only" not in message, "no advice how to run it after all"
+    assert not proof.exists() and not (tmp_path / "out").exists()
+    torch.load(release / file, weights_only=False)
+    assert proof.exists(), "what was planted is alive"

@@ -1,0 +1,497 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""What is published can be loaded: by fresh processes with empty caches, from a Hub that runs on this machine.
+
+What a process on the Hub costs is mostly the start of torch and transformers, so each does several things, and the
+tests look at what it left or printed.
+"""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from modeling_sevlm import SEVLMForConditionalGeneration
+from modeling_sevlm.push import PushError, check_complete, check_lexicon_stays, stage
+from processing import SEVLMProcessor, VADLexicon
+from tests.helpers.hub_fixtures import PROJECT, answer, answers, assert_same, has_rows, script, visit
+from tests.helpers.tiny import IMAGE_SIZE, WORDS, tiny_model, tiny_processor
+
+
+MODEL_FILES = {
+    "README.md",
+    "checkpoint_sevlm.py",
+    "config.json",
+    "configuration_sevlm.py",
+    "decoder_sevlm.py",
+    "emotion_sevlm.py",
+    "generation_config.json",
+    "heads_sevlm.py",
+    "label_tree_sevlm.py",
+    "model.safetensors",
+    "modeling_sevlm.py",
+    "packed_linear_sevlm.py",
+    "pipeline_sevlm.py",
+    "vision_sevlm.py",
+}
+PROCESSOR_FILES = {
+    "downloads.py",
+    "images.py",
+    "processing_sevlm.py",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vad_lexicon.py",
+}
+LEXICON = {"vad_lexicon.tsv"}
+COMPLETE = MODEL_FILES | PROCESSOR_FILES
+RESULTS = {
+    "data": {"annotations": None, "dataset": None},
+    "arguments": {"split": "test", "num_candidates": 1, "do_sample": False},
+    **{"accuracy": 0.515, "num_paintings": 10, "num_dominant": 5, "judge": None, "seeds": [0]},
+}
+FIGURES = "| this model | 51.5 |"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("publishing")
+
+
+@pytest.fixture(scope="module")
+def image(folder):
+    noise = np.random.default_rng(0).integers(0, 255, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "painting.jpg", quality=95)
+    return folder / "painting.jpg"
+
+
+def save(folder, model, processor, **kwargs):
+    """A folder such as a trainer leaves: the model, and a good deal that is nobody else's business."""
+    model.config.vision_config._name_or_path = str(folder.parent)
+    model.save_pretrained(folder, **kwargs)
+    processor.save_pretrained(folder, **kwargs)
+    torch.save({"learning_rate": 1e-3}, folder / "training_args.bin")
+    (folder / "checkpoint-2").mkdir()
+    torch.save({}, folder / "checkpoint-2" / "optimizer.pt")
+    (folder / "training_log.json").write_text(json.dumps([{"loss": 5.0, "epoch": 1.0, "step": 9}]))
+    (folder / "evaluation_results.json").write_text(json.dumps(RESULTS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder, image):
+    """Folder of a model whose lexicon may travel, and what it computes."""
+    processor = tiny_processor()
+    model = tiny_model(processor)
+    return save(folder / "open", model, processor), answer(model, processor, image)
+
+
+@pytest.fixture(scope="module")
+def restricted(folder, image):
+    """The same with a lexicon in the form of NRC-VAD, which may not; the folder stays here and keeps it."""
+    path = folder / "NRC-VAD-Lexicon.txt"
+    lines = ["\t".join([word, *(f"{(value + 1) / 2:.3f}" for value in row)]) for word, row in WORDS.items()]
+    path.write_text("\n".join(["Word\tValence\tArousal\tDominance", *lines]) + "\n", encoding="utf-8")
+    processor = tiny_processor(vad_lexicon=VADLexicon.from_file(path))
+    assert not processor.vad_lexicon.redistributable
+    model = tiny_model(processor)
+    return save(folder / "restricted", model, processor, include_vad_lexicon=True), answer(model, processor, image)
+
+
+@pytest.fixture(scope="module")
+def published(hub, folder, checkpoint):
+    """The command, as a user runs it."""
+    command = ["-m", "modeling_sevlm.push", checkpoint[0], "org/first"]
+    done = visit(hub, folder / "publisher", command, python_path=PROJECT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "/org/first/commit/" in done.stdout
+    return "org/first"
+
+
+@pytest.fixture(scope="module")
+def visitor(hub, folder, published, image):
+    """A process without the project loads `org/first`, saves it again and pushes it to `org/second`."""
+    code = """
+assert "modeling_sevlm" not in sys.modules and "processing" not in sys.modules
+trust = {"trust_remote_code": True}
+processor = transformers.AutoProcessor.from_pretrained("org/first", **trust)
+found = {}
+for name in ("AutoModel", "AutoModelForImageTextToText"):
+    model = getattr(transformers, name).from_pretrained("org/first", **trust).eval()
+    found[name] = answer(model, processor, IMAGE) | {"module": type(model).__module__.split(".")[0]}
+found["config"] = transformers.AutoConfig.from_pretrained("org/first", **trust).model_type
+tokenizer = transformers.AutoTokenizer.from_pretrained("org/first", **trust)
+found["tokenizer"] = tokenizer("the dark sea")["input_ids"]
+read = transformers.AutoImageProcessor.from_pretrained("org/first", **trust)
+pixels, expected = (way(images=Image.open(IMAGE), return_tensors="pt")["pixel_values"] for way in (read, processor))
+found["pixels"] = float((pixels - expected).abs().max())
+model.push_to_hub("org/third")
+model.save_pretrained("again")
+processor.save_pretrained("again")
+model = transformers.AutoModel.from_pretrained("again", **trust)
+processor = transformers.AutoProcessor.from_pretrained("again", **trust)
+processor.push_to_hub("org/second")
+model.push_to_hub("org/second", revision="main")
+print(json.dumps(found))
+"""
+    done = visit(hub, folder / "visitor", script(image, code))
+    return answers(done) | {"told": done.stderr}
+
+
+def test_the_command_leaves_exactly_what_a_user_needs_in_one_commit(hub, published, folder):
+    assert set(hub.listing(published)) == COMPLETE | LEXICON
+    assert hub.titles(published) == ["initial commit", "Upload SEVLM"]
+    for name, content in hub.contents(published).items():
+        assert str(folder).encode() not in content, f"{name} names a folder of this machine"
+
+
+def test_a_process_without_the_project_computes_the_same(visitor, checkpoint):
+    processor = tiny_processor()
+    for name in ("AutoModel", "AutoModelForImageTextToText"):
+        assert_same(visitor[name], checkpoint[1])
+        assert visitor[name]["module"] == "transformers_modules"
+    assert visitor["config"] == "sevlm" and visitor["pixels"] == 0
+    assert visitor["tokenizer"] == processor.tokenizer("the dark sea")["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def reader(hub, folder, visitor, ways, trained, image):
+    """A process without the project loads what others pushed, and does what a card says."""
+    code = """
+import re, huggingface_hub
+trust = {"trust_remote_code": True}
+found = {}
+for name in ("org/second", "org/trained"):
+    model = transformers.AutoModel.from_pretrained(name, **trust).eval()
+    processor = transformers.AutoProcessor.from_pretrained(name, **trust)
+    found[name] = answer(model, processor, IMAGE)
+    found[name] |= {"lexicon": processor.vad_lexicon.name, "table": model.vad_lookup.has_table}
+del model, processor
+card = open(huggingface_hub.hf_hub_download("org/restricted", "README.md")).read()
+blocks = re.findall(r"```python\\n(.*?)```", card, re.DOTALL)
+for block in blocks:
+    exec(block)
+found["card"] = answer(model, processor, IMAGE) | {"blocks": len(blocks), "lexicon": processor.vad_lexicon.name}
+print(json.dumps(found))
+"""
+    cache = folder / "reader"
+    cache.mkdir()
+    shutil.copy(image, cache / "painting.jpg")
+    shutil.copy(folder / "NRC-VAD-Lexicon.txt", cache)
+    return answers(visit(hub, cache, script(image, code)))
+
+
+def test_what_was_loaded_saved_and_pushed_again_is_the_same(hub, reader, checkpoint):
+    """By `processor.push_to_hub` and `model.push_to_hub`, from a process that has the code from the Hub only."""
+    assert set(hub.listing("org/second")) == (COMPLETE | LEXICON) - {"README.md"}
+    assert_same(reader["org/second"], checkpoint[1])
+    assert reader["org/second"]["lexicon"] and reader["org/second"]["table"], "it may travel"
+
+
+def test_the_card_comes_along_with_the_weights_that_it_speaks_of(hub, ways, visitor):
+    """Without the project from where the model was loaded, with it from a downloaded copy; results included."""
+    first = hub.contents("org/first")["README.md"].decode()
+    assert FIGURES in first and "org/first" in first
+    for name in ("org/third", "org/snapshot"):
+        card = hub.contents(name)["README.md"].decode()
+        assert card == first.replace("org/first", name).replace("# first", f"# {name[4:]}").replace(
+            "name: first", f"name: {name[4:]}"
+        ), name
+    assert FIGURES not in hub.contents("org/changed")["README.md"].decode(), "measured with other weights"
+    for done, told in ((visitor["told"], "org/second gets no model card"), (ways.told, "org/changed spoke of other")):
+        assert told in done
+
+
+def test_the_code_of_the_card_runs_as_printed_and_restores_the_lexicon(reader, restricted):
+    assert_same(reader["card"], restricted[1])
+    assert reader["card"]["blocks"] == 2 and reader["card"]["lexicon"] == "NRC-VAD"
+
+
+def test_what_was_loaded_once_loads_without_a_connection(hub, folder, visitor, checkpoint, image):
+    code = """
+model = transformers.AutoModel.from_pretrained("org/first", trust_remote_code=True).eval()
+processor = transformers.AutoProcessor.from_pretrained("org/first", trust_remote_code=True)
+print(json.dumps(answer(model, processor, IMAGE)))
+"""
+    offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert_same(answers(visit(hub, folder / "visitor", script(image, code), **offline)), checkpoint[1])
+
+
+# Every further way of publishing, in one process: (name of the repository, how).
+WAYS = """
+import pathlib
+import huggingface_hub, transformers
+from modeling_sevlm import SEVLMForConditionalGeneration
+from modeling_sevlm.push import main
+from processing import SEVLMProcessor, VADLexicon
+
+OPEN, RESTRICTED, WORK = map(pathlib.Path, sys.argv[1:])
+def model(folder): return SEVLMForConditionalGeneration.from_pretrained(folder)
+def processor(folder): return SEVLMProcessor.from_pretrained(folder)
+
+main([str(OPEN), "org/secret", "--private"])
+model(OPEN).save_pretrained(WORK / "half")
+main([str(WORK / "half"), "org/joined", "--processor", str(OPEN)])
+changed = model(OPEN)
+changed.config.emotion_loss_weight = 0.5
+changed.save_pretrained(WORK / "changed")
+processor(OPEN).save_pretrained(WORK / "changed")
+main([str(WORK / "changed"), "org/secret", "--create_pr"])
+main([str(WORK / "changed"), "org/first", "--revision", "v2", "--message", "a branch"])
+
+main([str(RESTRICTED), "org/restricted"])
+main([str(RESTRICTED), "org/asked", "--include_vad_lexicon", "--message", "asked for"])
+main([str(RESTRICTED), "org/asked"])
+
+model(OPEN).push_to_hub("org/model")
+processor(OPEN).push_to_hub("org/processor")
+processor(OPEN).save_pretrained(WORK / "saved", push_to_hub=True, repo_id="org/saved")
+huggingface_hub.snapshot_download("org/first", local_dir=WORK / "snapshot")
+main([str(WORK / "snapshot"), "org/snapshot"])
+changed = SEVLMForConditionalGeneration.from_pretrained("org/first")
+changed.push_to_hub("org/changed")
+changed.lm_head.weight.data.mul_(-2)
+changed.push_to_hub("org/changed")
+
+model(RESTRICTED).push_to_hub("org/parts")
+processor(RESTRICTED).push_to_hub("org/parts")
+processor(RESTRICTED).push_to_hub("org/parts", include_vad_lexicon=True)
+processor(RESTRICTED).push_to_hub("org/parts")
+"""
+
+
+@pytest.fixture(scope="module")
+def ways(hub, folder, published, checkpoint, restricted):
+    arguments = [checkpoint[0], restricted[0], folder / "ways"]
+    done = visit(hub, folder / "publisher", ["-c", "import sys\n" + WAYS, *arguments], python_path=PROJECT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert not hub.unhandled
+    hub.told = done.stderr
+    return hub
+
+
+def test_branches_pull_requests_and_private_repositories(ways):
+    assert ways.titles("org/first")[-1] == "a branch"
+    assert set(ways.listing("org/first", "v2")) == COMPLETE | LEXICON
+    assert set(ways.listing("org/first")) == COMPLETE | LEXICON and ways.repos["org/first"]["refs"]["main"]
+    assert ways.repos["org/secret"]["private"] and not ways.repos["org/first"]["private"]
+    proposed, current = ways.contents("org/secret", "refs/pr/1"), ways.contents("org/secret")
+    assert [name for name in current if current[name] != proposed[name]] == ["README.md", "config.json"]
+
+
+def test_model_and_processor_alone_leave_their_own_files(ways):
+    assert set(ways.listing("org/joined")) == COMPLETE | LEXICON
+    assert set(ways.listing("org/model")) == MODEL_FILES
+    for name in ("org/processor", "org/saved"):
+        assert set(ways.listing(name)) == PROCESSOR_FILES | LEXICON, name
+
+
+def test_a_lexicon_that_may_not_travel_is_in_no_file(ways):
+    asked = ways.repos["org/asked"]["commits"][1]["oid"]
+    found = {name for name, content in ways.contents("org/asked", asked).items() if has_rows(content, name)}
+    assert found == {"model.safetensors", "vad_lexicon.tsv"}, "the search finds what is there"
+    for repository in ("org/restricted", "org/asked", "org/parts"):
+        assert set(ways.listing(repository)) == COMPLETE, repository
+        for name, content in ways.contents(repository).items():
+            assert not has_rows(content, name), (repository, name)
+        assert b"NRC-VAD" in ways.contents(repository)["config.json"]
+
+
+def test_without_its_lexicon_a_repository_says_so_and_one_call_brings_it_back(
+    ways, folder, restricted, published, checkpoint, image
+):
+    """Also: the installed package needs no `trust_remote_code`, and the usual ways of asking for a model work."""
+    code = f"""
+import modeling_sevlm, processing
+from transformers import AutoModel, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("org/first")
+model = AutoModel.from_pretrained("org/first").eval()
+found = {{"installed": answer(model, processor, IMAGE)}}
+found["installed"]["modules"] = [type(thing).__module__.split(".")[0] for thing in (model, processor)]
+for name, how in {{
+    "revision": {{"revision": "v2"}},
+    "dtype": {{"dtype": torch.bfloat16}},
+    "device_map": {{"device_map": "auto"}},
+    "eager": {{"attn_implementation": "eager"}},
+}}.items():
+    model = transformers.AutoModelForImageTextToText.from_pretrained("org/first", **how).eval()
+    found[name] = answer(model, processor, IMAGE)
+    found[name] |= {{"dtype": str(model.dtype), "attention": model.config._attn_implementation}}
+    found[name]["emotion_loss_weight"] = model.config.emotion_loss_weight
+
+for _ in range(2):
+    processor = AutoProcessor.from_pretrained("org/restricted")
+    model = AutoModel.from_pretrained("org/restricted").eval()
+lexicon = processing.VADLexicon.from_file({str(folder / "NRC-VAD-Lexicon.txt")!r})
+asked = {{"emotions": ["awe"], "explanations": ["the dark sea looks cold"]}}
+found["without"] = answer(model, processor, IMAGE) | {{"vad": processor(**asked)["vad_values"].tolist()}}
+model.set_vad_lexicon(lexicon, processor.tokenizer)
+processor.vad_lexicon = lexicon
+found["restored"] = answer(model, processor, IMAGE) | {{"vad": processor(**asked)["vad_values"].tolist()}}
+print(json.dumps(found))
+"""
+    done = visit(ways, folder / "installed", script(image, code), python_path=PROJECT)
+    found = answers(done)
+    assert found["installed"]["modules"] == ["modeling_sevlm", "processing"]
+    for name in ("installed", "revision", "device_map", "eager"):
+        assert_same(found[name], checkpoint[1], rtol=1e-4, atol=1e-5)
+    assert [found[name]["emotion_loss_weight"] for name in ("revision", "eager")] == [0.5, 1.0]
+    assert found["dtype"]["dtype"] == "torch.bfloat16" and found["eager"]["attention"] == "eager"
+    assert np.allclose(found["dtype"]["scores"], checkpoint[1]["scores"], atol=0.05)
+
+    for part in ("trained with the VAD lexicon 'NRC-VAD'", "saved without its VAD lexicon 'NRC-VAD'"):
+        assert done.stderr.count(part) == 1, "each of the two says so, once"
+    assert not np.any(found["without"]["vad"])
+    assert abs(found["without"]["alignment"][0] - restricted[1]["alignment"][0]) > 1e-3, "it matters"
+    assert_same(found["restored"], restricted[1])
+    processor = SEVLMProcessor.from_pretrained(restricted[0])
+    expected = processor(emotions=["awe"], explanations=["the dark sea looks cold"])["vad_values"]
+    assert np.abs(expected).sum() > 0 and np.array_equal(np.float32(found["restored"]["vad"]), expected)
+
+
+@pytest.fixture(scope="module")
+def trained(hub, folder):
+    """`train.py --push_to_hub` for a few steps, pushing at every save, as `Trainer` does unless told otherwise."""
+    code = f"""
+import sys, train
+trainer = train.main({TRAINING!r} + ["--output_dir", sys.argv[1], "--push_to_hub", "--hub_model_id", "org/trained"])
+"""
+    output = folder / "trained"
+    done = visit(hub, folder / "trainer", ["-c", code, output], python_path=PROJECT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return output
+
+
+TRAINING = "--num_paintings 60 --image_size 32 --max_steps 4 --save_steps 2 --eval_strategy no --use_cpu true"
+TRAINING = [*TRAINING.split(), "--load_best_model_at_end", "false", "--disable_tqdm", "true"]
+TRAINING += ["--per_device_train_batch_size", "8", "--hub_always_push", "true"]
+
+
+def test_training_publishes_complete_repositories_only(hub, trained, reader, image):
+    commits = hub.repos["org/trained"]["commits"][1:]
+    titles = ["Training in progress, step 2", "Training in progress, step 4", "End of training"]
+    assert [commit["title"] for commit in commits] == titles
+    for commit in commits:
+        assert set(hub.listing("org/trained", commit["oid"])) == COMPLETE | LEXICON, commit["title"]
+        card = ModelCard(hub.contents("org/trained", commit["oid"])["README.md"].decode())
+        assert card.data.license == "apache-2.0" and "On embedded paintings, for" in card.text, commit["title"]
+    assert (trained / "training_args.bin").exists(), "Trainer wrote one, and it stayed here"
+    model, processor = (kind.from_pretrained(trained) for kind in (SEVLMForConditionalGeneration, SEVLMProcessor))
+    assert_same(reader["org/trained"], answer(model.eval(), processor, image))
+    card = ModelCard(hub.contents("org/trained")["README.md"].decode())
+    assert card.data.license == "apache-2.0" and "On embedded paintings, for 4 steps" in card.text
+    assert "SEVLM embedded lexicon" in card.text and "| paintings per device and step | 8 |" in card.text
+    assert (trained / "README.md").read_text() == card.content, "ours, in both places"
+
+
+def test_a_trainer_that_would_publish_pickles_or_no_processor_does_not_start(processor):
+    from modeling_sevlm.trainer import SEVLMTrainingArguments, check_push
+
+    arguments = {"output_dir": "unused", "push_to_hub": True, "use_cpu": True}
+    check_push(SEVLMTrainingArguments(**arguments), processor)
+    for other in (None, processor.tokenizer):
+        with pytest.raises(ValueError, match="processing_class"):
+            check_push(SEVLMTrainingArguments(**arguments), other)
+    for strategy in ("checkpoint", "all_checkpoints"):
+        with pytest.raises(ValueError, match="optimizer states"):
+            check_push(SEVLMTrainingArguments(**arguments, hub_strategy=strategy), processor)
+
+
+@pytest.mark.parametrize("positional", [False, True])
+def test_a_trainer_that_may_not_push_has_created_nothing(model, processor, tmp_path, monkeypatch, positional):
+    from modeling_sevlm.trainer import SEVLMTrainer, SEVLMTrainingArguments
+
+    created = []
+    monkeypatch.setattr(SEVLMTrainer, "init_hf_repo", lambda *_, **__: created.append("a repository"))
+    quiet = {"use_cpu": True, "eval_strategy": "no", "load_best_model_at_end": False}
+    arguments = SEVLMTrainingArguments(output_dir=str(tmp_path), push_to_hub=True, **quiet)
+    given = {"train_dataset": [0], "data_collator": list}
+    with pytest.raises(ValueError, match="processing_class"):
+        SEVLMTrainer(model, arguments, **given) if positional else SEVLMTrainer(model=model, args=arguments, **given)
+    assert not created
+    SEVLMTrainer(model, arguments, processing_class=processor, **given)
+    assert created, "what is complete may begin"
+
+
+def test_a_push_that_breaks_off_changes_nothing_and_can_be_repeated(hub, folder, checkpoint, image):
+    code = f"""
+import time, urllib.request
+import modeling_sevlm, processing
+from modeling_sevlm.push import PushError, push
+
+time.sleep = lambda seconds: None  # between two of huggingface_hub's attempts
+
+def cut(what):
+    urllib.request.urlopen(urllib.request.Request({hub.url!r} + "/_cut/" + what, method="POST"))
+
+def load(cache):
+    model = transformers.AutoModel.from_pretrained("org/cut", cache_dir=cache).eval()
+    return answer(model, transformers.AutoProcessor.from_pretrained("org/cut", cache_dir=cache), IMAGE)
+
+push({str(checkpoint[0])!r}, "org/cut", message="old")
+found = {{"old": load("before")}}
+model = modeling_sevlm.SEVLMForConditionalGeneration.from_pretrained({str(checkpoint[0])!r})
+model.lm_head.weight.data.mul_(-1)
+model.save_pretrained("new")
+processing.SEVLMProcessor.from_pretrained({str(checkpoint[0])!r}).save_pretrained("new")
+for what in ("uploads", "commits"):
+    cut(what)
+    try:
+        push("new", "org/cut", message="new")
+    except PushError as error:
+        found[what] = load(what) | {{"error": str(error)}}
+    cut("nothing")
+push("new", "org/cut", message="new")
+found["new"] = load("after")
+found["expected"] = answer(model.eval(), processing.SEVLMProcessor.from_pretrained("new"), IMAGE)
+print(json.dumps(found))
+"""
+    found = answers(visit(hub, folder / "cut", script(image, code), python_path=PROJECT))
+    for moment in ("old", "uploads", "commits"):
+        assert_same(found[moment], checkpoint[1])
+    for moment in ("uploads", "commits"):
+        assert "broke off" in found[moment]["error"] and "Push again" in found[moment]["error"]
+    assert_same(found["new"], found["expected"])
+    assert found["new"]["ids"] != found["old"]["ids"]
+    assert hub.titles("org/cut") == ["initial commit", "old", "new"], "nothing in between"
+    assert set(hub.listing("org/cut")) == COMPLETE | LEXICON
+
+
+def test_an_incomplete_folder_is_not_published(checkpoint, tmp_path):
+    with pytest.raises(PushError, match="no config.json"):
+        stage(tmp_path / "nothing", tmp_path / "out", "org/name")
+    processor = SEVLMProcessor.from_pretrained(checkpoint[0])
+    tiny_model(processor).save_pretrained(tmp_path / "model")
+    with pytest.raises(PushError, match="--processor"):
+        stage(tmp_path / "model", tmp_path / "out", "org/name")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(PushError, match="safetensors.*save_pretrained"):
+        stage(tmp_path / "model", tmp_path / "out", "org/name")
+
+    names = stage(checkpoint[0], tmp_path / "staged", "org/name")
+    assert set(names) == COMPLETE | LEXICON
+    for name in sorted(COMPLETE):
+        content = (tmp_path / "staged" / name).read_bytes()
+        (tmp_path / "staged" / name).unlink()
+        with pytest.raises(PushError, match=re.escape(name.replace("model.safetensors", "*.safetensors"))):
+            check_complete(tmp_path / "staged")
+        (tmp_path / "staged" / name).write_bytes(content)
+    check_complete(tmp_path / "staged")
+
+
+def test_the_last_look_before_a_push_sees_a_lexicon_that_may_not_travel(restricted, tmp_path):
+    stage(restricted[0], tmp_path, "org/name")
+    check_lexicon_stays(tmp_path)
+    SEVLMProcessor.from_pretrained(restricted[0]).save_pretrained(tmp_path, include_vad_lexicon=True)
+    with pytest.raises(PushError, match="vad_lexicon.tsv"):
+        check_lexicon_stays(tmp_path)
+    (tmp_path / "vad_lexicon.tsv").unlink()
+    model = SEVLMForConditionalGeneration.from_pretrained(restricted[0])
+    model.save_pretrained(tmp_path, include_vad_lexicon=True)
+    with pytest.raises(PushError, match="compiled"):
+        check_lexicon_stays(tmp_path)

@@ -1,0 +1,214 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Nothing that others made is run, and nothing that is secret is told."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+import evaluate_sevlm
+import train
+from metrics.emotional_alignment.emotional_alignment import emotional_alignment_scores
+from modeling_sevlm import SEVLMForConditionalGeneration
+from modeling_sevlm.push import PushError, find_destination
+from modeling_sevlm.trainer import SEVLMTrainingArguments, check_push
+from processing.annotations import read_dataset
+from tests.helpers.hub_fixtures import PROJECT, visit
+from tests.helpers.tiny import tiny_model, tiny_processor
+
+
+QUIET = "--num_paintings 60 --image_size 32 --max_steps 2 --eval_strategy no --load_best_model_at_end false".split()
+QUIET += "--use_cpu true --disable_tqdm true --per_device_train_batch_size 8 --save_steps 1".split()
+TOKEN = "hf_plantedAbCdEfGhIjKlMnOpQrStUvWx"
+
+
+class Trap:
+    """Leaves a file as proof when it is unpickled."""
+
+    def __init__(self, proof: Path):
+        self.proof = proof
+
+    def __reduce__(self):
+        return Path.touch, (self.proof,)
+
+
+@pytest.fixture
+def trap(tmp_path):
+    trap = Trap(tmp_path / "proof")
+    pickle.loads(pickle.dumps(trap))
+    assert trap.proof.exists(), "it works"
+    trap.proof.unlink()
+    yield trap
+    assert not trap.proof.exists(), "it was run"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    train.main([*QUIET, "--output_dir", str(folder)])
+    return folder / "checkpoint-1"
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "pytorch_model.bin"]
+)
+def test_what_a_foreign_checkpoint_holds_is_not_run_on_resuming(checkpoint, tmp_path, trap, name):
+    foreign = shutil.copytree(checkpoint, tmp_path / "foreign")
+    torch.save({"state": trap}, foreign / name)
+    resume = [*QUIET, "--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", str(foreign)]
+    if name == "training_args.bin":
+        train.main(resume)  # nobody reads it
+        return
+    if name == "pytorch_model.bin":
+        (foreign / "model.safetensors").unlink()
+    with pytest.raises((ValueError, SystemExit), match="foreign") as refused:
+        train.main(resume)
+    assert "weights_only" not in str(refused.value), "no advice to run it after all"
+
+
+def pickled(folder: Path, model, trap: Trap) -> str:
+    """A checkpoint with the trap in place of its weights."""
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(dict(model.state_dict()) | {"trap": trap}, folder / "pytorch_model.bin")
+    return str(folder)
+
+
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 50}
+
+
+@pytest.mark.parametrize("which", ["tower", "decoder", "judge"])
+def test_pickled_weights_of_other_models_are_not_run(processor, tmp_path, trap, which):
+    tower = CLIPVisionModel(CLIPVisionConfig(**VISION, image_size=32, patch_size=8))
+    decoder = GPT2LMHeadModel(GPT2Config(**TEXT))
+    judge = BertConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    with pytest.raises((ValueError, OSError, pickle.UnpicklingError)):
+        if which == "judge":
+            judge = pickled(tmp_path / "judge", BertForSequenceClassification(judge), trap)
+            emotional_alignment_scores(["so calm"], [[0, 3]], ["LABEL_0", "LABEL_1"], judge)
+        else:
+            decoder.save_pretrained(tmp_path / "decoder")
+            tower.save_pretrained(tmp_path / "tower")
+            chosen = {"tower": tower, "decoder": decoder}[which]
+            pickled(tmp_path / which, chosen, trap)
+            SEVLMForConditionalGeneration.from_backbones(str(tmp_path / "tower"), str(tmp_path / "decoder"), processor)
+
+
+@pytest.mark.parametrize("name", ["data.py", "{folder}.py", "data.pkl", "data.pickle"])
+def test_a_data_set_that_is_code_is_not_run(tmp_path, trap, name):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    file = folder / name.format(folder=folder.name)
+    file.write_bytes(pickle.dumps([{"trap": trap}]) if "pick" in name or "pkl" in name else code(trap))
+    with pytest.raises((ValueError, OSError, RuntimeError)):
+        read_dataset(str(folder), "image", "painting", "emotion", "explanation")
+
+
+def code(trap: Trap) -> bytes:
+    return f"import pathlib\npathlib.Path({str(trap.proof)!r}).touch()\n".encode()
+
+
+def test_a_model_that_brings_code_is_not_run_by_the_scripts(tmp_path, trap):
+    folder = tmp_path / "model"
+    tiny_processor().save_pretrained(folder)
+    model = tiny_model(tiny_processor())
+    model.save_pretrained(folder)
+    for file in folder.glob("*.py"):
+        file.write_bytes(code(trap) + file.read_bytes())
+    command = [str(folder), "--num_paintings", "24", "--use_cpu", "--captions", "false"]
+    command += ["--output_dir", str(tmp_path / "evaluated")]
+    assert evaluate_sevlm.main(command)["num_paintings"] == 2, "it was scored, with this installation's code"
+
+    about = json.loads((folder / "config.json").read_text()) | {"model_type": "unheard_of"}
+    (folder / "config.json").write_text(json.dumps(about))
+    with pytest.raises(SystemExit, match="trust_remote_code|unheard_of"):
+        evaluate_sevlm.main(command)
+
+
+def holders(folder: Path) -> list[str]:
+    """Files that hold the token, also inside archives."""
+    found = []
+    for file in folder.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            if zipfile.is_zipfile(io.BytesIO(content)):
+                with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                    content += b"".join(archive.read(name) for name in archive.namelist())
+            elif tarfile.is_tarfile(io.BytesIO(content)):
+                with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                    content += b"".join(archive.extractfile(m).read() for m in archive if m.isfile())
+            if TOKEN.encode() in content:
+                found.append(str(file.relative_to(folder)))
+    return found
+
+
+EVERYTHING = """
+import sys, train, evaluate_sevlm
+from modeling_sevlm import push
+train.main(sys.argv[1:] + ["--output_dir", "model", "--report_to", "tensorboard", "--log_level", "debug"])
+evaluation = ["--num_paintings", "24", "--use_cpu", "--captions", "false", "--update_model_card"]
+evaluate_sevlm.main(["model", *evaluation, "--output_dir", "evaluated"])
+push.main(["model", "org/again"])
+try:
+    push.main(["nothing", "org/again"])
+except SystemExit as error:
+    print(error)
+"""
+
+
+def test_the_token_is_in_no_file_and_no_output(hub, tmp_path):
+    arguments = [*QUIET, "--push_to_hub", "--hub_model_id", "org/name", "--hub_token", TOKEN]
+    done = visit(hub, tmp_path / "run", ["-c", EVERYTHING, *arguments], python_path=PROJECT, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert TOKEN not in done.stdout + done.stderr
+    assert {"model", "evaluated"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert holders(tmp_path / "run") == []
+    for name in hub.repos:
+        for commit in hub.repos[name]["commits"]:
+            contents = hub.contents(name, commit["oid"])
+            assert not any(TOKEN.encode() in content for content in contents.values()), name
+
+
+def test_arguments_do_not_tell_their_token(tmp_path):
+    arguments = SEVLMTrainingArguments(output_dir=str(tmp_path), hub_token=TOKEN, use_cpu=True)
+    assert TOKEN not in repr(arguments) + str(arguments) + arguments.to_json_string()
+    assert TOKEN.encode() not in pickle.dumps(arguments)
+    assert arguments.hub_token == TOKEN
+
+
+@pytest.mark.parametrize("spoilt", [f"{TOKEN}\n", f"{TOKEN} x", f"{TOKEN}\x00", f"{TOKEN}é", f"{TOKEN}\nX-Other: 1"])
+def test_a_token_that_can_be_none_is_refused_without_repeating_it(processor, tmp_path, spoilt):
+    arguments = SEVLMTrainingArguments(output_dir=str(tmp_path), push_to_hub=True, hub_token=spoilt, use_cpu=True)
+    for refuse in (
+        lambda: find_destination(HfApi(token=spoilt), "org/name", None),
+        lambda: check_push(arguments, processor),
+    ):
+        with pytest.raises(PushError, match="line break") as refused:
+            refuse()
+        assert TOKEN not in str(refused.value) and refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize("script", [train, evaluate_sevlm])
+@pytest.mark.parametrize("typed", [["--token", TOKEN], [f"--token={TOKEN}"], [TOKEN]])
+def test_an_argument_that_there_is_not_is_named_without_its_value(script, typed):
+    with pytest.raises(SystemExit) as refused:
+        script.main(["--output_dir", os.devnull, *typed])
+    assert TOKEN not in str(refused.value) and "--help" in str(refused.value)
+    assert ("--token" in str(refused.value)) == (len(typed) == 2 or "=" in typed[0])

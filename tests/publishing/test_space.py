@@ -1,0 +1,124 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""What is published as a Space runs: in a folder of its own, by a process that knows nothing of this checkout."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from modeling_sevlm import space
+from modeling_sevlm.push import PushError
+from tests.helpers.hub_fixtures import ROOT
+from tests.helpers.tiny import tiny_model, tiny_processor
+
+
+pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[app]'")
+
+from gradio_client import Client, handle_file  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder, processor = tmp_path_factory.mktemp("model"), tiny_processor()
+    tiny_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_space_has_a_card_pinned_requirements_and_the_code(tmp_path):
+    names = space.stage_space(tmp_path, "org/sevlm-artemis")
+    assert {"app.py", "README.md", "requirements.txt", "model.txt", "web/style.css"} <= set(names)
+    assert {"modeling_sevlm/__init__.py", "processing/embedded_vad.tsv"} <= set(names)
+    assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
+    card = yaml.safe_load((tmp_path / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and card["license"] == "apache-2.0"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", card["sdk_version"]) and card["models"] == ["org/sevlm-artemis"]
+    assert len(card["short_description"]) <= 60
+    lines = (tmp_path / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    assert {"torch", "transformers", "pillow"} <= {line.split("==")[0] for line in lines}
+
+
+def test_a_staged_space_starts_by_itself_and_answers(tmp_path, model):
+    space.stage_space(tmp_path, str(model))
+    environment = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        app = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + 180
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
+            assert app.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+        visitor = Client(found.group(), verbose=False)
+        answer = visitor.predict(handle_file(ROOT / "docs" / "painting.png"), api_name="/explain")[-1]
+        assert len(answer[0]["emotion_scores"]) == 9
+    finally:
+        app.terminate()
+        app.wait(timeout=30)
+
+
+class RecordedHub:
+    """What a push asks of the Hub."""
+
+    def __init__(self, there=()):
+        self.there, self.asked = list(there), {}
+
+    def __call__(self, token=None):
+        return self
+
+    def create_repo(self, name, **kwargs):
+        self.asked["repo"] = kwargs
+        return type("Url", (), {"repo_id": name})
+
+    def list_repo_files(self, name, repo_type):
+        return self.there
+
+    def create_commit(self, name, operations, **kwargs):
+        self.asked |= {"name": name, "operations": operations, "commit": kwargs}
+        return "commit"
+
+
+def test_a_space_is_pushed_in_one_commit_that_removes_what_is_outdated(monkeypatch):
+    hub = RecordedHub(["README.md", "modeling_sevlm/old_sevlm.py", "pictures/mine.png"])
+    monkeypatch.setattr(space, "HfApi", hub)
+    assert space.push_space("org/model", "org/space", private=True) == "commit"
+    assert hub.asked["repo"] == {"repo_type": "space", "space_sdk": "gradio", "private": True, "exist_ok": True}
+    assert hub.asked["commit"]["repo_type"] == "space"
+    removed = [o.path_in_repo for o in hub.asked["operations"] if type(o).__name__ == "CommitOperationDelete"]
+    assert removed == ["modeling_sevlm/old_sevlm.py"]
+
+
+def test_a_push_that_breaks_off_says_so(monkeypatch):
+    class Broken(RecordedHub):
+        def create_commit(self, *args, **kwargs):
+            raise ConnectionError("gone")
+
+    monkeypatch.setattr(space, "HfApi", Broken())
+    with pytest.raises(PushError, match="broke off: gone"):
+        space.push_space("org/model", "org/space")
+    with pytest.raises(PushError, match="no name for a repository"):
+        space.push_space("org/model", "a/b/c")
+
+
+def test_a_folder_can_be_looked_at_first(tmp_path, capsys):
+    space.main(["org/model", str(tmp_path / "space")])
+    assert (tmp_path / "space" / "model.txt").read_text() == "org/model\n"
+    with pytest.raises(SystemExit, match="not empty"):
+        space.main(["org/model", str(tmp_path / "space")])
+
+
+def test_a_folder_for_a_model_of_this_machine_finds_it_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "outputs" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    space.main(["outputs/demo", "./space"])
+    assert (tmp_path / "space" / "model.txt").read_text() == f"{tmp_path / 'outputs' / 'demo'}\n"
+    card = yaml.safe_load((tmp_path / "space" / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert "models" not in card, "it is not on the Hub"
