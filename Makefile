@@ -1,28 +1,30 @@
-# make demo: train a tiny model on the embedded data and look at three held-out pictures.
-# make test: all tests. Both build .venv themselves; neither needs a GPU, Java or any hub.
-# make test-lowest: the same with the lowest versions that setup.cfg allows, in .venv-lowest.
-# make audit, make release: known vulnerabilities of constraints.txt; dist/ with the wheel and a bill of its materials.
+# make demo         train a tiny model on the embedded data and explain three held-out pictures
+# make test         run the quick tests; make test-slow: the others. Neither needs a GPU, Java or a hub
+# make quality      ruff, mypy, import contracts; make style: format
+# make test-lowest  run the tests with the lowest versions that setup.cfg allows, in .venv-lowest
+# make audit        look for known vulnerabilities of the versions in constraints.txt
+# make release      write the wheel and its bill of materials to dist/
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := modeling_sevlm processing evaluation metrics studies benchmarks web examples tests app.py train.py \
 	evaluate_sevlm.py
-# Nothing here may depend on a hub; a machine without one should not wait for time-outs either.
+# No target needs a hub; offline mode avoids waiting for one.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-# What the browser's test needs from Debian or Ubuntu.
+# Debian and Ubuntu packages for the page's test.
 BROWSER := chromium chromium-driver
 
 .PHONY: demo figures app browser test test-slow test-lowest torture audit release style quality clean
 
 demo: .venv/demo
-	rm -rf outputs/demo/checkpoint-*  # of an earlier demo, which a run does not begin beside
+	rm -rf outputs/demo/checkpoint-*  # training refuses a folder with later checkpoints
 	$(BIN)/python train.py --output_dir outputs/demo
 	$(BIN)/python evaluate_sevlm.py outputs/demo --split test --output_dir outputs/demo/evaluation
 	$(BIN)/python examples/gallery.py outputs/demo --output outputs/demo/gallery.png
 
-# The paper's figures of the demo's run, and how much its maps look at what the words name.
+# The paper's figures for the demo's run, and how well its attention maps find the named motif.
 figures: .venv/study
 	@test -f outputs/demo/evaluation/results.json || { echo "No outputs/demo yet: run make demo"; exit 1; }
 	$(BIN)/python -m studies.figures confusion outputs/demo/evaluation/results.json --output $(FIGURES)/confusion.png
@@ -32,13 +34,13 @@ figures: .venv/study
 	$(BIN)/python -m studies.attention outputs/demo --split held-out
 FIGURES ?= outputs/figures
 
-# The page on the demo's model, or on another: make app MODEL=org/sevlm-artemis HF_HUB_OFFLINE=0
+# The page for the demo's model or another one: make app MODEL=org/sevlm-artemis HF_HUB_OFFLINE=0
 MODEL ?= outputs/demo
 app: .venv/app
 	@test "$(MODEL)" != outputs/demo -o -f outputs/demo/config.json || { echo "No outputs/demo yet: run make demo"; exit 1; }
 	$(BIN)/python app.py --model $(MODEL)
 
-# Without it, tests/app/test_app.py says that it was skipped.
+# Without a browser, tests/app/test_app.py is skipped.
 browser:
 	apt-get update
 	DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(BROWSER)
@@ -46,22 +48,22 @@ browser:
 test: .venv/dev
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
-# Tests that take most of a minute or more.
+# Tests that take longer than 40 seconds.
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -q -m slow
 
 test-lowest: .venv-lowest/dev
 	.venv-lowest/bin/python -m pytest -q -n auto --dist loadfile
 
-# Long trials, up to half an hour; one of them: .venv/bin/python tests/torture crash
+# Long trials, up to half an hour. One of them: .venv/bin/python tests/torture crash
 torture: .venv/dev
 	$(BIN)/python tests/torture
 
-# Fails if there is a vulnerability, and says so if the index could not be reached.
+# Fails if a vulnerability is known, or if the index cannot be reached.
 audit: .venv-release/tools
-	.venv-release/bin/python .ci/audit.py constraints.txt
+	.venv-release/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-# The bill (CycloneDX) names the versions that were tested.
+# The bill of materials (CycloneDX) lists the tested versions.
 release: .venv-release/tools
 	rm -rf build dist
 	.venv-release/bin/python -m build --wheel --outdir dist .
@@ -75,8 +77,10 @@ style: .venv/dev
 quality: .venv/dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-# One stamp for each set of extras, renewed when the requirements change.
+# One stamp per set of extras, renewed when the requirements change.
 .venv/%: setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
