@@ -1,15 +1,11 @@
-"""The documents keep their word: every code block of README.md and of the rendered model card runs as printed.
+"""Every code block of README.md, docs/usage.md and the rendered model card runs as printed.
 
-They run in a folder that looks like a checkout: the project's files, `outputs/demo` trained for a few steps, and under
-the names that the README prints small stand-ins for what a user brings along: annotations, pictures, a lexicon, the
-authors' release, and the two pretrained towers, as `from_pretrained` takes a folder of that name before it asks a Hub.
+The blocks run in a folder that looks like a checkout: the project's files, `outputs/demo` trained for a few steps, and,
+under the names that the documents print, small stand-ins for what a user brings: annotations, images, a lexicon, the
+authors' release, and the two pretrained towers (`from_pretrained` reads a folder of that name before it asks a Hub).
 
-Running them is slow, so `make test-slow` does it.
-
-Three things are not done. `make demo` and `make test` build an environment and run tests, so that it is only looked
-up whether the Makefile has such targets; the demo's training run is cut short (the paper's is not: on a handful of
-pictures its 35 epochs take seconds); and the evaluation leaves out what needs Java. A block that no test here knows
-makes one of them fail.
+Running them is slow, so `make test-slow` does it. `make` blocks are not run; the test checks that the targets exist.
+The demo's training run is cut short, and the evaluation skips what needs Java.
 """
 
 import ast
@@ -44,27 +40,21 @@ from tests.training.test_scripts import TINY_RUN, write_artemis
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+USAGE = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
 TEMPLATE = (ROOT / "model_card.md").read_text(encoding="utf-8")
 LEXICON_FILE = "NRC-VAD-Lexicon.txt"
 
-# Words by which a test finds its shell block in the README.
-SHELL = (
-    "make demo",
-    "modeling_sevlm docs",
-    "python train.py",
-    "evaluate_sevlm.py",
-    ".push",
-    "convert_sevlm_checkpoint",
-)
-MAKE, PICTURES, TRAIN, EVALUATE, PUBLISH, CONVERT = SHELL
-# Blocks of the README that have run to their end.
+# Words by which a test finds a shell block.
+MAKE, TRAIN, EVALUATE, PUBLISH = "make demo", "python train.py", "evaluate_sevlm.py", "sevlm push"
+IMAGES, CONVERT = "sevlm explain", "convert_sevlm_checkpoint"
+# Blocks that have run without an error.
 EXECUTED: set[str] = set()
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
-    """`(language, code)` of every fenced block."""
+    """Returns `(language, code)` of every fenced block."""
     blocks = re.findall(r"^```([^\n`]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert text.count("```") == 2 * len(blocks) and "~~~" not in text, "a block that this test does not find"
+    assert text.count("```") == 2 * len(blocks) and "~~~" not in text, "a block that this pattern misses"
     return blocks
 
 
@@ -72,27 +62,27 @@ def python_blocks(text: str) -> list[str]:
     return [code for language, code in code_blocks(text) if language == "python"]
 
 
-def shell_block(words: str) -> str:
-    """The one shell block of the README with these words in it."""
-    (code,) = [code for language, code in code_blocks(README) if language == "sh" and words in code]
+def shell_block(words: str, document: str = README) -> str:
+    """Returns the only shell block of a document that contains these words."""
+    (code,) = [code for language, code in code_blocks(document) if language == "sh" and words in code]
     return code
 
 
 def commands(code: str) -> list[list[str]]:
-    """The commands of a shell block, in words; comments are left out."""
+    """Returns the commands of a shell block as lists of words, without comments."""
     lines = code.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def run(checkout: Path, command: list[str], **environment: str) -> str:
-    """What a command printed that was given in the checkout by somebody with the project's environment."""
+    """Runs a command in the checkout with the project's environment and returns what it prints."""
     passed = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     passed |= {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "HF_HOME": str(checkout / ".cache"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        # The same run on every machine; the models are too small for a GPU.
+        # The same run on every machine.
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(command, cwd=checkout, env=passed | environment, capture_output=True, text=True, timeout=300)
@@ -100,9 +90,8 @@ def run(checkout: Path, command: list[str], **environment: str) -> str:
     return done.stdout
 
 
-def run_block(checkout: Path, words: str, changes: tuple[str, str] = ("", ""), **environment: str) -> str:
-    """What the README's block with these words prints; `changes` replace text that must be in it once."""
-    block = shell_block(words)
+def run_block(checkout: Path, block: str, changes: tuple[str, str] = ("", ""), **environment: str) -> str:
+    """Runs a shell block and returns what it prints; `changes` replace text that occurs in it once."""
     assert not changes[0] or block.count(changes[0]) == 1
     printed = run(checkout, ["bash", "-euo", "pipefail", "-c", block.replace(*changes)], **environment)
     EXECUTED.add(block)
@@ -129,7 +118,7 @@ def checkout(tmp_path_factory):
 
 
 def write_towers(folder: Path) -> None:
-    """A CLIP for pictures of 224 pixels, as wide as the release's features are, and a GPT-2."""
+    """Writes a CLIP for 224-pixel images with the width of the release's features, and a GPT-2."""
     torch.manual_seed(0)
     layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(
@@ -143,7 +132,7 @@ def write_towers(folder: Path) -> None:
 
 
 def write_release(folder: Path) -> None:
-    """The authors' layout, as in test_fidelity.py."""
+    """Writes the authors' layout, as in test_fidelity.py."""
     model = folder / "nle_model_best-acc"
     model.mkdir(parents=True)
     torch.save(load_file(FIXTURE / "decoder.safetensors"), model / "pytorch_model.bin")
@@ -157,94 +146,96 @@ def write_release(folder: Path) -> None:
 def trained(checkout):
     """The checkout after the README's block on training."""
     short = "python train.py --num_paintings 60 --max_steps 2 --eval_strategy no --load_best_model_at_end false "
-    run_block(checkout, TRAIN, ("python train.py ", short))
+    run_block(checkout, shell_block(TRAIN), ("python train.py ", short))
     return checkout
 
 
 @pytest.fixture(scope="module")
-def session(checkout):
-    """What the README's Python prints, all of it in one session."""
-    blocks = python_blocks(README)
-    printed = run(checkout, ["python", "-c", "\n".join(blocks)])
+def printed_by_python(checkout):
+    """What each Python block of README and usage prints, in a process of its own."""
+    blocks = python_blocks(README) + python_blocks(USAGE)
+    printed = [run(checkout, ["python", "-c", block]).splitlines() for block in blocks]
     EXECUTED.update(blocks)
-    return printed.splitlines()
+    return printed
 
 
 @pytest.fixture(scope="module")
 def explained(checkout):
-    """What the README's commands for pictures print."""
-    return run_block(checkout, PICTURES)
+    """What the commands that explain images print."""
+    table = checkout / "outputs" / "pictures.csv"
+    run_block(checkout, shell_block(IMAGES))
+    table.unlink()
+    return run_block(checkout, shell_block(IMAGES, USAGE)), table
 
 
 @pytest.fixture(scope="module")
 def evaluated(checkout):
     """What the README's command for evaluation prints."""
     assert len(commands(shell_block(EVALUATE))) == 1
-    return run_block(checkout, EVALUATE)
+    return run_block(checkout, shell_block(EVALUATE))
 
 
 @pytest.fixture(scope="module")
 def converted(checkout):
-    """The folder that the README's command for the authors' weights leaves."""
-    run_block(checkout, CONVERT)
+    """The folder that the command for the authors' weights writes."""
+    run_block(checkout, shell_block(CONVERT, USAGE))
     return checkout / "outputs" / "authors"
 
 
 @pytest.fixture(scope="module")
 def published(hub, checkout):
-    """The Hub after the README's block on publishing, and what it printed."""
+    """The Hub after the README's block on publishing, and what the block printed."""
     account = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
-    return hub, run_block(checkout, PUBLISH, **account, HF_HUB_DISABLE_XET="1")
+    return hub, run_block(checkout, shell_block(PUBLISH), **account, HF_HUB_DISABLE_XET="1")
 
 
 @pytest.mark.slow
-def test_every_block_of_the_readme_is_run(session, explained, trained, evaluated, published, converted):
-    """What they leave is for the tests below to judge."""
-    left = {code for _, code in code_blocks(README)} - EXECUTED
-    assert left == {shell_block(MAKE)}, "the block that builds an environment and runs these tests"
+def test_every_block_of_readme_and_usage_runs(printed_by_python, explained, trained, evaluated, published, converted):
+    blocks = {code for _, code in code_blocks(README) + code_blocks(USAGE)}
+    assert all(words[0] == "make" for code in blocks - EXECUTED for words in commands(code))
 
 
 def test_make_has_the_targets_of_the_readme():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for words in commands(shell_block(MAKE)):
-        assert words[0] == "make" and len(words) == 2, "run it"
-        assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words[1]
+    lines = [words for language, code in code_blocks(README) if language == "sh" for words in commands(code)]
+    targets = [words[1:] for words in lines if words[0] == "make"]
+    assert ["demo"] in targets and ["test"] in targets
+    for (target,) in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_the_extras_that_the_documents_install_exist():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     extras = setup["options.extras_require"]
-    lines = re.findall(r"pip install ([^`\n#]*)", README + TEMPLATE)
-    assert lines
-    for line in lines:
-        asked = re.fullmatch(r"-e '\.\[(\w+)\]'", line.strip())
-        assert asked and asked[1] in extras, f"pip install {line}"
-    for path in (ROOT / "docs").glob("*.md"):
-        assert set(re.findall(r"'\.\[(\w+)\]'", path.read_text(encoding="utf-8"))) <= set(extras), path.name
+    documents = [ROOT / "README.md", ROOT / "model_card.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for path in documents for name in re.findall(r"'\.\[(\w+)\]'", path.read_text(encoding="utf-8"))}
+    assert named and named <= set(extras)
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs_in_one_session(session):
-    read, scores, asked, result = map(ast.literal_eval, session[:4])
-    assert len(session) == 5, "the last is an explanation"
+def test_the_python_blocks_print_what_they_promise(printed_by_python):
+    (notebook,), (read, scores, asked), (result, explanation) = printed_by_python
+    read, scores, asked, result = map(ast.literal_eval, (read, scores, asked, result))
     assert set(read[0]) == {"emotion", "explanation"}
     assert set(scores) == set(EMOTIONS) and math.isclose(sum(scores.values()), 1, abs_tol=1e-5)
-    assert asked["emotion"] == "sadness"
+    assert asked["emotion"] == "sadness" and isinstance(explanation, str)
     assert list(result) == ["emotion", "emotion_scores", "explanation", "alignment_score", "vad"]
+    assert list(ast.literal_eval(notebook)) == list(result)
     assert result["emotion_scores"] == pytest.approx(scores, abs=1e-5)
 
 
 @pytest.mark.slow
-def test_the_commands_for_pictures_print_a_table_and_write_one(checkout, explained):
-    assert "painting.png" in explained
-    table = pd.read_csv(checkout / "outputs" / "pictures.csv")
+def test_the_commands_that_explain_images_print_a_table_and_write_one(explained):
+    printed, path = explained
+    assert "painting.png" in printed
+    table = pd.read_csv(path)
     assert sorted(table["file"]) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.png"))
     assert {"emotion", "explanation"} <= set(table.columns)
 
 
 @pytest.mark.slow
-def test_the_commands_for_training_leave_both_models(trained):
+def test_the_training_commands_write_both_models(trained):
     assert (trained / "outputs" / "tiny" / "model.safetensors").exists()
     output = trained / "outputs" / "sevlm-artemis"
     assert json.loads((output / "training_log.json").read_text())[-1]["epoch"] == 35
@@ -258,7 +249,7 @@ def test_the_commands_for_training_leave_both_models(trained):
 
 
 @pytest.mark.slow
-def test_the_command_for_evaluation_writes_what_the_readme_says(checkout, evaluated):
+def test_the_evaluation_command_writes_its_results(checkout, evaluated):
     results = json.loads((checkout / "outputs" / "demo" / "evaluation" / "results.json").read_text())
     for name in ("accuracy", "unique", "language_loss", "emotion_loss", "contrastive_loss"):
         assert math.isfinite(results[name]), name
@@ -267,7 +258,7 @@ def test_the_command_for_evaluation_writes_what_the_readme_says(checkout, evalua
 
 
 @pytest.mark.slow
-def test_the_command_for_publishing_leaves_a_complete_repository(published):
+def test_the_publishing_command_leaves_a_complete_repository(published):
     hub, printed = published
     assert "/org/sevlm-demo/commit/" in printed and len(hub.titles("org/sevlm-demo")) == 2
     parts = {"model.safetensors", "processor_config.json", "modeling_sevlm.py", "pipeline_sevlm.py", "README.md"}
@@ -275,12 +266,12 @@ def test_the_command_for_publishing_leaves_a_complete_repository(published):
 
 
 @pytest.mark.slow
-def test_the_command_for_the_authors_weights_leaves_a_model_that_loads_also_from_the_hub(converted, hub, tmp_path):
+def test_the_authors_converted_weights_load_from_the_folder_and_from_the_hub(converted, hub, tmp_path):
     output = converted
     model, processor = AutoModel.from_pretrained(output).eval(), AutoProcessor.from_pretrained(output)
     picture = processor(images=Image.open(ROOT / "docs" / "painting.png"), emotions="awe", return_tensors="pt")
     assert processor.read(model.generate(**picture, do_sample=False))[0]["emotion"] == "awe"
-    # Names as printed are on the Hub, and the card tells them; nothing of a lexicon that may not travel is kept.
+    # The card names the release; the lexicon, which may not be redistributed, is not there.
     assert "best-acc" in (output / "README.md").read_text() and not (output / "vad_lexicon.tsv").exists()
     done = visit(hub, tmp_path / "publisher", ["-m", "modeling_sevlm.push", output, "org/authors"], python_path=[ROOT])
     assert done.returncode == 0, done.stderr[-4000:]
@@ -300,8 +291,8 @@ print(model.generate(**processor(images=image, emotions="awe", return_tensors="p
 
 @pytest.mark.slow
 def test_the_python_of_the_model_card_runs_as_printed(published, trained, tmp_path):
-    """Of two cards, in one process without the project: what the README published, and a model whose lexicon did not
-    travel, from its folder; the second has every block of the template."""
+    """Runs two cards in one process without the project: the published model's, and that of a model saved without its
+    lexicon, which has every block of the template."""
     hub, _ = published
     cards = [
         hub.contents("org/sevlm-demo")["README.md"].decode(),
@@ -332,14 +323,14 @@ def test_the_python_of_the_model_card_runs_as_printed(published, trained, tmp_pa
 def test_the_other_blocks_of_the_model_card_are_citations():
     for language, code in code_blocks(TEMPLATE):
         if language != "python":
-            assert language == "bibtex", f"say here what is to be done with a block of {language!r}"
+            assert language == "bibtex", f"no test runs blocks of {language!r}"
             entries = re.findall(r"^@\w+\{\w+,\n((?:  \w+ = \{.*\},?\n)+)\}$", code, re.MULTILINE)
             assert len(entries) == code.count("@") > 0
             for entry in entries:
                 assert set(re.findall(r"^  (\w+) = ", entry, re.MULTILINE)) >= {"title", "author", "year"}
 
 
-# The training and judging that docs/evaluation.md describes takes hours; its commands must at least be possible.
+# What docs/evaluation.md describes takes hours, so only the arguments of its commands are checked.
 EVALUATION_COMMANDS = [
     words
     for language, code in code_blocks((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8"))
