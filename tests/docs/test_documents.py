@@ -1,6 +1,6 @@
 """Every code block of README.md, docs/usage.md and the rendered model card runs as printed.
 
-The blocks run in a folder that looks like a checkout: the project's files, `outputs/demo` trained for a few steps, and,
+The blocks run in a folder that looks like a checkout: the project's files, `outputs/demo` trained for a few steps and,
 under the names that the documents print, small stand-ins for what a user brings: annotations, images, a lexicon, the
 authors' release, and the two pretrained towers (`from_pretrained` reads a folder of that name before it asks a Hub).
 
