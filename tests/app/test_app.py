@@ -1,10 +1,10 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The app as people use it: in a browser, with mouse and keyboard, on a desk and on a phone.
+"""The page as people use it: in a browser, with mouse and keyboard, on a desktop and on a phone.
 
     python -m pytest tests/app/test_app.py                                # skipped without a browser: `make browser`
     SEVLM_APP_MODEL=outputs/demo SEVLM_APP_SCREENSHOTS=outputs/app_screenshots python -m pytest tests/app/test_app.py
 
-The first variable puts another model in the place of the tiny random one, the second keeps the pictures of the page.
+SEVLM_APP_MODEL replaces the tiny random model, SEVLM_APP_SCREENSHOTS saves screenshots of the page.
 """
 
 import os
@@ -21,20 +21,18 @@ from tests.helpers.tiny import tiny_model, tiny_processor
 pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[app]'")
 
 import app  # noqa: E402
+from app_page import UploadLimits, draw_examples  # noqa: E402
 from processing.toy_artemis import toy_scene  # noqa: E402
 from processing.toy_paintings import paint_scene  # noqa: E402
 from tests.helpers.browser import DESKTOP, PHONE, open_browser, set_screen, wait_for, whole_page  # noqa: E402
-from web.paintings import draw_examples  # noqa: E402
-from web.sitting import Studio  # noqa: E402
-from web.uploads import UploadLimits  # noqa: E402
 
 
 @contextmanager
-def serve(studio: Studio, folder: Path):
-    """The app on a free port of this machine; its address."""
-    demo = app.build(studio, draw_examples(folder))
+def serve(explainer: app.Explainer, folder: Path):
+    """Serves the page on a free port and yields its address."""
+    demo = app.build(explainer, draw_examples(folder))
     try:
-        _, address, _ = app.launch(demo, studio, host="127.0.0.1", port=None, wait=False)
+        _, address, _ = app.launch(demo, explainer, host="127.0.0.1", port=None, wait=False)
         yield address.rstrip("/")
     finally:
         demo.close(verbose=False)
@@ -52,8 +50,8 @@ def address(folder):
         processor = tiny_processor()
         tiny_model(processor).save_pretrained(folder / "tiny")
         processor.save_pretrained(folder / "tiny")
-    studio = Studio.load(model or str(folder / "tiny"), limits=UploadLimits(megabytes=2), num_candidates=4)
-    with serve(studio, folder) as address:
+    explainer = app.Explainer.load(model or str(folder / "tiny"), limits=UploadLimits(megabytes=2), num_candidates=4)
+    with serve(explainer, folder) as address:
         yield address
 
 
@@ -71,7 +69,7 @@ def painting(folder):
 
 @pytest.fixture
 def page(browser, address):
-    """The page, fresh, on a light desktop."""
+    """The page, newly loaded, on a light desktop."""
     set_screen(browser, DESKTOP, "light")
     browser.get(address)
     wait_for(browser, lambda b: b.find_elements("css selector", "#examples button img"), "the page")
@@ -88,7 +86,7 @@ def upload(page, path: Path) -> None:
 
 
 def answer(page) -> str:
-    """The answer's text, when there is one. (A random model may find no words for it.)"""
+    """Waits for the answer and returns its text. (A random model may find no words.)"""
     wait_for(page, lambda b: b.find_elements("css selector", "#answer article"), "an answer")
     return text(page, "answer")
 
@@ -104,8 +102,8 @@ def unfold(page, name: str) -> None:
     page.find_element("css selector", f"#{name} button").click()
 
 
-def keep(page, name: str) -> None:
-    """Keep a picture of the whole page if somebody wants to look at it."""
+def save_screenshot(page, name: str) -> None:
+    """Saves a screenshot of the whole page if SEVLM_APP_SCREENSHOTS is set."""
     folder = os.environ.get("SEVLM_APP_SCREENSHOTS")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -113,7 +111,7 @@ def keep(page, name: str) -> None:
 
 
 def go_through(page, painting: Path) -> None:
-    """Everything one can do with a good picture."""
+    """Does everything that the page offers for a picture."""
     upload(page, painting)
     answer(page)
     choose(page, "emotion", "sadness")
@@ -138,18 +136,18 @@ def test_an_uploaded_picture_is_answered_with_an_emotion_scores_and_an_explanati
     assert all(re.search(r"valence [+-]", word.get_attribute("title")) for word in words)
 
 
-def test_another_emotion_is_explained_beside_the_first(page, painting):
+def test_another_emotion_is_explained_next_to_the_first(page, painting):
     upload(page, painting)
     first = answer(page)
     choose(page, "emotion", "fear")
     wait_for(page, lambda b: "fear" in text(b, "comparison"), "fear")
     named, asked = page.find_elements("css selector", "#comparison article")
     assert named.text == first and asked.text != first
-    # Side by side on a desktop.
+    # Next to each other on a desktop.
     assert named.rect["y"] == asked.rect["y"] and named.rect["x"] < asked.rect["x"]
 
 
-def test_candidates_come_best_first_and_a_word_shows_where_the_model_looked(page, painting):
+def test_candidates_are_sorted_by_fit_and_a_word_shows_its_attention_map(page, painting):
     go_through(page, painting)
     fits = [float(element.text) for element in page.find_elements("css selector", "#candidates .sevlm-fit")]
     assert 1 <= len(fits) <= 4 and fits == sorted(fits, reverse=True)
@@ -159,20 +157,20 @@ def test_candidates_come_best_first_and_a_word_shows_where_the_model_looked(page
     assert page.execute_script("return arguments[0].naturalWidth", image) > 0
 
 
-def test_an_example_is_one_click(page):
+def test_one_click_explains_an_example(page):
     page.find_element("css selector", "#examples button").click()
     answer(page)
     assert page.find_elements("css selector", "#painting img")
 
 
-def test_files_that_are_no_good_are_refused_with_a_reason_and_a_good_one_works_afterwards(page, painting, folder):
+def test_bad_files_are_refused_with_a_reason_and_a_good_one_works_afterwards(page, painting, folder):
     broken = folder / "broken.png"
     broken.write_bytes(painting.read_bytes()[:2000])
     upload(page, broken)
     wait_for(page, lambda b: "damaged" in text(b, "alert"), "the message")
     assert page.find_element("css selector", "#alert [role=alert]").is_displayed()
     assert not page.find_elements("css selector", "#answer article")
-    keep(page, "desktop_light_damaged")
+    save_screenshot(page, "desktop_light_damaged")
 
     page.get(page.current_url)
     wait_for(page, lambda b: b.find_elements("css selector", "#examples button img"), "the page")
@@ -180,23 +178,23 @@ def test_files_that_are_no_good_are_refused_with_a_reason_and_a_good_one_works_a
     upload(page, folder / "huge.png")
     wait_for(page, lambda b: "100 megapixels" in text(b, "alert"), "the message")
     assert "up to 50" in text(page, "alert")
-    keep(page, "desktop_light_100_megapixels")
+    save_screenshot(page, "desktop_light_100_megapixels")
 
     upload(page, painting)
     answer(page)
     assert text(page, "alert") == ""
 
 
-def test_a_file_above_the_limit_is_not_even_taken(page, folder):
+def test_the_browser_refuses_a_file_above_the_limit(page, folder):
     (folder / "heavy.png").write_bytes(os.urandom(3_000_000))
     upload(page, folder / "heavy.png")
     wait_for(
         page, lambda b: re.search(r"(?i)file.*(size|large)", b.find_element("tag name", "body").text), "a message"
     )
-    keep(page, "desktop_light_too_heavy")
+    save_screenshot(page, "desktop_light_too_heavy")
 
 
-def test_everything_can_be_reached_and_worked_with_the_keyboard(page):
+def test_everything_works_with_the_keyboard_alone(page):
     from selenium.webdriver.common.keys import Keys
 
     def focused():
@@ -207,7 +205,7 @@ def test_everything_can_be_reached_and_worked_with_the_keyboard(page):
             focused().send_keys(Keys.TAB)
             if condition(focused()):
                 return focused()
-        raise AssertionError(f"no way to {what} with the Tab key")
+        raise AssertionError(f"the Tab key does not reach {what}")
 
     tab_to(lambda e: e.find_elements("css selector", "img") and "gallery" in e.get_attribute("class"), "an example")
     focused().send_keys(Keys.ENTER)
@@ -222,21 +220,21 @@ def test_everything_can_be_reached_and_worked_with_the_keyboard(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", ["desktop", "phone"])
-def test_the_page_fits_its_screen_and_follows_its_scheme(browser, address, painting, screen, scheme):
+def test_the_page_fits_the_screen_and_follows_its_color_scheme(browser, address, painting, screen, scheme):
     size = {"desktop": DESKTOP, "phone": PHONE}[screen]
     set_screen(browser, size, scheme)
     browser.get(address)
     wait_for(browser, lambda b: b.find_elements("css selector", "#examples button img"), "the page")
-    keep(browser, f"{screen}_{scheme}_empty")
+    save_screenshot(browser, f"{screen}_{scheme}_empty")
     go_through(browser, painting)
-    keep(browser, f"{screen}_{scheme}")
+    save_screenshot(browser, f"{screen}_{scheme}")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
     ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, re.findall(r"\d+", ground)[:3])) / 3
     assert (brightness < 100) == (scheme == "dark"), ground
 
 
-def test_the_page_asks_nobody_but_this_machine_and_reports_no_error(page, painting, address):
+def test_the_page_requests_nothing_from_other_hosts_and_logs_no_error(page, painting, address):
     go_through(page, painting)
     names = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [name for name in names if not name.startswith((address, "data:", "blob:"))] == []

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The app without a browser: what it takes and refuses, what programs get from it, and ten visitors at once."""
+"""The app without a browser: uploads and requests it accepts or refuses, its API, and ten visitors at once."""
 
 import shutil
 import threading
@@ -21,31 +21,29 @@ import httpx  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 
 import app  # noqa: E402
+import app_page  # noqa: E402
+from app_page import UploadError, UploadLimits, draw_examples, open_upload  # noqa: E402
 from processing.artemis import EMOTIONS  # noqa: E402
 from processing.toy_artemis import toy_scene  # noqa: E402
 from processing.toy_paintings import paint_scene  # noqa: E402
-from web import requests  # noqa: E402
-from web.paintings import draw_examples  # noqa: E402
-from web.sitting import Studio  # noqa: E402
-from web.uploads import UploadError, UploadLimits, open_upload  # noqa: E402
 
 
 VISITORS = 10
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory):
+def explainer(tmp_path_factory):
     folder, processor = tmp_path_factory.mktemp("model"), tiny_processor()
     tiny_model(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
-    return Studio.load(str(folder), limits=UploadLimits(megabytes=2), num_candidates=4)
+    return app.Explainer.load(str(folder), limits=UploadLimits(megabytes=2), num_candidates=4)
 
 
 @pytest.fixture(scope="module")
-def address(studio, tmp_path_factory):
-    demo = app.build(studio, draw_examples(tmp_path_factory.mktemp("examples")))
+def address(explainer, tmp_path_factory):
+    demo = app.build(explainer, draw_examples(tmp_path_factory.mktemp("examples")))
     try:
-        yield app.launch(demo, studio, host="127.0.0.1", port=None, wait=False)[1].rstrip("/")
+        yield app.launch(demo, explainer, host="127.0.0.1", port=None, wait=False)[1].rstrip("/")
     finally:
         demo.close(verbose=False)
 
@@ -59,7 +57,7 @@ def pictures(tmp_path_factory):
 
 
 def same(given: dict, expected: dict) -> bool:
-    """Whether two answers are equal, to the digits that a batch of another size may change."""
+    """Whether two answers are equal up to rounding by another batch size."""
     scores = ([answer["emotion_scores"][emotion] for emotion in EMOTIONS] for answer in (given, expected))
     return (
         all(given[name] == expected[name] for name in ("emotion", "explanation"))
@@ -68,17 +66,17 @@ def same(given: dict, expected: dict) -> bool:
     )
 
 
-def test_ten_visitors_at_once_are_all_answered_and_none_gets_what_is_anothers(address, studio, pictures):
-    explainer = studio.explainer
+def test_ten_simultaneous_visitors_each_get_their_own_answers(address, explainer, pictures):
+    explain = explainer.explain
     wanted = [EMOTIONS[index % len(EMOTIONS)] for index in range(VISITORS)]
-    named = [explainer(str(picture), do_sample=False) for picture in pictures]
-    asked = [explainer(str(p), emotion=e, do_sample=False) for p, e in zip(pictures, wanted, strict=True)]
+    named = [explain(str(picture), do_sample=False) for picture in pictures]
+    asked = [explain(str(p), emotion=e, do_sample=False) for p, e in zip(pictures, wanted, strict=True)]
     drawn = []
     for picture, emotion in zip(pictures, wanted, strict=True):
         torch.manual_seed(0)
-        sampled = explainer(str(picture), emotion=emotion, num_candidates=4, return_candidates=True, do_sample=True)
+        sampled = explain(str(picture), emotion=emotion, num_candidates=4, return_candidates=True, do_sample=True)
         drawn.append(sampled["candidates"])
-    # Else nobody would see a mix-up.
+    # Identical answers would hide a mix-up.
     assert len({answer["explanation"] for answer in asked}) == VISITORS
     together = threading.Barrier(VISITORS)
 
@@ -98,42 +96,42 @@ def test_ten_visitors_at_once_are_all_answered_and_none_gets_what_is_anothers(ad
             assert given == [(c["emotion"], c["explanation"]) for c in drawn[number]], number
 
 
-def test_every_draw_gives_other_candidates_and_each_visitor_the_same_ones(studio, pictures):
-    mine, yours = studio.sit(pictures[0]), studio.sit(pictures[0])
-    first, second = studio.draw_candidates(mine), studio.draw_candidates(mine)
-    assert first == studio.draw_candidates(yours) and first != second
+def test_draws_differ_within_a_session_and_agree_between_visitors(explainer, pictures):
+    mine, yours = explainer.start_session(pictures[0]), explainer.start_session(pictures[0])
+    first, second = explainer.draw_candidates(mine), explainer.draw_candidates(mine)
+    assert first == explainer.draw_candidates(yours) and first != second
 
 
-def test_the_words_to_look_at_are_those_of_the_latest_explanation(studio, pictures):
-    sitting = studio.sit(pictures[0])
+def test_attention_maps_belong_to_the_words_of_the_latest_explanation(explainer, pictures):
+    session = explainer.start_session(pictures[0])
     for emotion in ("awe", "fear"):
-        studio.ask_why(sitting, emotion)
-        assert sitting.words and all(word in sitting.asked["explanation"] for word in sitting.words)
-        assert sitting.maps is None and studio.look_at_word(sitting, 0).size == sitting.picture.size
+        explainer.explain_emotion(session, emotion)
+        assert session.words and all(word in session.asked["explanation"] for word in session.words)
+        assert session.maps is None and explainer.attention_overlay(session, 0).size == session.image.size
     with pytest.raises(IndexError, match="no number 99"):
-        studio.look_at_word(sitting, 99)
+        explainer.attention_overlay(session, 99)
 
 
-def test_what_is_not_asked_for_a_picture_is_refused_with_a_reason(address):
+def test_a_question_without_a_picture_is_refused_with_a_reason(address):
     visitor = Client(address, verbose=False)
     with pytest.raises(Exception, match="no picture"):
         visitor.predict("awe", api_name="/explain_emotion")
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "app.py", "setup.cfg", "web/style.css", "../../etc/passwd"])
-def test_no_file_of_the_machine_can_be_read(address, name):
+@pytest.mark.parametrize("name", ["/etc/passwd", "app.py", "setup.cfg", "app_page.css", "../../etc/passwd"])
+def test_no_file_of_the_server_can_be_read(address, name):
     for path in (name, str((ROOT / name).resolve())):
         assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404)
 
 
 def ask(address: str, path: str, **more) -> str:
-    """What the app answers to who names a file in the place of uploading one."""
+    """The app's answer to a request that names a file instead of uploading one."""
     file = {"path": path, "meta": {"_type": "gradio.FileData"}} | more
     event = httpx.post(f"{address}/gradio_api/call/explain", json={"data": [file]}).json()["event_id"]
     return httpx.get(f"{address}/gradio_api/call/explain/{event}", timeout=60).text
 
 
-def test_no_path_and_no_address_is_opened_in_the_place_of_an_upload(address):
+def test_paths_and_urls_are_refused_in_place_of_an_upload(address):
     for path in ("/etc/passwd", str(ROOT / "docs" / "painting.png"), "docs/painting.png"):
         for more in ({}, {"meta": None}, {"is_stream": True}, {"is_stream": True, "meta": {}}):
             assert "event: error" in ask(address, path, **more), (path, more)
@@ -145,11 +143,11 @@ def save(folder, name, image, **kwargs):
     return folder / name
 
 
-def test_pictures_of_all_usual_kinds_are_opened_upright_and_in_rgb(tmp_path):
+def test_images_of_all_common_formats_are_opened_upright_and_in_rgb(tmp_path):
     image = paint_scene(toy_scene(3), 64)[0]
     for name in ("a.jpg", "a.png", "a.webp", "a.gif", "a.bmp", "a.tif"):
         assert open_upload(save(tmp_path, name, image), UploadLimits()).mode == "RGB"
-    # The name says nothing: a picture is what its bytes are.
+    # The content decides, not the name.
     shutil.copy(tmp_path / "a.jpg", tmp_path / "photo.txt")
     assert open_upload(tmp_path / "photo.txt", UploadLimits()).size == (64, 64)
     exif = Image.Exif()
@@ -168,13 +166,13 @@ def test_pictures_of_all_usual_kinds_are_opened_upright_and_in_rgb(tmp_path):
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "not a picture"),
     ],
 )
-def test_files_that_are_no_pictures_are_refused(tmp_path, content, reason):
+def test_files_that_are_not_images_are_refused(tmp_path, content, reason):
     (tmp_path / "file.png").write_bytes(content)
     with pytest.raises(UploadError, match=reason):
         open_upload(tmp_path / "file.png", UploadLimits())
 
 
-def test_damaged_and_too_large_pictures_are_refused_before_they_cost_anything(tmp_path):
+def test_damaged_and_oversized_images_are_refused_before_decoding(tmp_path):
     image = paint_scene(toy_scene(3), 128)[0]
     whole = save(tmp_path, "a.png", image).read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
@@ -192,7 +190,7 @@ def test_damaged_and_too_large_pictures_are_refused_before_they_cost_anything(tm
         open_upload(tmp_path / "a.png", UploadLimits(megabytes=0.001))
 
 
-def test_limits_that_make_no_sense_are_refused():
+def test_invalid_limits_are_refused():
     for wrong in ({"megapixels": 0}, {"megabytes": -1}, {"megapixels": float("nan")}):
         with pytest.raises(ValueError, match=f"a number of {next(iter(wrong))} above 0"):
             UploadLimits(**wrong)
@@ -200,13 +198,13 @@ def test_limits_that_make_no_sense_are_refused():
         app.main(["--model", "anything", "--num_candidates", "1"])
 
 
-def test_nothing_on_the_page_says_what_a_visitor_may_not_read(address):
+def test_the_page_config_reports_no_analytics_and_loads_no_web_fonts(address):
     config = httpx.get(f"{address}/config").json()
     assert not config.get("is_space") and config["analytics_enabled"] is False
     assert "fonts.googleapis" not in httpx.get(address).text
 
 
-def test_no_request_of_a_program_makes_the_server_ask_another_one(address):
+def test_no_api_request_makes_the_server_contact_another_host(address):
     asked, file = [], {"_type": "gradio.FileData"}
 
     class Inside(BaseHTTPRequestHandler):
@@ -234,7 +232,7 @@ def test_no_request_of_a_program_makes_the_server_ask_another_one(address):
     assert asked == []
 
 
-def test_requests_are_bounded_whatever_they_are_for_and_say_so(address):
+def test_oversized_requests_of_every_kind_are_refused_with_a_reason(address):
     def chunks(megabytes):
         for _ in range(megabytes):
             yield b"a" * 2**20
@@ -251,7 +249,7 @@ def test_requests_are_bounded_whatever_they_are_for_and_say_so(address):
     assert httpx.post(upload, files={"files": ("a.png", b"a" * 2**20)}).status_code == 200
 
 
-def test_uploads_wait_until_there_is_room(address, monkeypatch):
-    monkeypatch.setattr(requests, "KEPT_FREE", 2**60)
+def test_uploads_are_refused_while_the_disk_is_full(address, monkeypatch):
+    monkeypatch.setattr(app_page, "MIN_FREE_BYTES", 2**60)
     refused = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"a")})
     assert (refused.status_code, "no room" in refused.text) == (507, True)

@@ -1,7 +1,7 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""A headless Chromium for tests, Debian's or whichever is installed: `make browser` installs it.
+"""A headless Chromium for the page's tests (`make browser` installs Debian's).
 
-It finds no host but this machine, so that a page that needs anything else shows.
+It resolves no host name, so a page that needs another server fails visibly.
 """
 
 import shutil
@@ -42,7 +42,7 @@ def open_browser() -> Iterator["webdriver.Chrome"]:  # noqa: F821 - selenium is 
 
 
 def set_screen(browser, size: tuple[int, int], scheme: str) -> None:
-    """A screen of that many CSS pixels whose owner prefers `scheme`, "light" or "dark"."""
+    """Sets the viewport, in CSS pixels, and the preferred color scheme ("light" or "dark")."""
     metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     scheme = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -50,7 +50,7 @@ def set_screen(browser, size: tuple[int, int], scheme: str) -> None:
 
 
 def wait_for(browser, condition: Callable, what: str):
-    """What `condition(browser)` gives as soon as it is true."""
+    """Waits until `condition(browser)` is true and returns its value."""
     from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException, TimeoutException
     from selenium.webdriver.support.wait import WebDriverWait
 
@@ -60,11 +60,11 @@ def wait_for(browser, condition: Callable, what: str):
         return waiting.until(condition)
     except TimeoutException:
         text = browser.find_element("tag name", "body").text
-        raise AssertionError(f"waited {WAIT} s for {what}; the page says:\n{text}") from None
+        raise AssertionError(f"waited {WAIT} s for {what}; the page shows:\n{text}") from None
 
 
 def whole_page(browser) -> bytes:
-    """A PNG of the page from top to bottom."""
+    """A PNG of the whole page."""
     import base64
 
     height = browser.execute_script("return document.documentElement.scrollHeight")

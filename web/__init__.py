@@ -1,1 +1,0 @@
-"""What `app.py` shows in a browser: uploads, a visitor's sitting, the page. Importing this package loads no model."""
