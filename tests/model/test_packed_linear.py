@@ -170,9 +170,9 @@ def test_a_moved_model_keeps_no_copy_of_where_it_was():
     model = layers()
     with packed_linears(model):
         pass
-    assert all(layer in packed_linear_sevlm._known for layer in (model[0], model[2], model[3]))
+    assert all(layer in packed_linear_sevlm._cache for layer in (model[0], model[2], model[3]))
     model.to("meta")
-    assert not any(layer in packed_linear_sevlm._known for layer in (model[0], model[2], model[3]))
+    assert not any(layer in packed_linear_sevlm._cache for layer in (model[0], model[2], model[3]))
 
 
 def test_the_tower_is_packed_only_for_pictures(processor):
@@ -180,9 +180,9 @@ def test_the_tower_is_packed_only_for_pictures(processor):
     features = model.get_image_features(pixels(1))
     tower = packed_linear_sevlm.packable_layers(model.vision_tower)
     model.generate(image_features=features, do_sample=False)
-    assert tower and not any(layer in packed_linear_sevlm._known for layer in tower)
+    assert tower and not any(layer in packed_linear_sevlm._cache for layer in tower)
     model.generate(pixel_values=pixels(1), do_sample=False)
-    assert all(layer in packed_linear_sevlm._known for layer in tower)
+    assert all(layer in packed_linear_sevlm._cache for layer in tower)
 
 
 def test_another_thread_is_not_affected(products):
@@ -218,7 +218,7 @@ def test_the_model_uses_packed_weights_unless_told_not_to(processor, products, c
     assert products
     products.clear()
     model.pack_weights = False
-    assert not any(layer in packed_linear_sevlm._known for layer in model.modules())
+    assert not any(layer in packed_linear_sevlm._cache for layer in model.modules())
     plain = getattr(model, call)(**arguments)
     assert not products
     if call == "generate":

@@ -40,7 +40,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from modeling_sevlm import SEVLMForConditionalGeneration
-from modeling_sevlm.vision_sevlm import build_vision_tower, encode_patches, vision_feature_size
+from modeling_sevlm.vision_sevlm import encode_patches, vision_feature_size
 from processing import SEVLMProcessor
 from processing.artemis import EMOTIONS
 from processing.tiny_tokenizer import train_tokenizer
@@ -117,7 +117,7 @@ SIZES = {family: (GRID**2, WIDTH) for family in FAMILIES} | {"custom": (IMAGE_SI
 def random_tower(family: str, **kwargs) -> nn.Module:
     """Every parameter random, LayerNorms' too: a plain LayerNorm applied twice is the same as once."""
     torch.manual_seed(0)
-    tower = build_vision_tower(tower_config(family, **kwargs)).eval()
+    tower = AutoModel.from_config(tower_config(family, **kwargs)).eval()
     with torch.no_grad():
         for parameter in tower.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
