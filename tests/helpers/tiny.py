@@ -33,6 +33,9 @@ WORDS = {
     "quiet": (0.3, -0.85, -0.1),
 }
 IMAGE_SIZE = 32
+TEXT_SIZES = {"n_embd": 48, "n_layer": 2, "n_head": 2, "n_positions": 64}
+BLOCKS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION_SIZES = BLOCKS | {"image_size": IMAGE_SIZE, "patch_size": 8}
 
 
 def tiny_lexicon(redistributable: bool = True) -> VADLexicon:
@@ -46,24 +49,9 @@ def tiny_processor(**kwargs) -> SEVLMProcessor:
 
 
 def tiny_config(processor: SEVLMProcessor, **kwargs) -> SEVLMConfig:
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=IMAGE_SIZE,
-        patch_size=8,
-    )
-    text = GPT2Config(
-        n_embd=48,
-        n_layer=2,
-        n_head=2,
-        n_positions=64,
-        vocab_size=len(processor.tokenizer),
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return SEVLMConfig(**{"vision_config": vision, "text_config": text} | processor.token_layout() | kwargs)
+    text = GPT2Config(**TEXT_SIZES, vocab_size=len(processor.tokenizer), bos_token_id=None, eos_token_id=None)
+    towers = {"vision_config": CLIPVisionConfig(**VISION_SIZES), "text_config": text}
+    return SEVLMConfig(**towers | processor.token_layout() | kwargs)
 
 
 def tiny_model(processor: SEVLMProcessor, seed: int = 0, **kwargs) -> SEVLMForConditionalGeneration:
@@ -94,8 +82,8 @@ def training_batch(processor: SEVLMProcessor, images: int = 3) -> dict[str, torc
 def save_gpt2(folder: Path | str, model_class=GPT2LMHeadModel, **fields):
     """Saves a random GPT-2 and its tokenizer, which has none of SEVLM's tokens. Returns the model."""
     tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
-    sizes = {"n_embd": 48, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)} | fields
-    model = model_class(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    fields = TEXT_SIZES | {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0} | fields
+    model = model_class(GPT2Config(**fields))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model
@@ -105,8 +93,8 @@ def save_backbones(folder: Path, width: int = 32, patch_size: int = 8) -> list[s
     """Saves a CLIP and a GPT-2. Returns the arguments of train.py that name them, with preset "paper"."""
     vision, text = str(folder / "clip"), str(folder / "gpt2")
     torch.manual_seed(0)
-    sizes = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=IMAGE_SIZE, patch_size=patch_size)).save_pretrained(vision)
+    sizes = VISION_SIZES | {"hidden_size": width, "patch_size": patch_size}
+    CLIPVisionModel(CLIPVisionConfig(**sizes)).save_pretrained(vision)
     CLIPImageProcessorPil().save_pretrained(vision)
     save_gpt2(text)
     named = ["--vision_model", vision, "--text_model", text, "--image_size", str(IMAGE_SIZE)]

@@ -110,7 +110,7 @@ def test_tower_projection_and_cross_attention_read_each_image_once(model, decodi
 
 
 def test_several_prompts_share_an_image(processor, model, monkeypatch):
-    seen = count_tower_pictures(model, monkeypatch)
+    seen = count_tower_images(model, monkeypatch)
     prompts = processor(emotions=["awe", "fear", "awe", "fear"], return_tensors="pt")
     shared = model.generate(pixel_values=pixels(2), do_sample=False, **prompts)
     assert sum(seen) == 2

@@ -191,17 +191,6 @@ def test_contrastive_loss_equals_a_sentence_by_sentence_computation(processor, m
     assert loss.item() == pytest.approx(contrastive_reference(model, batch), abs=2e-5)
 
 
-def test_padding_does_not_change_a_loss(processor, model):
-    batch = training_batch(processor)
-    values = {"input_ids": model.config.pad_token_id, "labels": -100, "attention_mask": 0, "vad_values": 0}
-    values["token_type_ids"] = model.config.explanation_segment_id
-    padding = {name: torch.full_like(batch[name][:, :, :3], value) for name, value in values.items()}
-    padded = batch | {name: torch.cat([batch[name], extra], dim=2) for name, extra in padding.items()}
-    first, second = model(**batch), model(**padded)
-    for part in ("language_loss", "emotion_loss", "contrastive_loss"):
-        torch.testing.assert_close(first[part], second[part], msg=lambda text, part=part: f"{part}: {text}")
-
-
 def test_the_label_loss_is_the_cross_entropy_between_emotion_scores_and_label_shares(processor):
     batch = training_batch(processor)
     shares = torch.rand(3, len(EMOTIONS), generator=torch.Generator().manual_seed(0))

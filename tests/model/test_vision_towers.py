@@ -55,19 +55,19 @@ class RowTower(PreTrainedModel):
 AutoConfig.register(RowTowerConfig.model_type, RowTowerConfig, exist_ok=True)
 AutoModel.register(RowTowerConfig, RowTower, exist_ok=True)
 
-BLOCKS = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
+BLOCKS = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SQUARE = BLOCKS | {"image_size": IMAGE_SIZE, "patch_size": PATCH}
-NAFLEX = BLOCKS | {"num_patches": GRID**2, "patch_size": PATCH, "intermediate_size": 64}
+NAFLEX = BLOCKS | {"num_patches": GRID**2, "patch_size": PATCH}
 SWIN = {"image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": 16, "window_size": 2}
 STAGES = {"hidden_sizes": [16, WIDTH], "depths": [1, 1]}
 CONFIGS = {
-    "clip": {"model_type": "clip_vision_model", "intermediate_size": 64} | SQUARE,
-    "siglip": {"model_type": "siglip_vision_model", "intermediate_size": 64} | SQUARE,
+    "clip": {"model_type": "clip_vision_model"} | SQUARE,
+    "siglip": {"model_type": "siglip_vision_model"} | SQUARE,
     "siglip2": {"model_type": "siglip2_vision_model"} | NAFLEX,
     "dinov2": {"model_type": "dinov2", "mlp_ratio": 2} | SQUARE,
     "dinov2 with registers": {"model_type": "dinov2_with_registers", "mlp_ratio": 2, "num_register_tokens": 4}
     | SQUARE,
-    "vit": {"model_type": "vit", "intermediate_size": 64} | SQUARE,
+    "vit": {"model_type": "vit"} | SQUARE,
     "swin": {"model_type": "swin", "depths": [1, 1], "num_heads": [2, 2]} | SWIN,
     "resnet": {"model_type": "resnet", "embedding_size": 8, "layer_type": "basic"} | STAGES,
     "convnext": {"model_type": "convnext", "num_stages": 2} | STAGES,
@@ -303,15 +303,6 @@ def test_a_new_model_takes_config_and_lexicon_from_the_processor(backbones):
     rows = processor(emotions="awe", explanations="a lonely funeral", return_tensors="pt")
     assert rows["vad_values"].any()
     assert torch.equal(model.vad_lookup(rows["input_ids"]), rows["vad_values"])
-
-
-def test_a_new_model_works_with_its_processor_and_survives_saving(backbones, tmp_path):
-    processor, model = start(backbones)
-    inputs = processor(images=Image.new("RGB", (50, 20), "red"), return_tensors="pt")
-    generated = model.generate(**inputs, do_sample=False, max_new_tokens=4)
-    model.save_pretrained(tmp_path)
-    loaded = AutoModel.from_pretrained(tmp_path)
-    assert torch.equal(loaded.generate(**inputs, do_sample=False, max_new_tokens=4), generated)
 
 
 def test_a_new_model_without_a_tower_needs_the_towers_config_only(backbones, tmp_path):
