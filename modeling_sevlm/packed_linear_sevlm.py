@@ -52,8 +52,7 @@ _cache: WeakKeyDictionary[nn.Module, _Packed] = WeakKeyDictionary()
 
 
 class _Packable(nn.Module):
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    bias: nn.Parameter | None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         packed = _packed_weight(self, input)

@@ -1,4 +1,4 @@
-"""VAD in the model: `VADLookup` agrees with the processor's reader, and the causal emotion encoder sees no later words."""
+"""VAD in the model: `VADLookup` agrees with the processor's reader; the emotion encoder is causal by default."""
 
 import pytest
 import torch

@@ -24,11 +24,19 @@ from transformers.modeling_outputs import BaseModelOutput
 from modeling_sevlm import SEVLMForConditionalGeneration
 from modeling_sevlm.vision_sevlm import encode_patches, vision_feature_size
 from processing import SEVLMProcessor
-from tests.helpers.tiny import IMAGE_SIZE, SENTENCES, pixels, save_gpt2, tiny_config, tiny_lexicon
+from tests.helpers.tiny import (
+    BLOCKS,
+    IMAGE_SIZE,
+    SENTENCES,
+    VISION_SIZES,
+    pixels,
+    save_gpt2,
+    tiny_config,
+    tiny_lexicon,
+)
 
 
-PATCH = 8
-WIDTH = 32
+PATCH, WIDTH = VISION_SIZES["patch_size"], VISION_SIZES["hidden_size"]
 GRID = IMAGE_SIZE // PATCH
 
 
@@ -55,19 +63,17 @@ class RowTower(PreTrainedModel):
 AutoConfig.register(RowTowerConfig.model_type, RowTowerConfig, exist_ok=True)
 AutoModel.register(RowTowerConfig, RowTower, exist_ok=True)
 
-BLOCKS = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-SQUARE = BLOCKS | {"image_size": IMAGE_SIZE, "patch_size": PATCH}
 NAFLEX = BLOCKS | {"num_patches": GRID**2, "patch_size": PATCH}
 SWIN = {"image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": 16, "window_size": 2}
 STAGES = {"hidden_sizes": [16, WIDTH], "depths": [1, 1]}
 CONFIGS = {
-    "clip": {"model_type": "clip_vision_model"} | SQUARE,
-    "siglip": {"model_type": "siglip_vision_model"} | SQUARE,
+    "clip": {"model_type": "clip_vision_model"} | VISION_SIZES,
+    "siglip": {"model_type": "siglip_vision_model"} | VISION_SIZES,
     "siglip2": {"model_type": "siglip2_vision_model"} | NAFLEX,
-    "dinov2": {"model_type": "dinov2", "mlp_ratio": 2} | SQUARE,
+    "dinov2": {"model_type": "dinov2", "mlp_ratio": 2} | VISION_SIZES,
     "dinov2 with registers": {"model_type": "dinov2_with_registers", "mlp_ratio": 2, "num_register_tokens": 4}
-    | SQUARE,
-    "vit": {"model_type": "vit"} | SQUARE,
+    | VISION_SIZES,
+    "vit": {"model_type": "vit"} | VISION_SIZES,
     "swin": {"model_type": "swin", "depths": [1, 1], "num_heads": [2, 2]} | SWIN,
     "resnet": {"model_type": "resnet", "embedding_size": 8, "layer_type": "basic"} | STAGES,
     "convnext": {"model_type": "convnext", "num_stages": 2} | STAGES,
