@@ -180,12 +180,3 @@ def test_neither_pixels_nor_features_is_an_error(processor, model):
     for call in (model.generate, model):
         with pytest.raises(ValueError, match="pixel_values"):
             call(input_ids=prompts["input_ids"])
-
-
-def test_the_callers_suppressed_tokens_are_kept(model):
-    free = model.generate(pixel_values=pixels(1), do_sample=False, max_new_tokens=1)
-    token = free[0, -1].item()
-    arguments = {"pixel_values": pixels(1), "do_sample": False, "max_new_tokens": 1}
-    assert model.generate(suppress_tokens=[token], **arguments)[0, -1] != token
-    model.generation_config.suppress_tokens = [token]
-    assert model.generate(**arguments)[0, -1] != token
