@@ -163,10 +163,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             position_ids = derived["position_ids"] if position_ids is None else position_ids
             emotion_features = derived["emotion_features"]
 
-        if isinstance(past_key_values, SEVLMCache) and past_key_values.has_patches:
-            image_embeds = image_features  # not read
-        else:
-            image_embeds = self._image_embeds(image_features, input_ids.shape[0])
+        image_embeds = self._image_embeds(image_features, input_ids.shape[0], past_key_values)
         decoded = self.decoder(
             input_ids,
             image_embeds,
@@ -227,23 +224,24 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             raise ValueError("Pass either `pixel_values` or `image_features`.")
         return self.get_image_features(pixel_values) if image_features is None else image_features
 
-    def _image_embeds(self, image_features: torch.Tensor, rows: int) -> torch.Tensor:
+    def _image_embeds(self, image_features: torch.Tensor, rows: int, past_key_values=None) -> torch.Tensor:
         """Returns `(B, K, n_embd)`, the features in the decoder's width, for `rows` sentences (a multiple of B)."""
+        if isinstance(past_key_values, SEVLMCache) and past_key_values.has_patches:
+            return image_features  # the decoder does not read them
         if rows % image_features.shape[0]:
             raise ValueError(f"{rows} rows of text are not a multiple of {image_features.shape[0]} images.")
-        return self.vision_projection(image_features.to(self.dtype)).contiguous()  # GPT-2's Conv1D needs a view of it
+        return self.vision_projection(image_features.to(self.dtype)).contiguous()  # GPT-2's Conv1D calls `view`
 
     def _prompt(self, batch_size: int) -> torch.Tensor:
         if self.config.prompt_token_ids is None:
             raise ValueError(
-                "The config has no `prompt_token_ids`: pass `input_ids` (from the processor), or build the model with "
-                "`from_backbones(..., processor)` or `SEVLMConfig(**processor.token_layout())`."
+                "The config has no `prompt_token_ids`: pass `input_ids` (from the processor), or set them with "
+                "`SEVLMConfig(**processor.token_layout())`."
             )
         return torch.tensor([self.config.prompt_token_ids] * batch_size, device=self.device)
 
     def segment_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Returns the segment token of every position, `(..., L)`: emotion before the first " because", explanation
-        from it on."""
+        """Returns the segment token of every position, `(..., L)`: explanation from the first " because" on."""
         started = input_ids.eq(self.config.because_token_id).cumsum(dim=-1).gt(0)
         return torch.where(started, self.config.explanation_segment_id, self.config.emotion_segment_id)
 
@@ -301,8 +299,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, inputs=None, *args, pixel_values=None, image_features=None, input_ids=None, **kwargs):
-        """Generates as in transformers, from `pixel_values` or `image_features` and optional prompts, padded on the
-        left.
+        """Generates as in transformers, from `pixel_values` or `image_features` and optional left-padded prompts.
 
         Each image goes through the tower once, for any number of beams, returned sequences or prompts per image.
         Without `input_ids` the prompt is the config's. Segments and VAD are derived from the tokens. The model never
