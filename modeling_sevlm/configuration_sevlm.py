@@ -1,9 +1,9 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """Configuration of SEVLM, the Small Emotional Vision Language Model (ECCV 2024).
 
-Every part that the paper ablates is a field here, so that a checkpoint says by itself what it is:
-`SEVLMConfig(use_vad_features=False, use_vad_head=False, contrastive_negatives=[])` is the paper's baseline (Sec. 4.1),
-the defaults are its full system.
+Every part that the paper ablates is a field, so a checkpoint records which system it is. The defaults give the full
+system; `SEVLMConfig(use_vad_features=False, use_vad_head=False, contrastive_negatives=[])` gives the baseline of
+Sec. 4.1.
 """
 
 import copy
@@ -14,31 +14,16 @@ from transformers import AutoConfig, CLIPVisionConfig, GPT2Config, PreTrainedCon
 
 
 ARTEMIS_EMOTIONS = (
-    "amusement",
-    "awe",
-    "contentment",
-    "excitement",
-    "anger",
-    "disgust",
-    "fear",
-    "sadness",
+    *("amusement", "awe", "contentment", "excitement"),
+    *("anger", "disgust", "fear", "sadness"),
     "something else",
 )
-
-# Ids of GPT-2's vocabulary followed by the authors' four tokens: <pad>, <prefix>, <emotion>, <explanation>.
-GPT2_TEXT_DEFAULTS = {
-    "vocab_size": 50261,
-    "n_layer": 6,
-    "bos_token_id": 50256,
-    "eos_token_id": 50256,
-    "pad_token_id": 50257,
-}
 
 
 class SEVLMConfig(PreTrainedConfig):
     r"""
     Configuration of [`SEVLMForConditionalGeneration`]. The defaults give the paper's model: CLIP ViT-B/16, DistilGPT2
-    with cross-attention, and everything of Sec. 4.2 (186,054,331 parameters).
+    with cross-attention, and all of Sec. 4.2 (186,054,331 parameters).
 
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*):
@@ -50,17 +35,19 @@ class SEVLMConfig(PreTrainedConfig):
         emotions (`list[str]`):
             The labels, in the order of `emotion_scores`.
         prompt_token_ids (`list[int]`, *optional*):
-            `<bos> the emotion is`. Used when `generate` gets pictures only.
+            `<bos> the emotion is`, the prompt of `generate` without `input_ids`.
         emotion_token_ids (`list[list[int]]`, *optional*):
-            For each label the tokens that follow the prompt, without " because".
-        because_token_id, emotion_segment_id, explanation_segment_id (`int`):
-            Token that opens the explanation segment; tokens whose word embeddings are the two segment embeddings.
+            For each label, the tokens between the prompt and " because".
+        because_token_id (`int`):
+            The token " because", which opens the explanation segment.
+        emotion_segment_id, explanation_segment_id (`int`):
+            Tokens whose word embeddings serve as the two segment embeddings.
         use_vad_features (`bool`):
             VAD features fused into the explanation's embeddings (Eq. 2; Fig. 5).
         use_emotion_encoder (`bool`):
             Encode the VAD rows before the fusion; `False` fuses the raw rows (Fig. 6).
         emotion_encoder_attention (`str`):
-            `"causal"`, or `"bidirectional"` as the authors released (decodes without a cache).
+            `"causal"`, or `"bidirectional"` as in the authors' release (decodes without a cache).
         use_vad_head (`bool`):
             VAD head and emotion loss (Eq. 4-5; Fig. 5).
         contrastive_negatives (`list[str]`):
@@ -68,34 +55,25 @@ class SEVLMConfig(PreTrainedConfig):
         language_loss_weight, emotion_loss_weight, contrastive_loss_weight (`float`):
             Weights of Eq. 8; the last one is the paper's alpha.
         label_loss_weight (`float`):
-            Weight of a loss that the paper does not have (0: off): the cross-entropy of `emotion_scores` with the
-            shares of all viewers' labels, where the language loss sees one label at a time.
+            Weight of a loss that the paper does not have (0: off): the cross-entropy of `emotion_scores` against the
+            shares of all viewers' labels. The language loss sees one label at a time.
         vad_lexicon (`dict`, *optional*):
-            What is known of the lexicon behind the VAD table (name, version, license, ...) and, under `"table"`, the
-            sizes of the compiled table that lies in the weights. `"trained_with"`: what is known of the lexicon that
-            the model was trained with, if that was another one. Written by `set_vad_lexicon`.
+            Name, version, licence and further facts of the VAD lexicon; under `"table"` the sizes of the compiled
+            table in the weights; under `"trained_with"` the facts of the lexicon used in training, if it was another
+            one. Written by `set_vad_lexicon`.
     """
 
     model_type = "sevlm"
     sub_configs = {"vision_config": AutoConfig, "text_config": GPT2Config}
-    # Trainer gathers every other output of an evaluation step; vocabulary logits would fill the memory.
+    # Trainer gathers every other output of an evaluation step; logits over the vocabulary would fill the memory.
     keys_to_ignore_at_inference = [
-        "language_loss",
-        "emotion_loss",
-        "contrastive_loss",
-        "label_loss",
-        "logits",
-        "vad_predictions",
-        "alignment_scores",
-        "image_features",
-        "past_key_values",
-        "hidden_states",
-        "attentions",
-        "cross_attentions",
+        *("language_loss", "emotion_loss", "contrastive_loss", "label_loss"),
+        *("logits", "vad_predictions", "alignment_scores", "image_features"),
+        *("past_key_values", "hidden_states", "attentions", "cross_attentions"),
     ]
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None  # a PreTrainedConfig after __post_init__
+    text_config: Any = None  # a GPT2Config after __post_init__
     use_vision_tower: bool = True
 
     emotions: list[str] | tuple[str, ...] = ARTEMIS_EMOTIONS
@@ -130,7 +108,7 @@ class SEVLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.vision_config = self._vision_config(self.vision_config)
         self.text_config = self._text_config(self.text_config)
-        # One set of special tokens, named here or in the decoder's config.
+        # The special tokens may be given here or in the decoder's config, and both end up with the same ones.
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.text_config, name, None))
@@ -140,7 +118,7 @@ class SEVLMConfig(PreTrainedConfig):
         self._check()
         super().__post_init__(**kwargs)
         if self.dtype is None:
-            # Else the library would open the weights to find out, before it is checked that they are no pickle.
+            # Otherwise the library opens the weights to find the dtype before we can refuse a pickle.
             self.dtype = torch.float32
 
     @staticmethod
@@ -149,19 +127,22 @@ class SEVLMConfig(PreTrainedConfig):
             return CLIPVisionConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, patch_size=16)
         if isinstance(config, dict):
             if "model_type" not in config:
-                raise ValueError("vision_config needs a `model_type`, for example 'clip_vision_model'.")
+                raise ValueError("vision_config has no `model_type`: add one, for example 'clip_vision_model'.")
             return AutoConfig.for_model(**config)
         return config
 
     @staticmethod
     def _text_config(config):
         if config is None:
-            config = GPT2Config(**GPT2_TEXT_DEFAULTS)
+            # DistilGPT2 with the four tokens of the authors' release: <pad>, <prefix>, <emotion>, <explanation>.
+            config = GPT2Config(
+                vocab_size=50261, n_layer=6, bos_token_id=50256, eos_token_id=50256, pad_token_id=50257
+            )
         elif isinstance(config, dict):
             config = GPT2Config(**config)
         if not isinstance(config, GPT2Config):
             raise ValueError(f"text_config must be a GPT2Config (GPT-2 family), not {type(config).__name__}.")
-        config = copy.deepcopy(config)  # the caller's stays as it is
+        config = copy.deepcopy(config)  # the caller's object stays unchanged
         config.add_cross_attention = True
         return config
 
@@ -173,7 +154,7 @@ class SEVLMConfig(PreTrainedConfig):
             )
         unknown = set(self.contrastive_negatives) - {"emotion", "image"}
         if unknown:
-            raise ValueError(f"contrastive_negatives may hold 'emotion' and 'image', not {sorted(unknown)}.")
+            raise ValueError(f"contrastive_negatives takes 'emotion' and 'image', not {sorted(unknown)}.")
         if self.emotion_token_ids is not None and len(self.emotion_token_ids) != len(self.emotions):
             raise ValueError(
                 f"emotion_token_ids has {len(self.emotion_token_ids)} entries for {len(self.emotions)} emotions."
@@ -193,7 +174,7 @@ class SEVLMConfig(PreTrainedConfig):
 
     @property
     def max_positions(self) -> int:
-        """Tokens that a text may have, prompt included."""
+        """The longest text in tokens, prompt included."""
         if self.use_vad_features and self.use_emotion_encoder:
             return min(self.text_config.n_positions, self.emotion_encoder_max_positions)
         return self.text_config.n_positions

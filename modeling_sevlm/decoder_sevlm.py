@@ -3,7 +3,7 @@
 
 import torch
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache, GPT2Config, GPT2Model
+from transformers import Cache, DynamicCache, EncoderDecoderCache, GPT2Config, GPT2Model
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -15,27 +15,36 @@ from .emotion_sevlm import VAD_SIZE
 
 
 class SEVLMCache(EncoderDecoderCache):
-    """Keys and values of the text, one row a sentence, and of the patches, one row a picture."""
+    """Keys and values of the text, one row per sentence, and of the patches, one row per image."""
+
+    @classmethod
+    def wrap(cls, cache: Cache | None, config: GPT2Config) -> "SEVLMCache":
+        """Returns `cache` as a `SEVLMCache`: as it is, its two halves, or as the text's half of a new one."""
+        if isinstance(cache, cls):
+            return cache
+        if isinstance(cache, EncoderDecoderCache):
+            return cls(cache.self_attention_cache, cache.cross_attention_cache)
+        return cls(DynamicCache(config=config) if cache is None else cache, DynamicCache(config=config))
 
     @property
-    def knows_patches(self) -> bool:
+    def has_patches(self) -> bool:
         return bool(self.is_updated.get(0))
 
-    def reorder_cache(self, beam_idx: torch.Tensor):
-        # Beams of a picture change places among themselves, all in front of the same patches.
+    def reorder_cache(self, beam_idx: torch.LongTensor):
+        # Beams change places only with beams of the same image, so the patches' rows stay.
         self.self_attention_cache.reorder_cache(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor):
-        raise NotImplementedError("Rows are sentences for the text and pictures for the patches: start a new cache.")
+        raise NotImplementedError("The cache has one row per sentence for text and one per image: start a new cache.")
 
     def batch_repeat_interleave(self, repeats: int):
-        # The sentences of a picture stay side by side, and the patches serve them all.
+        # The sentences of an image stay consecutive and share its patches.
         self.self_attention_cache.batch_repeat_interleave(repeats)
 
 
 class SEVLMCrossAttention(GPT2Attention):
-    """GPT-2's attention to the patches, for several sentences about one picture: their queries stand side by side, so
-    that the picture's keys and values are computed, kept and read once."""
+    """GPT-2's cross-attention for several sentences per image. Their queries are concatenated, so that the keys and
+    values of the image are computed, stored and read once."""
 
     def __init__(self, config: GPT2Config, layer_idx: int):
         super().__init__(config, is_cross_attention=True, layer_idx=layer_idx)
@@ -49,12 +58,12 @@ class SEVLMCrossAttention(GPT2Attention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
-            hidden_states: `(N, L, n_embd)`; N a multiple of the pictures B, the sentences of a picture side by side.
-            past_key_values: with a cache that knows the patches, those of `encoder_hidden_states` are not read.
+            hidden_states: `(N, L, n_embd)`; N a multiple of the B images, the sentences of an image consecutive.
+            past_key_values: if it holds the patches already, `encoder_hidden_states` is not read.
             encoder_hidden_states: `(B, K, n_embd)` patch features.
 
         Returns:
-            `(N, L, n_embd)` and, if the attention implementation gives them, weights `(N, heads, L, K)`.
+            `(N, L, n_embd)`, and weights `(N, heads, L, K)` if the attention implementation returns them.
         """
         rows, length, width = hidden_states.shape
         if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
@@ -69,11 +78,11 @@ class SEVLMCrossAttention(GPT2Attention):
 
         implementation = self.config._attn_implementation
         if implementation == "sdpa" and keys.device.type == "cpu" and queries.shape[2] == 1:
-            # One query a picture: two batched products are up to four times as fast as the fused kernel on CPU.
+            # For one query per image, two batched products are up to four times as fast on CPU as the fused kernel.
             implementation = "eager"
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attn_dropout.p if self.training else 0.0
-        # Its own flag: GPT2Attention's is for text.
+        # `is_causal` must be given: the attribute of GPT2Attention is for text.
         output, weights = attention(
             self, queries, keys, values, None, dropout=dropout, scaling=self.scaling, is_causal=False
         )
@@ -86,10 +95,10 @@ class SEVLMCrossAttention(GPT2Attention):
 
 
 class SEVLMDecoder(GPT2Model):
-    """GPT-2's embeddings, blocks and final LayerNorm, with what the paper adds between embeddings and blocks.
+    """GPT-2's embeddings, blocks and final LayerNorm, with the paper's VAD fusion between embeddings and blocks.
 
-    It differs from `GPT2Model` in one place: behind word + position + segment embedding and dropout, the explanation's
-    embeddings are replaced by `Linear(embedding ; emotion feature)` (Eq. 2).
+    After word, position and segment embeddings are added and dropout is applied, `vad_fusion` replaces the embeddings
+    of the explanation by `Linear([embedding ; emotion feature])` (Eq. 2).
     """
 
     def __init__(self, config: GPT2Config, use_vad_features: bool):
@@ -109,55 +118,51 @@ class SEVLMDecoder(GPT2Model):
         image_embeds: torch.Tensor,
         token_type_ids: torch.Tensor,
         position_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        explanation_mask: torch.Tensor | None = None,
         emotion_features: torch.Tensor | None = None,
-        fusion_mask: torch.Tensor | None = None,
-        past_key_values=None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         use_cache: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """
         Args:
-            input_ids, token_type_ids: `(N, L)`; the second holds the ids of the segment tokens.
-            image_embeds: `(B, K, n_embd)` patch features of B pictures; N a multiple of B, the sentences of a picture
-                side by side. Wanted at every step, read at the first one only if there is a cache.
+            input_ids: `(N, L)`; N a multiple of the B images, the sentences of an image consecutive.
+            image_embeds: `(B, K, n_embd)` patch features. Required at every step, but not read if the cache holds the
+                patches.
+            token_type_ids: `(N, L)` ids of the segment tokens.
             position_ids: `(N, L)` or `(1, L)`.
+            explanation_mask, emotion_features: `(N, L)` and `(N, L, 3)`; f^E is fused where the mask is true.
             attention_mask: `(N, past + L)`, or a prepared 4D additive mask.
-            emotion_features: `(N, L, 3)` f^E, fused where `fusion_mask` `(N, L)` is true.
 
         Returns:
-            `last_hidden_state` `(N, L, n_embd)` behind the final LayerNorm, and `past_key_values`.
+            `last_hidden_state` `(N, L, n_embd)` after the final LayerNorm, and `past_key_values`.
         """
-        if use_cache and not isinstance(past_key_values, SEVLMCache):
-            if isinstance(past_key_values, EncoderDecoderCache):
-                halves = past_key_values.self_attention_cache, past_key_values.cross_attention_cache
-            else:
-                own = past_key_values if past_key_values is not None else DynamicCache(config=self.config)
-                halves = own, DynamicCache(config=self.config)
-            past_key_values = SEVLMCache(*halves)
+        if use_cache:
+            past_key_values = SEVLMCache.wrap(past_key_values, self.config)
 
-        # One look-up for words and segments: each would cost a gradient of the vocabulary's size.
+        # One look-up for words and segments: each look-up costs a gradient of the vocabulary's size.
         words, segments = self.wte(torch.stack(torch.broadcast_tensors(input_ids, token_type_ids)))
-        hidden = words + self.wpe(position_ids)
+        embeddings = words + self.wpe(position_ids)
         causal_mask = create_causal_mask(
             config=self.config,
-            inputs_embeds=hidden,
+            inputs_embeds=embeddings,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            # Positions would be searched for packed sequences, which a left-padded row without mask resembles.
+            # The library reads packed sequences out of positions, and a left-padded row without a mask looks like one.
             position_ids=None,
         )
-        hidden = self.drop(hidden + segments)
+        hidden = self.drop(embeddings + segments)
         if emotion_features is not None:
             fused = self.vad_fusion(torch.cat([hidden, emotion_features.to(hidden.dtype)], dim=-1))
-            hidden = torch.where(fusion_mask.unsqueeze(-1), fused, hidden)
+            hidden = torch.where(explanation_mask.unsqueeze(-1), fused, hidden)
 
         for block in self.h:
             hidden = block(
                 hidden,
                 past_key_values,
                 causal_mask,
-                image_embeds,  # positional, as gradient checkpointing wants it
+                image_embeds,  # positional, because gradient checkpointing tracks positional arguments only
                 use_cache=use_cache,
                 **kwargs,
             )

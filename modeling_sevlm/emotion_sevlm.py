@@ -1,37 +1,41 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Valence, arousal and dominance inside the model: the look-up by token ids and the emotion encoder.
+"""Valence, arousal and dominance (VAD) in the model: the look-up by token id, and the emotion encoder of Eq. 2.
 
-`VADLookup` is the tensor reader of the rule that `processing/vad_lexicon.py` states for strings: walk a word's tokens
-from its first one; the token that completes a string found in the lexicon carries that word's VAD, every other token
-(0, 0, 0). The lexicon is compiled against the vocabulary into a trie of tensors that is saved with the weights, so
+`processing/vad_lexicon.py` defines which token carries which VAD: walk a word's tokens from its first one; the token
+that completes a string found in the lexicon carries that word's VAD, every other token (0, 0, 0). `VADLookup` applies
+the same rule to token ids. The lexicon, compiled for the vocabulary, is a trie of tensors saved with the weights, so
 `generate()` needs no text and no Python per token.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from .configuration_sevlm import SEVLMConfig
+
 
 VAD_SIZE = 3
-# The table keeps VAD as whole ten-thousandths: casting a model to half precision must not round a lexicon. (int32,
-# because distributed training broadcasts buffers, and gloo knows no int16.)
+# The table stores integers, one unit being 1/10,000: casting a model to half precision must not round the lexicon.
 VAD_UNIT = 10_000
-# Less than any edge of the trie, whatever state it is added to.
+# Smaller than every key of the trie, even after a state's offset is added.
 NO_PIECE = -(2**62)
 
 
 class VADLookup(nn.Module):
-    """Token ids -> VAD, by a trie whose edges are vocabulary pieces.
-
-    Buffers (all persistent, all integer): `token_pieces` (V,) piece of a token, negative if none; `token_starts_word`
-    (V,); `transition_keys` (N,) ascending `state * num_pieces + piece`; `transition_states` (N,); `state_vad` (S, 3)
-    in ten-thousandths, state 0 being the root. With no table every token is neutral.
+    """Maps token ids to VAD with a trie whose edges are pieces of words. Without a table every token is neutral.
 
     Args:
-        table: sizes `{"vocab_size", "num_transitions", "num_states", "num_pieces", "max_word_tokens"}` of the table
-            that is about to be loaded, or `None`.
+        table: sizes of the table that `load_state_dict` will fill, as `sizes` returns them; or `None`.
     """
+
+    # Distributed training broadcasts buffers, and gloo has no int16. So the table is int32.
+    token_pieces: torch.Tensor  # (V,) piece of each token; -1: not part of a word, -2: not in any word of the lexicon
+    token_starts_word: torch.Tensor  # (V,) bool
+    transition_keys: torch.Tensor  # (N,) int64, ascending: state * num_pieces + piece; state 0 is the root
+    transition_states: torch.Tensor  # (N,) state that each key leads to
+    state_vad: torch.Tensor  # (S, 3) in units of 1/10,000
 
     def __init__(self, table: Mapping[str, int] | None = None):
         super().__init__()
@@ -50,8 +54,8 @@ class VADLookup(nn.Module):
         return self.transition_keys.numel() > 0
 
     @classmethod
-    def from_tables(cls, tables: Mapping[str, torch.Tensor | int]) -> "VADLookup":
-        """The look-up that `VADLexicon.compile(tokenizer)` describes."""
+    def from_tables(cls, tables: Mapping[str, Any]) -> "VADLookup":
+        """Builds the look-up from the result of `VADLexicon.compile(tokenizer)`."""
         lookup = cls()
         for name in lookup.state_dict():
             setattr(lookup, name, tables[name])
@@ -60,7 +64,7 @@ class VADLookup(nn.Module):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What `__init__` needs to make room for this table."""
+        """The sizes that `__init__` takes."""
         return {
             "vocab_size": self.token_pieces.shape[0],
             "num_transitions": self.transition_keys.shape[0],
@@ -70,7 +74,7 @@ class VADLookup(nn.Module):
         }
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """VAD of every token.
+        """Returns the VAD of every token.
 
         Args:
             input_ids: `(..., L)` whole sequences, from their first token.
@@ -80,37 +84,31 @@ class VADLookup(nn.Module):
         """
         if not self.has_table:
             return torch.zeros(*input_ids.shape, VAD_SIZE, device=input_ids.device)
-        # Rows added to the vocabulary after the lexicon was compiled are no word pieces.
+        # The vocabulary may have grown since the lexicon was compiled. Added tokens are not part of words.
         known = input_ids < self.token_pieces.shape[0]
         ids = torch.where(known, input_ids, 0)
         pieces = torch.where(known, self.token_pieces[ids], -1).long()
-        is_piece = pieces != -1
-        follows_piece = torch.zeros_like(is_piece)
-        follows_piece[..., 1:] = is_piece[..., :-1]
-        starts = is_piece & (self.token_starts_word[ids] | ~follows_piece)
-
-        # How many tokens of its word stand before a piece: position minus that of the word's first token.
-        position = torch.arange(input_ids.shape[-1], device=input_ids.device).expand_as(input_ids)
-        depth = position - torch.where(starts, position, -1).cummax(dim=-1).values
-        depth = torch.where(is_piece, depth, 0)
-
-        # All words advance together: round d settles the state of every word's d-th token from its (d-1)-th.
+        in_word = pieces != -1
+        follows_word = nn.functional.pad(in_word[..., :-1], (1, 0))
+        starts = in_word & (self.token_starts_word[ids] | ~follows_word)
         pieces = torch.where(pieces >= 0, pieces, NO_PIECE)
+
+        # All words advance together: round d finds the state of every word's d-th token from that of its (d-1)-th.
         states = torch.where(starts, self._follow(pieces), -1)
-        # Few words are long, and fewer are beginnings of a lexicon word so far. Elsewhere asking would wait for the
-        # device.
-        may_ask = states.device.type == "cpu" and not torch.compiler.is_compiling()
-        for d in range(1, min(self.max_word_tokens, input_ids.shape[-1])):
-            before = nn.functional.pad(states[..., :-1], (1, 0), value=-1)
-            goes_on = (depth == d) & (before >= 0)
-            if may_ask and not goes_on.any():
+        # Most words are short. Stopping early needs a look at the result, which on a GPU means to wait for it.
+        may_stop_early = states.device.type == "cpu" and not torch.compiler.is_compiling()
+        for _ in range(1, min(self.max_word_tokens, input_ids.shape[-1])):
+            previous = nn.functional.pad(states[..., :-1], (1, 0), value=-1)
+            continues = in_word & ~starts & (previous >= 0)
+            advanced = torch.where(continues, self._follow(previous * self.num_pieces + pieces), states)
+            if may_stop_early and torch.equal(advanced, states):
                 break
-            states = torch.where(goes_on, self._follow(before * self.num_pieces + pieces), states)
+            states = advanced
         vad = self.state_vad[states.clamp(min=0)].float() / VAD_UNIT
         return torch.where((states >= 0).unsqueeze(-1), vad, 0.0)
 
     def _follow(self, keys: torch.Tensor) -> torch.Tensor:
-        """The states that edges of the trie lead to; -1 where there is no such edge."""
+        """Returns the states that the keys lead to; -1 where the trie has no such edge."""
         slots = torch.searchsorted(self.transition_keys, keys).clamp(max=self.transition_keys.shape[0] - 1)
         return torch.where(self.transition_keys[slots] == keys, self.transition_states[slots].long(), -1)
 
@@ -118,11 +116,11 @@ class VADLookup(nn.Module):
 class SEVLMEmotionEncoder(nn.Module):
     """The transformer encoder of Eq. 2 over rows of VAD: width 3, one head, learned positions.
 
-    The authors' encoder sees every position from every position. By default this one is causal with the same weights:
-    no look at later words in training, and cached generation equals recomputing.
+    The authors' encoder is bidirectional. By default this one has the same weights and a causal mask: training does
+    not see later words, and cached generation equals recomputing.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: SEVLMConfig):
         super().__init__()
         self.is_causal = config.emotion_encoder_attention == "causal"
         self.positions = nn.Embedding(config.emotion_encoder_max_positions, VAD_SIZE)
@@ -144,31 +142,25 @@ class SEVLMEmotionEncoder(nn.Module):
         Returns:
             `(B, L, 3)` emotion features f^E.
         """
-        length = vad_values.shape[1]
+        length, device = vad_values.shape[1], vad_values.device
         if position_ids is None:
-            position_ids = torch.arange(length, device=vad_values.device).unsqueeze(0)
+            position_ids = torch.arange(length, device=device).unsqueeze(0)
+        mask = torch.ones(length, length, dtype=torch.bool, device=device)
+        mask = mask.tril() if self.is_causal else mask
+        if attention_mask is not None:
+            # Padding attends to itself, so that its rows stay finite.
+            mask = mask & attention_mask.bool()[:, None, :] | torch.eye(length, dtype=torch.bool, device=device)
         hidden = self.norm(vad_values + self.positions(position_ids))
-        mask = self._mask(length, attention_mask, vad_values.device)
         for layer in self.layers:
-            # The authors add each block's output to its input once more, around the residuals inside the block.
+            # As in the authors' code, a second residual around the layer, which has its own inside.
             hidden = hidden + layer(hidden, mask)
         return hidden
 
-    def _mask(self, length: int, attention_mask: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-        """Boolean, broadcastable to `(B, L, L)`, true where a query may look. A position always sees itself, so that
-        rows of padding stay finite."""
-        if not self.is_causal and attention_mask is None:
-            return None
-        ones = torch.ones(length, length, dtype=torch.bool, device=device)
-        mask = ones.tril() if self.is_causal else ones
-        if attention_mask is None:
-            return mask
-        diagonal = torch.eye(length, dtype=torch.bool, device=device)
-        return mask & attention_mask.bool()[:, None, :] | diagonal
-
 
 class SEVLMEmotionLayer(nn.Module):
-    def __init__(self, config):
+    """One post-norm encoder layer with a single head of width 3."""
+
+    def __init__(self, config: SEVLMConfig):
         super().__init__()
         self.query = nn.Linear(VAD_SIZE, VAD_SIZE)
         self.key = nn.Linear(VAD_SIZE, VAD_SIZE)
@@ -179,12 +171,11 @@ class SEVLMEmotionLayer(nn.Module):
         self.norm_output = nn.LayerNorm(VAD_SIZE)
         self.dropout = nn.Dropout(config.emotion_encoder_dropout)
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        # No fused kernel takes heads of width 3, and the fallback spends more operations than this.
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`(B, L, 3)` -> `(B, L, 3)`; `mask` is boolean, `(L, L)` or `(B, L, L)`, true where a row may attend."""
+        # No fused kernel takes heads of width 3, and the fallback of `scaled_dot_product_attention` is slower.
         scores = self.query(hidden) @ self.key(hidden).transpose(-1, -2) * VAD_SIZE**-0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        attended = scores.softmax(dim=-1) @ self.value(hidden)
+        attended = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1) @ self.value(hidden)
         attended = self.norm_attention(hidden + self.dropout(attended))
         transformed = self.fc_out(nn.functional.relu(self.fc_in(attended)))
         return self.norm_output(attended + self.dropout(transformed))

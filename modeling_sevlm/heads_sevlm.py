@@ -1,9 +1,9 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The three training signals of the paper: language loss, emotion loss (Eq. 4-5), contrastive loss (Eq. 6-7).
+"""The paper's training signals: language loss, emotion loss (Eq. 4-5), contrastive loss (Eq. 6-7).
 
-Each loss is a mean over its own kind of item: label tokens, explanation tokens found in the lexicon, sentences that
-have at least one negative. A batch without such an item gives zero, with a gradient path, so that distributed
-training never waits for a missing gradient.
+Each loss is a mean over its own kind of item: label tokens, explanation tokens found in the lexicon, sentences with at
+least one negative. A batch without such an item gives zero and still has a gradient path, because distributed training
+waits for the gradient of every parameter.
 """
 
 from itertools import pairwise
@@ -13,10 +13,10 @@ from torch import nn
 
 
 def language_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the next token, mean over the tokens that are asked for.
+    """Returns the cross-entropy of the next token, mean over T tokens.
 
     Args:
-        logits: `(T, V)`, where the T tokens were predicted.
+        logits: `(T, V)`.
         targets: `(T,)` token ids.
     """
     total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
@@ -24,28 +24,44 @@ def language_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def emotion_targets(vad_values: torch.Tensor, explanation_mask: torch.Tensor) -> torch.Tensor:
-    """Tokens whose VAD is to be predicted: `(..., L)` bool, explanation tokens with a VAD other than (0, 0, 0)."""
+    """Returns a mask `(..., L)` of the tokens in the emotion loss: explanation tokens with a VAD except (0, 0, 0)."""
     return explanation_mask & vad_values.ne(0).any(dim=-1)
 
 
 def emotion_loss(
     vad_predictions: torch.Tensor, vad_values: torch.Tensor, explanation_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Mean squared error of Eq. 5 between the VAD predicted at t - 1 and the VAD of token t.
+    """Returns the mean squared error of Eq. 5 between the VAD predicted at t - 1 and the VAD of token t.
 
     Args:
         vad_predictions, vad_values: `(N, L, 3)`.
-        explanation_mask: `(N, L)`, true for tokens behind " because" that are no padding.
+        explanation_mask: `(N, L)`, true for tokens after " because", without padding.
     """
-    wanted = emotion_targets(vad_values, explanation_mask)[:, 1:].unsqueeze(-1)
-    errors = (vad_predictions[:, :-1].float() - vad_values[:, 1:].float()).square() * wanted
-    return errors.sum() / (wanted.sum() * vad_values.shape[-1]).clamp(min=1)
+    targets = emotion_targets(vad_values, explanation_mask)[:, 1:].unsqueeze(-1)
+    errors = (vad_predictions[:, :-1].float() - vad_values[:, 1:].float()).square() * targets
+    return errors.sum() / (targets.sum() * vad_values.shape[-1]).clamp(min=1)
 
 
 def masked_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `(..., L, d)` over the positions where `mask` `(..., L)` is true; zero where there is none."""
+    """Returns the mean of `(..., L, d)` over the positions where `mask` `(..., L)` is true; zero if there are none."""
     weights = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weights).sum(dim=-2) / weights.sum(dim=-2).clamp(min=1)
+
+
+def sentence_means(
+    image_embeds: torch.Tensor, hidden: torch.Tensor, emotion_mask: torch.Tensor, explanation_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns I, M and X of Eq. 6: means over patches, emotion segment and explanation, each `(B, P, d)`.
+
+    Args:
+        image_embeds: `(B, K, d)` patch features.
+        hidden: `(B * P, L, d)` last hidden states of the decoder.
+        emotion_mask, explanation_mask: `(B * P, L)`.
+    """
+    image = image_embeds.mean(dim=1, keepdim=True)
+    emotion = masked_mean(hidden, emotion_mask).view(image.shape[0], -1, image.shape[2])
+    explanation = masked_mean(hidden, explanation_mask).view_as(emotion)
+    return image.expand_as(emotion), emotion, explanation
 
 
 class SEVLMContrastiveHead(nn.Module):
@@ -70,33 +86,31 @@ class SEVLMContrastiveHead(nn.Module):
         other_emotion: torch.Tensor,
         negatives: list[str],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Eq. 7 with the logarithm that it needs: -log softmax of the matched score among the negatives.
+        """Computes Eq. 7, with the logarithm that it needs: -log softmax of the matched score against its negatives.
 
-        The "emotion" negative of a sentence is the explanation of the row's next sentence, the "image" negative the
-        explanation of the same sentence slot of the batch's next picture. A negative that does not exist (the same
-        emotion, a single picture, an empty slot) is left out; a sentence without any negative is not counted.
+        The "emotion" negative of a sentence is the next explanation of the same image. The "image" negative is the
+        explanation in the same slot of the next image. A negative that does not exist (same emotion, single image,
+        empty slot) is left out. A sentence without negatives is not counted.
 
         Args:
-            image, emotion, explanation: `(B, P, d)` means for B pictures with P sentences each.
+            image, emotion, explanation: `(B, P, d)` means for B images with P sentences each.
             present: `(B, P)`, false for an empty sentence slot.
-            other_emotion: `(B, P)`, true where the row's next sentence has another emotion.
+            other_emotion: `(B, P)`, true where the next sentence of the same image has another emotion.
             negatives: subset of "emotion" and "image".
 
         Returns:
             The loss, and the matched scores `(B, P)`.
         """
         matched = self(image, emotion, explanation)
-        scores, exists = [matched], [present]
+        # The matched score stays finite in every slot, so that slots that are not counted give 0 instead of NaN.
+        scores, exists = [matched], [torch.ones_like(present)]
         if "emotion" in negatives and matched.shape[1] > 1:
             scores.append(self(image, emotion, explanation.roll(-1, dims=1)))
             exists.append(present & present.roll(-1, dims=1) & other_emotion)
         if "image" in negatives and matched.shape[0] > 1:
             scores.append(self(image, emotion, explanation.roll(-1, dims=0)))
             exists.append(present & present.roll(-1, dims=0))
-        exists = torch.stack(exists, dim=-1)
-        stacked = torch.stack(scores, dim=-1).float()
-        counted = present & exists[..., 1:].any(dim=-1)
-        # The matched score stays finite everywhere, so that slots that are not counted give 0 and no NaN.
-        exists[..., 0] = True
-        losses = -stacked.masked_fill(~exists, float("-inf")).log_softmax(dim=-1)[..., 0]
-        return (losses * counted).sum() / counted.sum().clamp(min=1), matched
+        existing = torch.stack(exists, dim=-1)
+        log_softmax = torch.stack(scores, dim=-1).float().masked_fill(~existing, float("-inf")).log_softmax(dim=-1)
+        counted = present & existing[..., 1:].any(dim=-1)
+        return (-log_softmax[..., 0] * counted).sum() / counted.sum().clamp(min=1), matched

@@ -1,12 +1,12 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""All labels in one pass: a tree of tokens whose trunk is the prompt and whose branches are the labels.
+"""A tree of tokens that scores all labels in one pass. The prompt is the trunk; each label is a branch.
 
     <bos> the emotion is +-- amusement
                          +-- awe
                          +-- something else
 
-The branches lie side by side in one sequence; positions and mask make each of them believe that it follows the prompt
-alone. A picture's patches are then attended to once instead of once per label.
+The branches follow one another in one sequence. Position ids and the attention mask let each branch see the prompt
+and itself only, so it is scored like a separate sequence. Each image is attended to once instead of once per label.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,9 @@ class LabelTree:
     """
     Args:
         input_ids, position_ids: `(1, T)`.
-        mask: `(1, 1, T, T)`, true where a node may look.
-        nodes, tokens, labels: `(S,)` each; node `nodes[i]` predicts `tokens[i]`, a step of label `labels[i]`.
+        mask: `(1, 1, T, T)` bool, true where a node (row) may attend to a node (column).
+        nodes, tokens, labels: `(S,)` each; the output at `nodes[i]` predicts `tokens[i]`, which belongs to label
+            `labels[i]`.
     """
 
     input_ids: torch.Tensor
@@ -33,18 +34,17 @@ class LabelTree:
 
 
 def build_label_tree(prompt: Sequence[int], label_tokens: Sequence[Sequence[int]], closing_token: int) -> LabelTree:
-    """The tree of `prompt` and `label_tokens`; every label counts its own tokens and `closing_token` behind them."""
-    ids, positions, branch_starts, steps = list(prompt), list(range(len(prompt))), [0] * len(prompt), []
+    """Builds the tree. A label is scored on its own tokens and on `closing_token` after them."""
+    ids, positions, branch_starts = list(prompt), list(range(len(prompt))), [0] * len(prompt)
+    steps: list[tuple[int, int, int]] = []
     for label, tokens in enumerate(label_tokens):
         start = len(ids)
-        # The end of the prompt predicts every label's first token.
-        predicting = [len(prompt) - 1, *range(start, start + len(tokens))]
-        steps += [(node, token, label) for node, token in zip(predicting, [*tokens, closing_token], strict=True)]
+        # The last token of the prompt predicts the first token of every label.
+        nodes = [len(prompt) - 1, *range(start, start + len(tokens))]
+        steps += [(node, token, label) for node, token in zip(nodes, [*tokens, closing_token], strict=True)]
         ids += tokens
         positions += range(len(prompt), len(prompt) + len(tokens))
         branch_starts += [start] * len(tokens)
     node = torch.arange(len(ids))
-    # A node sees the prompt and, of its own branch, itself and what stands before it.
     mask = (node[:, None] >= node) & ((node < len(prompt)) | (node >= torch.tensor(branch_starts)[:, None]))
-    nodes, tokens, labels = torch.tensor(steps).T
-    return LabelTree(torch.tensor([ids]), torch.tensor([positions]), mask[None, None], nodes, tokens, labels)
+    return LabelTree(torch.tensor([ids]), torch.tensor([positions]), mask[None, None], *torch.tensor(steps).T)

@@ -1,17 +1,16 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Matrix products on CPU with weights in oneDNN's blocked order.
+"""Linear layers on CPU with weights in oneDNN's blocked layout.
 
-A step of generation multiplies a few rows by every weight of the decoder: its time is that of reading the weights.
-oneDNN's products of few rows are faster than the default kernels once the weights lie in its own order
-(docs/performance.md).
-That order is a second copy of the weights in memory, made on first use.
+A step of generation multiplies a few rows by every weight of the decoder, so its time is that of reading the weights.
+For few rows, oneDNN's products are faster than the default kernels once the weights are in its own layout
+(docs/performance.md). The blocked weights are a second copy in memory, made on first use.
 
     with packed_linears(model):  # what `generate`, `emotion_scores` and `alignment_score` do
         ...
 
-Nothing changes for other models and other threads, outside the block, under autograd or autocast, in a compiled graph,
-on other devices, in other dtypes than float32 and bfloat16, or where a layer's weight is no plain parameter.
-`model.pack_weights = False` keeps a model from it and frees the copy.
+Layers use the copy inside the block, in the thread that entered it. They do not use it under autograd or autocast, in
+a compiled graph, on other devices than the CPU, in other dtypes than float32 and bfloat16, or where the weight is not
+a plain parameter. `model.pack_weights = False` turns packing off and frees the copy.
 """
 
 import threading
@@ -25,15 +24,16 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 
+# For a smaller matrix, the call takes longer than the product.
 MIN_WEIGHTS = 2**10
 
-_thread = threading.local()  # .packed: {layer: packed weight} of the blocks that this thread is in
+_thread = threading.local()  # .packed: {layer: packed weight} of the blocks that this thread has entered
 _lock = threading.Lock()
 
 
 @dataclass
 class _Packed:
-    source: torch.Tensor  # shares the weight's memory, so that its address is not given to another
+    source: torch.Tensor  # shares memory with the weight, which keeps the address from being used again
     version: int
     sample: torch.Tensor
     weight: torch.Tensor
@@ -47,82 +47,76 @@ class _Packed:
         )
 
 
-# Not on the modules: packed weights cannot be copied, pickled or saved.
-_known: WeakKeyDictionary[nn.Module, _Packed] = WeakKeyDictionary()
+# Not an attribute of the layers: packed weights cannot be copied, pickled or saved.
+_cache: WeakKeyDictionary[nn.Module, _Packed] = WeakKeyDictionary()
 
 
-class PackableLinear(nn.Linear):
+class _Packable(nn.Module):
+    bias: nn.Parameter | None
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         packed = _packed_weight(self, input)
         return super().forward(input) if packed is None else _product(input, packed, self.bias)
 
     def _apply(self, fn, recurse=True):
-        _known.pop(self, None)  # weights on the move are not needed where they were
+        _cache.pop(self, None)  # the weights are about to move or change their dtype
         return super()._apply(fn, recurse)
 
 
-class PackableConv1D(Conv1D):
-    """GPT-2's linear layer, whose weight is stored transposed."""
+class PackableLinear(_Packable, nn.Linear):
+    pass
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        packed = _packed_weight(self, x)
-        return super().forward(x) if packed is None else _product(x, packed, self.bias)
 
-    def _apply(self, fn, recurse=True):
-        _known.pop(self, None)
-        return super()._apply(fn, recurse)
+class PackableConv1D(_Packable, Conv1D):
+    """GPT-2's linear layer, which stores its weight transposed."""
 
 
 def make_packable(module: nn.Module):
-    """Give the linear layers of `module` the forward of this file. Parameters and their names stay."""
+    """Makes the large linear layers of `module` able to use packed weights. Parameters keep their names."""
     for layer in module.modules():
-        # Of a small matrix the call itself takes the time.
-        if isinstance(layer, nn.Linear | Conv1D) and layer.weight.numel() < MIN_WEIGHTS:
-            continue
-        if type(layer) is nn.Linear:
-            layer.__class__ = PackableLinear
-        elif type(layer) is Conv1D:
-            layer.__class__ = PackableConv1D
+        packable = {nn.Linear: PackableLinear, Conv1D: PackableConv1D}.get(type(layer))
+        if packable is not None and layer.get_parameter("weight").numel() >= MIN_WEIGHTS:
+            layer.__class__ = packable
 
 
 def packable_layers(module: nn.Module) -> list[nn.Module]:
-    return [layer for layer in module.modules() if isinstance(layer, PackableLinear | PackableConv1D)]
+    return [layer for layer in module.modules() if isinstance(layer, _Packable)]
 
 
 @contextmanager
 def packed_linears(module: nn.Module, enabled: bool = True, without: nn.Module | None = None):
-    """Within this block and this thread, the layers of `module`, except those of `without`, compute with packed
-    weights, made anew where weights have changed. Not `enabled`, they compute as ever.
+    """Inside this block and thread, the layers of `module`, except those of `without`, use packed weights.
 
-    Changes through `.data` that touch single numbers are not noticed; those of rows, columns or matrices are, and all
-    others."""
-    before = getattr(_thread, "packed", {})
+    Weights that changed since the last block are packed again. A change through `.data` of single numbers is not
+    noticed; all other changes are. With `enabled=False` the layers use their plain weights, even inside another block.
+    """
+    outer = getattr(_thread, "packed", {})
     layers = packable_layers(module)
-    left_out = set(packable_layers(without)) if without is not None else set()
-    active = {layer: weight for layer, weight in before.items() if enabled or layer not in layers}
+    excluded = set(packable_layers(without)) if without is not None else set()
+    active = {layer: weight for layer, weight in outer.items() if enabled or layer not in layers}
     if enabled:
         with _lock:
-            fresh = {layer: _pack(layer) for layer in layers if layer not in left_out}
-        active |= {layer: weight for layer, weight in fresh.items() if weight is not None}
+            packed = {layer: _pack(layer) for layer in layers if layer not in excluded}
+        active |= {layer: weight for layer, weight in packed.items() if weight is not None}
     _thread.packed = active
     try:
         yield
     finally:
-        _thread.packed = before
+        _thread.packed = outer
 
 
 def forget_packed(module: nn.Module):
-    """Free the copies of the weights of `module`."""
+    """Frees the packed weights of `module`."""
     with _lock:
         for layer in packable_layers(module):
-            _known.pop(layer, None)
+            _cache.pop(layer, None)
 
 
 def _can_pack(layer: nn.Module) -> bool:
     weight = layer._parameters.get("weight")
-    if weight is None or is_parametrized(layer):  # pruned or normalised: computed anew before every call
+    if weight is None or is_parametrized(layer):  # pruned or normalised weights are computed before every call
         return False
-    if type(weight.detach()) is not torch.Tensor or weight.is_inference():  # quantised; without a count of changes
+    if type(weight.detach()) is not torch.Tensor or weight.is_inference():  # quantised; no version counter
         return False
     if weight.device.type != "cpu" or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
@@ -133,28 +127,27 @@ def _can_pack(layer: nn.Module) -> bool:
 
 def _pack(layer: nn.Module) -> torch.Tensor | None:
     if not _can_pack(layer):
-        _known.pop(layer, None)
+        _cache.pop(layer, None)
         return None
-    weight = layer.weight.detach()
-    known = _known.get(layer)
-    if known is None or not known.is_of(weight):
+    weight: torch.Tensor = layer._parameters["weight"].detach()
+    cached = _cache.get(layer)
+    if cached is None or not cached.is_of(weight):
         rows = weight.t() if isinstance(layer, Conv1D) else weight
         packed = torch.ops.mkldnn._reorder_linear_weight(rows, None)
-        known = _known[layer] = _Packed(weight, weight._version, _sample(weight).clone(), packed)
-    return known.weight
+        cached = _cache[layer] = _Packed(weight, weight._version, _sample(weight).clone(), packed)
+    return cached.weight
 
 
 def _sample(weight: torch.Tensor) -> torch.Tensor:
-    """Some numbers of every row. Changes through `.data`, as of merged adapters and averaged weights, leave the
-    version as it is; comparing all numbers would take as long as several steps of generation."""
+    """Returns some numbers of every row. Merging adapters and averaging weights change `.data`, which leaves the
+    version unchanged. Comparing all numbers would take as long as several steps of generation."""
     return weight.reshape(-1)[:: min(127, weight.shape[-1] // 2 | 1)]
 
 
 def _packed_weight(layer: nn.Module, input: torch.Tensor) -> torch.Tensor | None:
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
-    packed = getattr(_thread, "packed", None)
-    weight = packed.get(layer) if packed else None
+    weight = getattr(_thread, "packed", {}).get(layer)
     return weight if weight is not None and input.dtype == layer.weight.dtype else None
 
 

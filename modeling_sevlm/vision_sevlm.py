@@ -1,63 +1,68 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """The vision tower: any image model of `AutoModel`, read as a sequence of patch features.
 
-Towers differ in three ways only, and all three are settled here: tokens in front of the patches (CLS, registers),
-whether the last LayerNorm has been applied already, and, for SigLIP2, how the pixels go in.
+Towers differ in three ways, and `encode_patches` handles all of them: tokens before the patches (CLS, registers),
+whether the last LayerNorm has been applied, and the input format of SigLIP2.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
 
-
-def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
-    """A randomly initialised tower for `config`."""
-    return AutoModel.from_config(config)
+from .configuration_sevlm import SEVLMConfig
 
 
 def load_vision_tower(name_or_path: str, config: PreTrainedConfig, **kwargs) -> nn.Module:
-    """The pretrained tower; of a two-tower model the vision half.
+    """Loads a pretrained tower; of a two-tower model, the vision half.
 
     Raises:
         ValueError: if the checkpoint lacks weights of the patch features, which would stay random.
     """
     tower, info = AutoModel.from_pretrained(name_or_path, config=config, output_loading_info=True, **kwargs)
-    # Pooling heads are not part of the patch features, and classifiers come without them.
+    # Patch features need no pooling head, and checkpoints of classifiers do not have one.
     missing = [name for name in info["missing_keys"] if not name.startswith(("pooler.", "head."))]
     if missing or tower.main_input_name != "pixel_values":
-        raise ValueError(
-            f"{name_or_path} is no checkpoint of a {config.model_type!r} vision tower"
-            + (f": it lacks {len(missing)} weights, {missing[0]} among them." if missing else ".")
-        )
+        reason = f"it lacks {len(missing)} weights, such as {missing[0]}" if missing else "it takes no `pixel_values`"
+        raise ValueError(f"{name_or_path} is not a checkpoint of a {config.model_type!r} vision tower: {reason}.")
     return tower
 
 
 def vision_feature_size(config: PreTrainedConfig) -> int:
-    """Width of the tower's patch features. Convolutional towers name one width per stage; the last one counts."""
+    """Returns the width of the tower's patch features; of a convolutional tower, the width of its last stage."""
     if hasattr(config, "hidden_size"):
         return config.hidden_size
     if config.model_type == "efficientnet":
         return config.hidden_dim
     if hasattr(config, "hidden_sizes"):
         return config.hidden_sizes[-1]
-    raise ValueError(f"Cannot tell the feature width of a {config.model_type!r} tower: no `hidden_size(s)` in it.")
+    raise ValueError(
+        f"The feature width of a {config.model_type!r} tower is unknown: its config has no `hidden_size`."
+    )
 
 
-def ends_in_norm(config: PreTrainedConfig) -> bool:
-    """Whether patch features come out of a LayerNorm: those of transformers do; those of convolutional networks have
-    any scale."""
-    return hasattr(config, "num_attention_heads")
+def build_vision_projection(config: SEVLMConfig) -> nn.Module:
+    """Returns a module `(..., d) -> (..., n_embd)`: the identity where the tower has the decoder's width."""
+    image_width, width = vision_feature_size(config.vision_config), config.hidden_size
+    if image_width == width:
+        return nn.Identity()
+    linear = nn.Linear(image_width, width)
+    if hasattr(config.vision_config, "num_attention_heads"):
+        return linear
+    # Transformers end in a LayerNorm. Features of convolutional networks may have any scale.
+    return nn.Sequential(nn.LayerNorm(image_width), linear, nn.Dropout(config.text_config.embd_pdrop))
 
 
-def encode_patches(tower: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Patch features without CLS or register tokens, behind the tower's final LayerNorm.
+def encode_patches(tower: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Returns the features of the patches, without CLS or register tokens, after the tower's final LayerNorm.
 
     Args:
-        tower: a model built by [`build_vision_tower`] or loaded with `AutoModel`.
-        pixel_values: `(B, channels, height, width)`, normalised pictures.
+        tower: an image model of `AutoModel`.
+        pixel_values: `(B, channels, height, width)`, normalised images.
 
     Returns:
-        `(B, K, d)` features f^I of the paper's Sec. 4.1: K patches in row-major order.
+        `(B, K, d)` features f^I of Sec. 4.1: K patches in row-major order.
     """
     if tower.config.model_type == "siglip2_vision_model":
         features = tower(**_siglip2_patches(pixel_values, tower.config.patch_size)).last_hidden_state
@@ -67,13 +72,13 @@ def encode_patches(tower: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor
         return features.flatten(2).transpose(1, 2).contiguous()
     features = features[:, _num_prefix_tokens(tower.config, features.shape[1], pixel_values) :].contiguous()
     if tower.config.model_type in ("clip_vision_model", "chinese_clip_vision_model"):
-        # CLIP applies it to the pooled CLS token only; the paper's patch features have been through it.
+        # CLIP applies its last LayerNorm to the pooled CLS token only; the paper applies it to the patches.
         features = tower.post_layernorm(features)
     return features
 
 
 def _num_prefix_tokens(config: PreTrainedConfig, num_tokens: int, pixel_values: torch.Tensor) -> int:
-    """Tokens that stand before the patches. Hierarchical towers merge patches and have none."""
+    """Counts the tokens before the patches. Hierarchical towers merge patches and have none."""
     patch_size = getattr(config, "patch_size", None)
     if patch_size is None:
         return 0
@@ -83,7 +88,7 @@ def _num_prefix_tokens(config: PreTrainedConfig, num_tokens: int, pixel_values: 
 
 
 def _siglip2_patches(pixel_values: torch.Tensor, patch_size: int) -> dict[str, torch.Tensor]:
-    """SigLIP2 takes flattened patches (row, column, channel), their mask and the grid instead of a picture."""
+    """Returns SigLIP2's inputs: flattened patches (row, column, channel), their mask, and the shape of the grid."""
     batch, channels, height, width = pixel_values.shape
     rows, columns = height // patch_size, width // patch_size
     patches = pixel_values.reshape(batch, channels, rows, patch_size, columns, patch_size)

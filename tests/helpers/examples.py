@@ -1,4 +1,4 @@
-"""How many examples a property is tried on: a few in the suite, many times as many in `make torture`."""
+"""The number of examples per property: small in the suite, ten times as large in `make torture`."""
 
 from hypothesis import HealthCheck, settings
 
@@ -7,7 +7,7 @@ TORTURE = 10
 
 
 def examples(count: int, torture: int | None = None) -> settings:
-    """`torture`: how many then, where ten times as many take too long."""
+    """Settings for `count` examples, or in `make torture` for `torture` examples (default: ten times `count`)."""
     if not settings.default.derandomize:
         count = torture or TORTURE * count
     return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,4 +1,4 @@
-"""Small real components for the tests: a tokenizer trained on the spot, a processor, a model of the real classes."""
+"""Small components of the real classes for the tests: a tokenizer, a processor, a model, backbones on disk."""
 
 from pathlib import Path
 
@@ -33,6 +33,9 @@ WORDS = {
     "quiet": (0.3, -0.85, -0.1),
 }
 IMAGE_SIZE = 32
+TEXT_SIZES = {"n_embd": 48, "n_layer": 2, "n_head": 2, "n_positions": 64}
+BLOCKS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION_SIZES = BLOCKS | {"image_size": IMAGE_SIZE, "patch_size": 8}
 
 
 def tiny_lexicon(redistributable: bool = True) -> VADLexicon:
@@ -46,28 +49,13 @@ def tiny_processor(**kwargs) -> SEVLMProcessor:
 
 
 def tiny_config(processor: SEVLMProcessor, **kwargs) -> SEVLMConfig:
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=IMAGE_SIZE,
-        patch_size=8,
-    )
-    text = GPT2Config(
-        n_embd=48,
-        n_layer=2,
-        n_head=2,
-        n_positions=64,
-        vocab_size=len(processor.tokenizer),
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return SEVLMConfig(**{"vision_config": vision, "text_config": text} | processor.token_layout() | kwargs)
+    text = GPT2Config(**TEXT_SIZES, vocab_size=len(processor.tokenizer), bos_token_id=None, eos_token_id=None)
+    towers = {"vision_config": CLIPVisionConfig(**VISION_SIZES), "text_config": text}
+    return SEVLMConfig(**towers | processor.token_layout() | kwargs)
 
 
 def tiny_model(processor: SEVLMProcessor, seed: int = 0, **kwargs) -> SEVLMForConditionalGeneration:
-    """Random weights, enlarged so that different inputs give visibly different outputs."""
+    """A model with random weights, enlarged so that different inputs give different outputs."""
     torch.manual_seed(seed)
     model = SEVLMForConditionalGeneration(tiny_config(processor, **kwargs))
     with torch.no_grad():
@@ -84,23 +72,30 @@ def pixels(batch: int, seed: int = 0) -> torch.Tensor:
 
 
 def training_batch(processor: SEVLMProcessor, images: int = 3) -> dict[str, torch.Tensor]:
-    """`images` pictures with two sentences of different emotions each."""
+    """A batch of `images` images with two sentences of different emotions each."""
     emotions = [[EMOTIONS[2 * i % 9], EMOTIONS[(2 * i + 1) % 9]] for i in range(images)]
     explanations = [[SENTENCES[2 * i % 6], SENTENCES[(2 * i + 1) % 6]] for i in range(images)]
     batch = processor(emotions=emotions, explanations=explanations, return_tensors="pt")
     return {"pixel_values": pixels(images), **batch}
 
 
+def save_gpt2(folder: Path | str, model_class=GPT2LMHeadModel, **fields):
+    """Saves a random GPT-2 and its tokenizer, which has none of SEVLM's tokens. Returns the model."""
+    tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
+    fields = TEXT_SIZES | {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0} | fields
+    model = model_class(GPT2Config(**fields))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
 def save_backbones(folder: Path, width: int = 32, patch_size: int = 8) -> list[str]:
-    """A CLIP and a GPT-2 on the disk, and the arguments of train.py that name them: preset paper, tower frozen."""
+    """Saves a CLIP and a GPT-2. Returns the arguments of train.py that name them, with preset "paper"."""
     vision, text = str(folder / "clip"), str(folder / "gpt2")
     torch.manual_seed(0)
-    sizes = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=IMAGE_SIZE, patch_size=patch_size)).save_pretrained(vision)
+    sizes = VISION_SIZES | {"hidden_size": width, "patch_size": patch_size}
+    CLIPVisionModel(CLIPVisionConfig(**sizes)).save_pretrained(vision)
     CLIPImageProcessorPil().save_pretrained(vision)
-    tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
-    sizes = {"n_embd": 48, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
-    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(text)
-    tokenizer.save_pretrained(text)
+    save_gpt2(text)
     named = ["--vision_model", vision, "--text_model", text, "--image_size", str(IMAGE_SIZE)]
     return ["--preset", "paper", *named]

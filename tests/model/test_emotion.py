@@ -1,4 +1,4 @@
-"""VAD inside the model: the tensor reader agrees with the string reader, the emotion encoder looks back only."""
+"""VAD in the model: `VADLookup` agrees with the processor's reader; the emotion encoder is causal by default."""
 
 import pytest
 import torch
@@ -28,12 +28,12 @@ def test_both_readers_agree_on_any_tokens(ids):
 
 @examples(300)
 @given(st.lists(st.sampled_from([" ", "fun", "eral", "Funeral", "dark", "(", "’", "é", "\n", "calm,", "x", "日"])))
-def test_both_readers_agree_on_texts_made_of_hard_pieces(pieces):
+def test_both_readers_agree_on_unusual_texts(pieces):
     ids = PROCESSOR.tokenizer("".join(pieces) or " ")["input_ids"]
     assert_readers_agree(ids)
 
 
-def test_the_lookup_reads_a_batch_of_any_shape():
+def test_the_lookup_takes_any_batch_shape():
     ids = torch.randint(0, len(PROCESSOR.tokenizer), (2, 3, 11), generator=torch.Generator().manual_seed(0))
     expected = torch.stack([LOOKUP(row[None])[0] for row in ids.view(6, 11)]).view(2, 3, 11, 3)
     assert torch.equal(LOOKUP(ids), expected)
@@ -47,8 +47,8 @@ def test_a_tokens_vad_does_not_depend_on_later_tokens():
         assert torch.equal(LOOKUP(ids[:, :length]), whole[:, :length])
 
 
-def test_words_are_found_however_they_are_cut_into_pieces():
-    """A model may spell a word in pieces that the tokenizer would not choose."""
+def test_words_are_found_in_any_segmentation():
+    """A model may generate pieces of a word that the tokenizer would not choose."""
     letters = [PROCESSOR.tokenizer.convert_tokens_to_ids(token) for token in ["Ġ", "f", "u", "n", "e", "r", "a", "l"]]
     vad = LOOKUP(torch.tensor([letters]))[0]
     lexicon = tiny_lexicon()
@@ -57,7 +57,7 @@ def test_words_are_found_however_they_are_cut_into_pieces():
     assert not vad[[0, 1, 2, 4, 5, 6]].any()
 
 
-def test_without_a_table_every_word_is_neutral():
+def test_without_a_table_every_token_is_neutral():
     lookup = VADLookup()
     assert lookup(torch.arange(12).view(2, 6)).shape == (2, 6, 3)
     assert not lookup(torch.arange(300)).any()
@@ -69,29 +69,30 @@ def encoder():
     return SEVLMEmotionEncoder(tiny_config(PROCESSOR)).eval()
 
 
-def test_the_causal_encoder_looks_back_only(encoder):
+def later_words_changed() -> tuple[torch.Tensor, torch.Tensor]:
     vad = torch.rand(2, 9, 3)
     changed = vad.clone()
     changed[:, 5:] = -1
-    first, second = encoder(vad), encoder(changed)
+    return vad, changed
+
+
+def test_the_causal_encoder_sees_no_later_words(encoder):
+    first, second = map(encoder, later_words_changed())
     assert torch.equal(first[:, :5], second[:, :5])
     assert not torch.allclose(first[:, 5:], second[:, 5:])
 
 
-def test_the_bidirectional_encoder_has_the_same_weights_and_looks_ahead(encoder):
+def test_the_bidirectional_encoder_has_the_same_weights_and_sees_later_words(encoder):
     config = tiny_config(PROCESSOR, emotion_encoder_attention="bidirectional")
     other = SEVLMEmotionEncoder(config).eval()
     other.load_state_dict(encoder.state_dict())
-    vad = torch.rand(1, 9, 3)
-    changed = vad.clone()
-    changed[:, 5:] = -1
+    vad, changed = later_words_changed()
     assert not torch.allclose(other(vad)[:, :5], other(changed)[:, :5])
-    # The last position looks at everything in both.
-    torch.testing.assert_close(encoder(vad)[:, 0], encoder(vad[:, :1])[:, 0])
+    torch.testing.assert_close(encoder(vad)[:, 0], other(vad[:, :1])[:, 0])
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-def test_padding_on_either_side_changes_no_feature(attention):
+def test_padding_on_either_side_does_not_change_the_features(attention):
     torch.manual_seed(0)
     encoder = SEVLMEmotionEncoder(tiny_config(PROCESSOR, emotion_encoder_attention=attention)).eval()
     vad, pad = torch.rand(1, 6, 3), torch.rand(1, 2, 3)

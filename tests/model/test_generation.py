@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing, batches change nothing, the tower runs once."""
+"""Generation gives the same tokens with and without a cache and in any batch, and the tower runs once per image."""
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ def generate(model, seed=0, **kwargs):
     return model.generate(**kwargs)
 
 
-def count_tower_pictures(model, monkeypatch):
-    """Pictures that pass through the tower from now on."""
+def count_tower_images(model, monkeypatch):
+    """Records how many images each call of the tower gets."""
     seen = []
     forward = model.vision_tower.forward
 
@@ -35,16 +35,16 @@ def count_tower_pictures(model, monkeypatch):
 
 @pytest.mark.parametrize("decoding", DECODING)
 def test_cached_generation_equals_recomputing(processor, model, decoding):
-    # Prompts through " because", so that VAD fusion is at work from the first token on.
+    # The prompts end in " because", so every new token is fused with VAD.
     inputs = processor(emotions=["awe", "fear", "sadness"], return_tensors="pt")
     inputs |= {"pixel_values": pixels(3), **DECODING[decoding]}
     cached = generate(model, use_cache=True, **inputs)
     assert torch.equal(cached, generate(model, use_cache=False, **inputs))
-    assert len(set(map(tuple, cached.tolist()))) > 1, "the pictures should tell the rows apart"
+    assert len(set(map(tuple, cached.tolist()))) > 1, "the test needs different rows"
 
 
-def test_vad_of_generated_words_matters(processor, model):
-    """Otherwise the comparison of cached and recomputed generation would prove little."""
+def test_logits_depend_on_the_vad_of_earlier_words(processor, model):
+    """Otherwise the comparison of cached and recomputed generation would say nothing about VAD."""
     inputs = processor(emotions=["awe"], return_tensors="pt") | {"pixel_values": pixels(1)}
     ids = processor(emotions=["awe"], explanations=["a quiet happy funeral"], return_tensors="pt")["input_ids"]
     with_vad = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
@@ -54,7 +54,7 @@ def test_vad_of_generated_words_matters(processor, model):
 
 @pytest.fixture(scope="module")
 def full_size_model():
-    """The paper's size with random weights. The tower runs once per picture whatever is tested: features stand in."""
+    """A model of the paper's size with random weights, and features in place of the tower."""
     torch.manual_seed(0)
     config = SEVLMConfig(use_vision_tower=False, prompt_token_ids=[50256, 262, 9942, 318])
     model = SEVLMForConditionalGeneration(config).eval()
@@ -77,11 +77,10 @@ def test_cached_generation_equals_recomputing_at_full_size(full_size_model, deco
     assert torch.equal(cached, generate(full_size_model, use_cache=False, **inputs))
 
 
-def test_a_batch_gives_what_its_members_give_alone(processor, model):
-    """Prompts of different lengths, padded on the left."""
+def test_left_padding_in_a_batch_does_not_change_the_tokens(processor, model):
     emotions = ["awe", "something else", "contentment"]
     inputs = processor(emotions=emotions, return_tensors="pt")
-    assert not inputs["attention_mask"].all(), "the prompts should differ in length"
+    assert not inputs["attention_mask"].all(), "the test needs prompts of different lengths"
     batched = model.generate(pixel_values=pixels(3), do_sample=False, **inputs)
     width = inputs["input_ids"].shape[1]
     for row, emotion in enumerate(emotions):
@@ -92,7 +91,7 @@ def test_a_batch_gives_what_its_members_give_alone(processor, model):
 
 
 @pytest.mark.parametrize("decoding", DECODING)
-def test_sdpa_gives_what_eager_attention_gives(processor, model, decoding):
+def test_sdpa_and_eager_attention_generate_the_same_tokens(processor, model, decoding):
     inputs = {"pixel_values": pixels(3), **DECODING[decoding]}
     expected = generate(model, **inputs)
     assert model.config._attn_implementation == "sdpa"
@@ -102,25 +101,16 @@ def test_sdpa_gives_what_eager_attention_gives(processor, model, decoding):
 
 
 @pytest.mark.parametrize("decoding", DECODING)
-def test_the_tower_runs_once_per_picture(processor, model, decoding, monkeypatch):
-    seen = count_tower_pictures(model, monkeypatch)
-    model.generate(pixel_values=pixels(3), **DECODING[decoding])
-    assert sum(seen) == 3
+def test_tower_projection_and_cross_attention_read_each_image_once(model, decoding, monkeypatch):
+    tower, other = count_tower_images(model, monkeypatch), []
+    for module in (model.vision_projection, model.decoder.h[0].crossattention.c_attn):
+        module.register_forward_hook(lambda module, args, output: other.append(output.shape[0]))
+    model.generate(pixel_values=pixels(3), use_cache=True, **DECODING[decoding])
+    assert sum(tower) == 3 and other == [3, 3]
 
 
-def test_the_patches_are_projected_and_attended_to_once_per_picture(processor):
-    model, seen = tiny_model(processor), []
-    model.vision_projection.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
-    keys = model.decoder.h[0].crossattention.c_attn
-    keys.register_forward_hook(lambda module, args, output: seen.append(output.shape[0]))
-    for decoding in DECODING.values():
-        model.generate(pixel_values=pixels(3), use_cache=True, **decoding)
-        assert seen == [3, 3]
-        seen.clear()
-
-
-def test_several_prompts_share_a_picture(processor, model, monkeypatch):
-    seen = count_tower_pictures(model, monkeypatch)
+def test_several_prompts_share_an_image(processor, model, monkeypatch):
+    seen = count_tower_images(model, monkeypatch)
     prompts = processor(emotions=["awe", "fear", "awe", "fear"], return_tensors="pt")
     shared = model.generate(pixel_values=pixels(2), do_sample=False, **prompts)
     assert sum(seen) == 2
@@ -128,32 +118,31 @@ def test_several_prompts_share_a_picture(processor, model, monkeypatch):
     assert torch.equal(shared, repeated)
 
 
-def test_pictures_alone_get_the_prompt_of_the_config(processor, model):
+def test_images_without_prompts_get_the_prompt_of_the_config(processor, model):
     from_config = model.generate(pixel_values=pixels(2), do_sample=False)
     prompt = processor(text=[processor.prompt] * 2, return_tensors="pt")
     assert torch.equal(from_config, model.generate(pixel_values=pixels(2), do_sample=False, **prompt))
 
 
-def test_image_features_stand_in_for_pictures(model):
+def test_image_features_replace_pixel_values(model):
     from_features = model.generate(image_features=model.get_image_features(pixels(2)), do_sample=False)
     assert torch.equal(from_features, model.generate(pixel_values=pixels(2), do_sample=False))
 
 
-def test_a_static_cache_changes_nothing(processor, model):
+def test_a_static_cache_gives_the_same_tokens(processor, model):
     inputs = processor(emotions=["awe", "something else"], return_tensors="pt")
     inputs |= {"pixel_values": pixels(2), "do_sample": False}
     assert torch.equal(model.generate(cache_implementation="static", **inputs), model.generate(**inputs))
 
 
-def test_a_cache_of_the_callers_is_used(processor, model):
-    """As `generate` makes it for models with an encoder."""
+def test_generate_uses_the_callers_cache(model):
     inputs = {"pixel_values": pixels(2), "do_sample": False, "num_return_sequences": 1}
     cache = EncoderDecoderCache(DynamicCache(config=model.decoder.config), DynamicCache(config=model.decoder.config))
     assert torch.equal(model.generate(past_key_values=cache, **inputs), model.generate(**inputs))
     assert cache.self_attention_cache.get_seq_length() > 4
 
 
-def test_rows_of_the_patches_are_not_taken_for_rows_of_the_text(model):
+def test_the_cache_refuses_to_select_rows(model):
     found = model.generate(
         pixel_values=pixels(2), do_sample=True, num_return_sequences=3, return_dict_in_generate=True, use_cache=True
     )
@@ -180,12 +169,14 @@ def test_a_bidirectional_emotion_encoder_decodes_without_a_cache(processor):
         model.generate(pixel_values=pixels(1), use_cache=True)
 
 
-def test_pictures_and_prompts_that_do_not_match_are_an_error(processor, model):
+def test_prompts_that_do_not_divide_among_the_images_are_an_error(processor, model):
     prompts = processor(emotions=["awe", "fear", "awe"], return_tensors="pt")
-    with pytest.raises(ValueError, match="3 prompts for 2 pictures"):
+    with pytest.raises(ValueError, match="3 prompts .* 2 images"):
         model.generate(pixel_values=pixels(2), **prompts)
 
 
-def test_generate_without_a_picture_is_an_error(processor, model):
-    with pytest.raises(ValueError, match="pixel_values"):
-        model.generate(**processor(emotions=["awe"], return_tensors="pt"))
+def test_neither_pixels_nor_features_is_an_error(processor, model):
+    prompts = processor(emotions=["awe"], return_tensors="pt")
+    for call in (model.generate, model):
+        with pytest.raises(ValueError, match="pixel_values"):
+            call(input_ids=prompts["input_ids"])

@@ -1,4 +1,4 @@
-"""The model: size, outputs, losses, frozen tower, ablations, saving."""
+"""The model: size, outputs, losses, ablations, frozen tower, scores, saving, configuration."""
 
 import math
 
@@ -16,23 +16,18 @@ from processing.tiny_tokenizer import train_tokenizer
 from tests.helpers.tiny import pixels, tiny_lexicon, tiny_model, tiny_processor, training_batch
 
 
-def test_the_default_model_has_the_papers_parameters():
-    with torch.device("meta"):
-        model = SEVLMForConditionalGeneration(SEVLMConfig())
-    assert sum(parameter.numel() for parameter in model.parameters()) == 186_054_331
-
-
-def test_one_forward_of_the_prompt_costs_the_papers_multiply_adds():
-    """Tab. 3: 19.33 G for one picture and the 4-token prompt; the counter counts two operations a multiply-add."""
+def test_the_default_model_has_the_papers_parameters_and_multiply_adds():
+    """Tab. 3: 19.33 G for one image and the 4-token prompt. The counter counts a multiply-add as two operations."""
     with torch.device("meta"):
         model = SEVLMForConditionalGeneration(SEVLMConfig()).eval()
         model.set_attn_implementation("eager")
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(input_ids=torch.zeros(1, 4, dtype=torch.long), pixel_values=torch.zeros(1, 3, 224, 224))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 186_054_331
     assert counter.get_total_flops() / 2 == pytest.approx(19.33e9, rel=0.005)
 
 
-def test_model_and_data_agree_on_the_labels_and_their_order():
+def test_model_and_data_have_the_same_labels_in_the_same_order():
     assert list(ARTEMIS_EMOTIONS) == list(EMOTIONS)
 
 
@@ -49,7 +44,7 @@ def test_outputs_have_the_shape_of_the_input(processor, model, nested):
     assert outputs.image_features.shape == (3, 16, 32)
 
 
-def test_training_computes_the_logits_that_labels_ask_for_and_no_others(processor):
+def test_training_computes_the_logits_of_label_tokens_only(processor):
     batch, model = training_batch(processor), tiny_model(processor)
     rows = []
     model.lm_head.register_forward_hook(lambda module, args, output: rows.append(output.shape[:-1].numel()))
@@ -65,7 +60,7 @@ def test_training_computes_the_logits_that_labels_ask_for_and_no_others(processo
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_sentences_that_share_a_picture_give_what_they_give_with_a_picture_each(processor, model):
+def test_sentences_that_share_an_image_give_the_same_logits_as_with_one_image_each(processor, model):
     batch = training_batch(processor)
     features = model.get_image_features(batch.pop("pixel_values"))
     flat = {name: batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
@@ -75,14 +70,14 @@ def test_sentences_that_share_a_picture_give_what_they_give_with_a_picture_each(
     assert not torch.allclose(shared, swapped, atol=1e-3)
 
 
-def test_one_row_of_segments_serves_all_sentences(processor, model):
+def test_one_row_of_segments_is_broadcast_to_all_sentences(processor, model):
     batch = processor(emotions=["awe", "awe"], explanations=["the dark sea"] * 2, return_tensors="pt")
-    shared = {"input_ids": batch["input_ids"], "pixel_values": pixels(2)}
-    expected = model(**shared, token_type_ids=batch["token_type_ids"]).logits
-    torch.testing.assert_close(model(**shared, token_type_ids=batch["token_type_ids"][:1]).logits, expected)
+    segments, shared = batch["token_type_ids"], {"input_ids": batch["input_ids"], "pixel_values": pixels(2)}
+    first, second = (model(**shared, token_type_ids=rows).logits for rows in (segments, segments[:1]))
+    torch.testing.assert_close(second, first)
 
 
-def test_cross_attentions_come_one_row_a_sentence(processor):
+def test_cross_attentions_have_one_row_per_sentence(processor):
     model = tiny_model(processor)
     model.set_attn_implementation("eager")
     batch = training_batch(processor)
@@ -121,15 +116,10 @@ def test_an_ablated_part_is_absent_and_the_rest_still_trains(processor, fields, 
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_raw_vad_rows_reach_the_decoder_without_an_emotion_encoder(processor):
-    model = tiny_model(processor, use_emotion_encoder=False)
-    batch = training_batch(processor)
-    changed = batch | {"vad_values": batch["vad_values"] + 0.5}
-    assert not torch.allclose(model(**batch).logits, model(**changed).logits)
-
-
-def test_the_prompt_does_not_depend_on_vad(processor, model):
-    """Fusion touches what stands behind " because" only (Eq. 2)."""
+@pytest.mark.parametrize("use_emotion_encoder", [True, False])
+def test_vad_changes_the_explanation_but_not_the_prompt(processor, use_emotion_encoder):
+    """Fusion changes only the embeddings after " because" (Eq. 2)."""
+    model = tiny_model(processor, use_emotion_encoder=use_emotion_encoder)
     batch = training_batch(processor)
     changed = batch | {"vad_values": batch["vad_values"] + 0.5}
     first, second = model(**batch).logits, model(**changed).logits
@@ -138,7 +128,7 @@ def test_the_prompt_does_not_depend_on_vad(processor, model):
 
 
 def contrastive_reference(model, batch):
-    """Eq. 6-7 sentence by sentence, in plain Python."""
+    """Computes Eq. 6-7 sentence by sentence, in plain Python."""
     features = model.vision_projection(model.get_image_features(batch["pixel_values"])).mean(dim=1)
     images, sentences = batch["input_ids"].shape[:2]
     parts = {}
@@ -173,7 +163,7 @@ def contrastive_reference(model, batch):
 
 
 @pytest.mark.parametrize(
-    "case", ["two emotions", "one emotion", "a single sentence", "one picture", "one picture, one emotion"]
+    "case", ["two emotions", "one emotion", "a single sentence", "one image", "one image, one emotion"]
 )
 def test_contrastive_loss_equals_a_sentence_by_sentence_computation(processor, model, case):
     emotions = [["awe", "fear"], ["sadness", "something else"], ["anger", "awe"]]
@@ -186,9 +176,9 @@ def test_contrastive_loss_equals_a_sentence_by_sentence_computation(processor, m
         emotions[1] = ["sadness", "sadness"]
     elif case == "a single sentence":
         emotions[2], explanations[2] = ["anger", None], ["the red spikes", None]
-    elif case == "one picture":
+    elif case == "one image":
         emotions, explanations = emotions[:1], explanations[:1]
-    elif case == "one picture, one emotion":
+    elif case == "one image, one emotion":
         emotions, explanations = [["awe", "awe"]], explanations[:1]
     batch = processor(emotions=emotions, explanations=explanations, return_tensors="pt")
     batch = {"pixel_values": pixels(len(emotions)), **batch}
@@ -196,24 +186,7 @@ def test_contrastive_loss_equals_a_sentence_by_sentence_computation(processor, m
     assert loss.item() == pytest.approx(contrastive_reference(model, batch), abs=2e-5)
 
 
-def test_padding_changes_no_loss(processor, model):
-    batch = training_batch(processor)
-    padded = {}
-    for name, tensor in batch.items():
-        fill = {"input_ids": model.config.pad_token_id, "labels": -100}.get(name, 0)
-        if name == "token_type_ids":
-            fill = model.config.explanation_segment_id
-        if name == "pixel_values":
-            padded[name] = tensor
-        else:
-            extra = tensor[:, :, :3] * 0 + fill
-            padded[name] = torch.cat([tensor, extra.to(tensor.dtype)], dim=2)
-    first, second = model(**batch), model(**padded)
-    for part in ("language_loss", "emotion_loss", "contrastive_loss"):
-        torch.testing.assert_close(first[part], second[part], msg=lambda text, part=part: f"{part}: {text}")
-
-
-def test_the_label_loss_is_the_cross_entropy_of_all_viewers_labels_with_the_emotion_scores(processor):
+def test_the_label_loss_is_the_cross_entropy_between_emotion_scores_and_label_shares(processor):
     batch = training_batch(processor)
     shares = torch.rand(3, len(EMOTIONS), generator=torch.Generator().manual_seed(0))
     shares /= shares.sum(dim=-1, keepdim=True)
@@ -222,44 +195,39 @@ def test_the_label_loss_is_the_cross_entropy_of_all_viewers_labels_with_the_emot
     scores = model.emotion_scores(pixel_values=batch["pixel_values"])
     assert outputs.label_loss.item() == pytest.approx(-(shares * scores.log()).sum(dim=-1).mean().item(), rel=1e-5)
     plain = tiny_model(processor)(**batch, emotion_shares=shares)
-    assert plain.label_loss is None, "the paper has none"
+    assert plain.label_loss is None, "off by default"
     assert outputs.loss.item() == pytest.approx(plain.loss.item() + 3 * outputs.label_loss.item(), rel=1e-5)
     outputs.label_loss.backward()
     assert model.decoder.h[0].crossattention.c_attn.weight.grad.abs().sum() > 0
 
 
-def test_emotion_loss_counts_only_explanation_words_of_the_lexicon(processor, model):
+def test_the_emotion_loss_counts_only_explanation_tokens_found_in_the_lexicon(processor, model):
     batch = processor(emotions=["awe"], explanations=["xx a lonely funeral"], return_tensors="pt")
     outputs = model(image_features=torch.zeros(1, 16, 32), **batch)
     vad, predicted = batch["vad_values"][0], outputs.vad_predictions[0]
     because = batch["input_ids"][0].tolist().index(model.config.because_token_id)
-    wanted = [t for t in range(because + 1, vad.shape[0]) if vad[t].any()]
-    assert len(wanted) >= 2
-    expected = torch.stack([(predicted[t - 1] - vad[t]).square().mean() for t in wanted]).mean()
+    targets = [t for t in range(because + 1, vad.shape[0]) if vad[t].any()]
+    assert len(targets) >= 2
+    expected = torch.stack([(predicted[t - 1] - vad[t]).square().mean() for t in targets]).mean()
     torch.testing.assert_close(outputs.emotion_loss, expected)
 
 
-def test_segments_and_vad_are_derived_when_they_are_not_given(processor, model):
+def test_segments_and_vad_are_derived_by_default(processor, model):
     batch = training_batch(processor)
     given = model(**batch)
     derived = model(**{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask", "labels")})
     torch.testing.assert_close(given.loss, derived.loss)
 
 
-def test_a_frozen_tower_gets_no_gradient_and_stays_in_evaluation_mode(processor, model):
-    model.freeze_vision_tower()
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_tower_gets_no_gradient_and_stays_in_evaluation_mode(processor, model, frozen):
+    if frozen:
+        model.freeze_vision_tower()
     model.train()
-    assert not model.vision_tower.training and model.decoder.training
+    assert model.vision_tower.training == (not frozen) and model.decoder.training
     model(**training_batch(processor)).loss.backward()
-    assert all(p.grad is None for p in model.vision_tower.parameters())
+    assert all((p.grad is None) == frozen for p in model.vision_tower.parameters())
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-
-
-def test_a_tower_that_is_not_frozen_learns(processor, model):
-    model.train()
-    assert model.vision_tower.training
-    model(**training_batch(processor)).loss.backward()
-    assert all(p.grad is not None for p in model.vision_tower.parameters())
 
 
 def test_emotion_scores_equal_one_pass_per_label(processor, model):
@@ -270,16 +238,17 @@ def test_emotion_scores_equal_one_pass_per_label(processor, model):
         log_probs = model(input_ids=ids, image_features=features).logits.log_softmax(dim=-1)
         steps = log_probs[:, :-1].gather(2, ids[:, 1:, None]).squeeze(-1)
         expected.append(steps[:, len(config.prompt_token_ids) - 1 :].sum(dim=1))
-    assert {len(tokens) for tokens in config.emotion_token_ids} > {1}, "labels of several tokens belong to the test"
+    assert {len(tokens) for tokens in config.emotion_token_ids} > {1}, "the test needs labels of several tokens"
     expected = torch.stack(expected, dim=1).softmax(dim=1)
     torch.testing.assert_close(model.emotion_scores(image_features=features), expected)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_emotion_scores_work_with_every_attention(processor, model, attention):
-    expected = model.emotion_scores(pixel_values=pixels(2))
-    model.set_attn_implementation(attention)
-    torch.testing.assert_close(model.emotion_scores(pixel_values=pixels(2)), expected)
+def test_emotion_scores_do_not_depend_on_the_attention_implementation(model):
+    scores = []
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        scores.append(model.emotion_scores(pixel_values=pixels(2)))
+    torch.testing.assert_close(*scores)
 
 
 def test_alignment_score_equals_the_score_of_the_training_pass(processor, model):
@@ -301,7 +270,7 @@ def test_alignment_score_ignores_padding_on_either_side(processor, model):
     torch.testing.assert_close(scores[2], scores[0])
 
 
-def test_saved_and_loaded_it_is_the_same_model(processor, model, tmp_path):
+def test_a_loaded_model_gives_the_same_logits_as_the_saved_one(processor, model, tmp_path):
     batch = training_batch(processor)
     expected = model(**batch)
     model.save_pretrained(tmp_path)
@@ -309,7 +278,6 @@ def test_saved_and_loaded_it_is_the_same_model(processor, model, tmp_path):
         loaded = auto_class.from_pretrained(tmp_path).eval()
         assert type(loaded) is SEVLMForConditionalGeneration
         assert torch.equal(loaded(**batch).logits, expected.logits)
-        # Without VAD in the batch the loaded table has to supply it.
         assert torch.equal(loaded.vad_lookup(batch["input_ids"]), batch["vad_values"])
         assert loaded.lm_head.weight is loaded.decoder.wte.weight
     assert loaded.generation_config.top_p == 0.9 and loaded.generation_config.max_new_tokens == 25
@@ -325,7 +293,7 @@ def test_half_precision_does_not_round_the_lexicon(processor, model, tmp_path):
     assert loaded.generate(pixel_values=pixels(1), max_new_tokens=3).shape[1] <= 7
 
 
-def test_a_lexicon_that_may_not_travel_stays_behind_and_is_restored_by_one_call(tmp_path):
+def test_a_lexicon_without_permission_is_left_out_and_restored_by_one_call(tmp_path):
     lexicon = tiny_lexicon(redistributable=False)
     processor = tiny_processor(vad_lexicon=lexicon)
     model = tiny_model(processor)
@@ -336,7 +304,7 @@ def test_a_lexicon_that_may_not_travel_stays_behind_and_is_restored_by_one_call(
     loaded = AutoModel.from_pretrained(tmp_path / "public")
     assert not loaded.vad_lookup(ids).any()
     assert loaded.config.vad_lexicon["name"] == "test words"
-    loaded.save_pretrained(tmp_path / "again")  # without its lexicon: nothing of a table, nor an empty one
+    loaded.save_pretrained(tmp_path / "again")  # not even an empty table
     assert not any(name.startswith("vad_lookup.") for name in load_file(tmp_path / "again" / "model.safetensors"))
     loaded.set_vad_lexicon(lexicon, processor.tokenizer)
     assert torch.equal(loaded.vad_lookup(ids), expected)
@@ -345,7 +313,7 @@ def test_a_lexicon_that_may_not_travel_stays_behind_and_is_restored_by_one_call(
     assert torch.equal(AutoModel.from_pretrained(tmp_path / "private").vad_lookup(ids), expected)
 
 
-def test_a_lexicon_is_compiled_for_the_models_own_tokenizer_only(processor, model):
+def test_a_lexicon_is_compiled_only_for_the_models_own_tokenizer(processor, model):
     with pytest.raises(ValueError, match="tokenizer"):
         model.set_vad_lexicon(tiny_lexicon())
     other = train_tokenizer(["entirely other words about the weather and the sea"] * 9, EMOTIONS, vocab_size=300)
@@ -356,7 +324,7 @@ def test_a_lexicon_is_compiled_for_the_models_own_tokenizer_only(processor, mode
     assert not model.vad_lookup.has_table and model.config.vad_lexicon is None
 
 
-def test_training_rows_that_hide_whose_sentence_they_are_are_refused(processor, model):
+def test_training_text_needs_one_row_per_image(processor, model):
     batch = training_batch(processor)
     flat = {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name != "pixel_values"}
     with pytest.raises(ValueError, match=r"\(B, P, L\)"):
@@ -392,8 +360,3 @@ def test_a_config_survives_its_file(tmp_path, processor):
     assert loaded.vision_config.model_type == "dinov2" and loaded.vision_config.hidden_size == 16
     assert loaded.contrastive_negatives == ["image"]
     assert loaded.to_diff_dict() == config.to_diff_dict()
-
-
-def test_neither_pixels_nor_features_is_an_error(model):
-    with pytest.raises(ValueError, match="pixel_values"):
-        model(input_ids=torch.zeros(1, 3, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""Packed weights: the same products, made anew when weights change, and nowhere where they do not belong."""
+"""Packed weights give the same products, follow changes of the weights, and are used only where they are allowed."""
 
 import copy
 import pickle
@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune  # noqa: F401  (nn.utils.prune is not there before)
+from torch.nn.utils import prune
 from transformers.pytorch_utils import Conv1D
 
 from modeling_sevlm import packed_linear_sevlm
@@ -26,7 +26,7 @@ def no_grad():
 
 @pytest.fixture
 def products(monkeypatch):
-    """The packed products from here on, by number of output features."""
+    """Records the packed products by number of output features."""
     seen = []
     product = packed_linear_sevlm._product
 
@@ -58,37 +58,32 @@ def test_packed_layers_give_the_same_products(products, dtype, shape):
     torch.testing.assert_close(packed, expected, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
 
 
+CHANGES = {
+    "in place": lambda weight: weight.mul_(2),
+    "one number": lambda weight: weight[-1, -1].add_(1),
+    "all of .data": lambda weight: weight.data.add_(1),
+    "a row of .data": lambda weight: weight.data[3].add_(1),
+    "a column of .data": lambda weight: weight.data[:, 5].add_(1),
+    "two rows of .data": lambda weight: weight.data.index_copy_(0, torch.tensor([0, 5]), weight.data[[5, 0]]),
+    "order of .data": lambda weight: weight.data.copy_(weight.data.flip(0)),
+    "signs of .data": lambda weight: weight.data[:, 1::2].neg_(),
+}
+
+
 @pytest.mark.parametrize("layer", [0, 2], ids=["Linear", "Conv1D"])
-@pytest.mark.parametrize(
-    "way",
-    ["in place", "one number", "through .data", "row", "column", "swapped", "flipped", "negated", "replaced", "dtype"],
-)
-def test_changed_weights_are_packed_anew(products, layer, way):
+@pytest.mark.parametrize("change", [*CHANGES, "another parameter", "another dtype"])
+def test_changed_weights_are_packed_again(products, layer, change):
     model = layers()
     with packed_linears(model):
         model(torch.ones(1, 48))
     weight = model[layer].weight
-    if way == "in place":
-        weight.mul_(2)
-    elif way == "one number":
-        weight[-1, -1] += 1
-    elif way == "through .data":
-        weight.data += 1
-    elif way == "row":
-        weight.data[3] += 1
-    elif way == "column":
-        weight.data[:, 5] += 1
-    elif way == "swapped":
-        weight.data[[0, 5]] = weight.data[[5, 0]]
-    elif way == "flipped":
-        weight.data.copy_(weight.data.flip(0))
-    elif way == "negated":
-        weight.data[:, 1::2].neg_()
-    elif way == "replaced":
+    if change == "another parameter":
         model[layer].weight = nn.Parameter(weight + 1, requires_grad=False)
-    else:
+    elif change == "another dtype":
         model.bfloat16().float()
         model[layer].weight.data.mul_(3)
+    else:
+        CHANGES[change](weight)
     rows = torch.randn(4, 48)
     with packed_linears(model):
         packed = model(rows)
@@ -96,38 +91,33 @@ def test_changed_weights_are_packed_anew(products, layer, way):
     torch.testing.assert_close(packed, model(rows), atol=1e-5, rtol=1e-4)
 
 
-def test_weights_that_stay_are_packed_once(monkeypatch):
+def test_unchanged_weights_are_packed_once(monkeypatch):
     model, packed = layers(), []
     reorder = torch.ops.mkldnn._reorder_linear_weight
-    fake = lambda *args: packed.append(args) or reorder(*args)  # noqa: E731
-    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", fake)
+    counted = lambda *args: packed.append(args) or reorder(*args)  # noqa: E731
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", counted)
     for _ in range(3):
         with packed_linears(model):
             model(torch.ones(1, 48))
     assert len(packed) == 3
 
 
-def test_autograd_and_other_dtypes_do_without(products):
+def test_autograd_autocast_and_other_dtypes_use_plain_weights(products):
     model = layers()
     weight = model[0].weight.requires_grad_()
     with packed_linears(model), torch.enable_grad():
         model(torch.ones(1, 48)).sum().backward()
-    assert weight.grad.abs().sum() > 0 and not products
+    assert weight.grad.abs().sum() > 0
+    with packed_linears(model), torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.ones(1, 48)).dtype == torch.bfloat16
     model.double()
-    with packed_linears(model), torch.no_grad():
+    with packed_linears(model):
         model(torch.ones(1, 48, dtype=torch.float64))
     assert not products
 
 
-def test_autocast_does_without(products):
-    model = layers()
-    with packed_linears(model), torch.autocast("cpu", torch.bfloat16):
-        assert model(torch.ones(1, 48)).dtype == torch.bfloat16
-    assert not products
-
-
 def test_another_model_is_not_affected(products):
-    """Its weights may have changed since they were packed."""
+    """The weights of another model may have changed since they were packed."""
     model, other = layers(), layers()
     with packed_linears(other):
         other(torch.ones(1, 48))
@@ -145,44 +135,46 @@ def test_another_model_is_not_affected(products):
 
 
 @pytest.mark.parametrize("kind", ["pruned", "parametrized", "inference", "subclass"])
-def test_weights_that_are_no_plain_parameters_are_not_packed(products, kind):
+def test_only_plain_parameters_are_packed(products, kind):
     model = layers()
     if kind == "pruned":
-        nn.utils.prune.l1_unstructured(model[0], "weight", 0.2)
+        prune.l1_unstructured(model[0], "weight", 0.2)
     elif kind == "parametrized":
         nn.utils.parametrizations.weight_norm(model[0])
     elif kind == "inference":
         with torch.inference_mode():
             model[0].weight = nn.Parameter(torch.randn(64, 48), requires_grad=False)
     else:
-        model[0].weight = nn.Parameter(model[0].weight.detach().as_subclass(Other), requires_grad=False)
+        model[0].weight = nn.Parameter(
+            model[0].weight.detach().as_subclass(type("Other", (torch.Tensor,), {})), requires_grad=False
+        )
     expected = model(torch.ones(1, 48))
     with packed_linears(model):
         torch.testing.assert_close(model(torch.ones(1, 48)), expected, atol=1e-5, rtol=1e-4)
     assert 64 not in products
 
 
-class Other(torch.Tensor):
-    pass
+def is_cached(layers) -> list[bool]:
+    return [layer in packed_linear_sevlm._cache for layer in layers]
 
 
-def test_a_moved_model_keeps_no_copy_of_where_it_was():
+def test_moving_a_model_frees_its_packed_weights():
     model = layers()
     with packed_linears(model):
         pass
-    assert all(layer in packed_linear_sevlm._known for layer in (model[0], model[2], model[3]))
+    assert is_cached(model) == [True, False, True, True]
     model.to("meta")
-    assert not any(layer in packed_linear_sevlm._known for layer in (model[0], model[2], model[3]))
+    assert not any(is_cached(model))
 
 
-def test_the_tower_is_packed_only_for_pictures(processor):
+def test_the_tower_is_packed_only_for_pixel_values(processor):
     model = tiny_model(processor)
     features = model.get_image_features(pixels(1))
     tower = packed_linear_sevlm.packable_layers(model.vision_tower)
     model.generate(image_features=features, do_sample=False)
-    assert tower and not any(layer in packed_linear_sevlm._known for layer in tower)
+    assert tower and not any(is_cached(tower))
     model.generate(pixel_values=pixels(1), do_sample=False)
-    assert all(layer in packed_linear_sevlm._known for layer in tower)
+    assert all(is_cached(tower))
 
 
 def test_another_thread_is_not_affected(products):
@@ -207,7 +199,7 @@ def test_a_model_with_packed_weights_can_be_copied_pickled_and_saved(processor, 
 
 
 @pytest.mark.parametrize("call", ["generate", "emotion_scores", "alignment_score"])
-def test_the_model_uses_packed_weights_unless_told_not_to(processor, products, call):
+def test_the_model_uses_packed_weights_unless_pack_weights_is_false(processor, products, call):
     model = tiny_model(processor)
     arguments = {"pixel_values": pixels(2)}
     if call == "generate":
@@ -218,7 +210,7 @@ def test_the_model_uses_packed_weights_unless_told_not_to(processor, products, c
     assert products
     products.clear()
     model.pack_weights = False
-    assert not any(layer in packed_linear_sevlm._known for layer in model.modules())
+    assert not any(is_cached(model.modules()))
     plain = getattr(model, call)(**arguments)
     assert not products
     if call == "generate":

@@ -1,4 +1,4 @@
-"""What holds for any batch and any generation: padding counts nowhere, rows are independent, sentences end once."""
+"""Properties of any batch and any generation: padding has no effect, rows are independent, a sentence ends once."""
 
 import torch
 from hypothesis import given
@@ -47,7 +47,7 @@ def run(model, batch) -> dict[str, torch.Tensor]:
 
 @examples(12)
 @given(pairs=PAIRS, extra=st.integers(1, 6), model=st.sampled_from(MODELS), seed=st.integers(0, 10**6))
-def test_padding_is_in_no_loss_and_no_mean_whatever_stands_there(pairs, extra, model, seed):
+def test_the_content_of_padding_has_no_effect(pairs, extra, model, seed):
     batch = collate(pairs)
     expected = run(model, batch)
     chance = torch.Generator().manual_seed(seed)
@@ -77,7 +77,7 @@ def test_permuted_rows_give_permuted_results(pairs, model, chance):
     found = run(model, {name: value[order] for name, value in batch.items()})
     for name in ("logits", "vad_predictions", "alignment_scores"):
         torch.testing.assert_close(found[name], expected[name][order], **CLOSE, msg=name)
-    # (Which picture is the wrong one for which depends on their order.)
+    # The contrastive loss depends on the order: the next image gives the negative.
     for name in ("language_loss", "emotion_loss"):
         torch.testing.assert_close(found[name], expected[name], **CLOSE, msg=name)
 
