@@ -6,7 +6,7 @@
     python -m modeling_sevlm.push outputs/sevlm-artemis org/sevlm-artemis --private --revision v2 --message "35 epochs"
 
 The repository gets config, weights, generation config, processor, tokenizer, a model card and the code of this
-installation, but no optimizer states, logs, pickles or code of the folder. A VAD lexicon is published only if its owner
+installation, but no optimizer states, logs, pickles or code of the folder. A VAD lexicon is published if its owner
 allows it or with `--include_vad_lexicon`. An interrupted push leaves the repository unchanged: run it again.
 """
 
