@@ -8,6 +8,7 @@ import re
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ class PickledWeightsError(OSError):
 
 class SEVLMPreTrainedModel(PreTrainedModel):
     config_class = SEVLMConfig
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["GPT2Block"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -141,7 +142,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
                 f"{base_vocab_size}: build the processor from that model's tokenizer."
             )
         backbones = {"vision_config": vision_config, "text_config": text_config}
-        model = cls(SEVLMConfig(**backbones | processor.token_layout() | config))
+        model: Any = cls(SEVLMConfig(**backbones | processor.token_layout() | config))
         text = AutoModelForCausalLM.from_pretrained(text_name_or_path, dtype=model.dtype).transformer.state_dict()
         model.decoder.wte.weight.data[:base_vocab_size] = text.pop("wte.weight")
         model.decoder.load_state_dict(text, strict=False)
@@ -233,9 +234,10 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         The repository keeps a card that describes these weights and this lexicon, or that somebody else wrote.
         Otherwise the card comes from where the model was loaded, or is new if this project is installed."""
         # The library calls `save_pretrained` without our argument.
-        self.save_pretrained = partial(self.save_pretrained, include_vad_lexicon=include_vad_lexicon)
+        save = partial(self.save_pretrained, include_vad_lexicon=include_vad_lexicon)
+        self.save_pretrained = save  # type: ignore[method-assign]
         try:
-            return super().push_to_hub(repo_id, **kwargs)
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
         finally:
             del self.save_pretrained
 

@@ -14,7 +14,7 @@ METRICS = (
     ("unique", "Unique", "unique"),
 )
 # In percent, in the order of METRICS; None where the paper reports no figure.
-PAPER_ROWS = {
+PAPER_ROWS: dict[str, dict[str, tuple[float | None, ...]]] = {
     "v1": {
         "M2": (None, 52.1, 51.1, 28.2, 15.4, 9.0, 13.7, 28.6, 23.0),
         "SAT": (60.2, 51.9, 52.0, 28.0, 14.6, 7.9, 13.4, 29.4, 46.0),

@@ -100,8 +100,8 @@ def push_space(model: str, space: str, *, private: bool | None = None, create_pr
     with tempfile.TemporaryDirectory() as folder:
         stage_space(Path(folder), model)
         with hub_errors(space, f"The push to the Space {space} broke off", "Push again to repeat it."):
-            options = {"private": private, "create_pr": create_pr}
-            return commit_folder(HfApi(), Path(folder), space, MESSAGE, OUTDATED, repo_type="space", **options)
+            options: dict = {"repo_type": "space", "private": private, "create_pr": create_pr}
+            return commit_folder(HfApi(), Path(folder), space, MESSAGE, OUTDATED, **options)
 
 
 def main(argv: list[str] | None = None) -> None:
