@@ -35,7 +35,6 @@ from .vision_sevlm import load_vision_tower
 
 
 logger = logging.get_logger(__name__)
-
 LOCATION_ARGUMENTS = ("cache_dir", "force_download", "token", "local_files_only", "revision", "subfolder")
 RESTORE = "every word counts as neutral until you call `model.set_vad_lexicon(VADLexicon.from_file(PATH), tokenizer)`."
 OUTDATED = "The previous card described another model. `python -m modeling_sevlm.push` writes a new one."
