@@ -231,7 +231,9 @@ changed.push_to_hub("org/changed")
 changed.lm_head.weight.data.mul_(-2)
 changed.push_to_hub("org/changed")
 
+model(RESTRICTED).save_pretrained(WORK / "parts", push_to_hub=True, repo_id="org/parts")
 model(RESTRICTED).push_to_hub("org/parts")
+model(RESTRICTED).push_to_hub("org/wanted", include_vad_lexicon=True)
 processor(RESTRICTED).push_to_hub("org/parts")
 processor(RESTRICTED).push_to_hub("org/parts", include_vad_lexicon=True)
 processor(RESTRICTED).push_to_hub("org/parts")
@@ -257,6 +259,7 @@ def test_branches_pull_requests_and_private_repositories(ways):
 
 
 def test_model_and_processor_publish_their_own_files(ways):
+    assert "## Limits and biases" in ways.contents("org/wanted")["README.md"].decode()
     assert set(ways.listing("org/joined")) == COMPLETE | LEXICON
     assert set(ways.listing("org/model")) == hubs.MODEL_FILES
     for name in ("org/processor", "org/saved"):
@@ -267,6 +270,7 @@ def test_a_restricted_lexicon_is_in_no_published_file(ways):
     asked = ways.repos["org/asked"]["commits"][1]["oid"]
     found = {name for name, content in ways.contents("org/asked", asked).items() if hubs.has_rows(content, name)}
     assert found == {"model.safetensors", "vad_lexicon.tsv"}, "published with --include_vad_lexicon"
+    assert hubs.has_rows(ways.contents("org/wanted")["model.safetensors"], "model.safetensors")
     for repository in ("org/restricted", "org/asked", "org/parts"):
         assert set(ways.listing(repository)) == COMPLETE, repository
         for name, content in ways.contents(repository).items():

@@ -35,10 +35,10 @@ def test_weights_of_another_shape_and_damaged_weights_are_not_published(checkpoi
     file = checkpoint / "model.safetensors"
     whole, weights = file.read_bytes(), load_file(file)
     save_file(weights | {"vad_head.bias": torch.zeros(7)}, file, metadata={"format": "pt"})
-    with pytest.raises(PushError, match="does not fit.*size mismatch"):
+    with pytest.raises(PushError, match="does not fit its config.json: .*mismatched_sizes"):
         stage(checkpoint, tmp_path / "out", "org/name")
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PushError, match="damaged.*incomplete"):
+    with pytest.raises(PushError, match="is damaged.*incomplete metadata"):
         stage(checkpoint, tmp_path / "out", "org/name")
 
 
