@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -90,18 +89,18 @@ def pickled(folder: Path, model, trap: Trap) -> str:
     return str(folder)
 
 
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-TEXT = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 50}
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 @pytest.mark.parametrize("which", ["tower", "decoder", "judge"])
 def test_pickled_weights_of_other_models_are_not_run(processor, tmp_path, trap, which):
-    tower = CLIPVisionModel(CLIPVisionConfig(**VISION, image_size=32, patch_size=8))
-    decoder = GPT2LMHeadModel(GPT2Config(**TEXT))
-    judge = BertConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    tower = CLIPVisionModel(CLIPVisionConfig(**SIZES, image_size=32, patch_size=8))
+    decoder = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
     with pytest.raises((ValueError, OSError, pickle.UnpicklingError)):
         if which == "judge":
-            judge = pickled(tmp_path / "judge", BertForSequenceClassification(judge), trap)
+            judge = pickled(
+                tmp_path / "judge", BertForSequenceClassification(BertConfig(**SIZES, vocab_size=50)), trap
+            )
             emotional_alignment_scores(["so calm"], [[0, 3]], ["LABEL_0", "LABEL_1"], judge)
         else:
             decoder.save_pretrained(tmp_path / "decoder")
@@ -151,9 +150,6 @@ def holders(folder: Path) -> list[str]:
             if zipfile.is_zipfile(io.BytesIO(content)):
                 with zipfile.ZipFile(io.BytesIO(content)) as archive:
                     content += b"".join(archive.read(name) for name in archive.namelist())
-            elif tarfile.is_tarfile(io.BytesIO(content)):
-                with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-                    content += b"".join(archive.extractfile(m).read() for m in archive if m.isfile())
             if TOKEN.encode() in content:
                 found.append(str(file.relative_to(folder)))
     return found
