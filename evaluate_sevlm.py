@@ -40,7 +40,7 @@ from evaluation.systems import (
     without_annotations,
 )
 from modeling_sevlm import SEVLMForConditionalGeneration
-from modeling_sevlm.checkpoint_sevlm import training_lexicon
+from modeling_sevlm.card_sevlm import training_lexicon
 from modeling_sevlm.model_card import EVALUATION_FILE, write_model_card
 from modeling_sevlm.trainer import SEVLMTrainer, SEVLMTrainingArguments
 from processing import SEVLMProcessor

@@ -1,8 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""A Hub for a test module, processes that talk to it, and what tests ask them.
+"""A Hub for a test module, processes that talk to it, and helpers that compare models.
 
-A visitor is a process with an empty cache whose `HF_ENDPOINT` is the Hub of the test. `python_path` decides whether it
-can import this project: a user who has only transformers and torch cannot.
+A visitor is a process with an empty cache whose `HF_ENDPOINT` is the Hub of the test. It can import this project only
+if `python_path` says so: most users have only transformers and torch.
 """
 
 import inspect
@@ -25,8 +25,12 @@ from tests.helpers.tiny import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = [ROOT, ROOT / "tests"]
-
-
+MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
+MODULES = "card checkpoint configuration decoder emotion heads label_tree modeling packed_linear pipeline vision"
+MODEL_FILES |= {f"{name}_sevlm.py" for name in MODULES.split()}
+PROCESSOR_FILES = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+PROCESSOR_FILES |= {"downloads.py", "images.py", "processing_sevlm.py", "vad_lexicon.py"}
+COMPLETE = MODEL_FILES | PROCESSOR_FILES
 WITHOUT_PROJECT = """
 import sys
 
@@ -47,9 +51,9 @@ def hub(tmp_path_factory):
         yield hub
 
 
-def visit(hub: LocalHub, cache: Path, command: list[str], *, python_path=(), **environment):
-    """Run `python COMMAND` as a visitor of `hub`, in a folder without this project; the finished process."""
-    # Nothing of the surroundings but what finds programs and temporary folders may reach the visitor.
+def visit(hub: LocalHub, cache: Path, command: list[str], *, python_path=(), returncode=0, **environment):
+    """Runs `python COMMAND` as a visitor of `hub` in an empty folder and returns the process, which must end with
+    `returncode`."""
     passed = {name: os.environ[name] for name in ("PATH", "TMPDIR", "SYSTEMROOT") if name in os.environ}
     passed |= {
         "HF_ENDPOINT": hub.url,
@@ -67,11 +71,11 @@ def visit(hub: LocalHub, cache: Path, command: list[str], *, python_path=(), **e
     }
     cache.mkdir(parents=True, exist_ok=True)
     if not python_path:
-        # Where the project is installed, a process without it has to be kept from finding it.
+        # Hides an installed project.
         (cache / "without_project").mkdir(exist_ok=True)
         (cache / "without_project" / "sitecustomize.py").write_text(WITHOUT_PROJECT)
         environment["PYTHONPATH"] = str(cache / "without_project")
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cache,
         env=passed | environment,
@@ -79,14 +83,16 @@ def visit(hub: LocalHub, cache: Path, command: list[str], *, python_path=(), **e
         text=True,
         timeout=300,
     )
+    assert done.returncode == returncode, done.stderr[-4000:]
+    return done
 
 
 def answer(model, processor, image) -> dict:
-    """What a model computes, as far as tests compare it; visitors run the same lines."""
+    """Returns what tests compare of a model. Visitors run the same lines."""
     picture = processor(images=Image.open(image), emotions="awe", return_tensors="pt").to(model.device, model.dtype)
     pixels = {"pixel_values": picture["pixel_values"]}
     ids = model.generate(**picture, do_sample=False)
-    # Its words are in the lexicon, and the model looks them up.
+    # The model looks up the words of this sentence in its lexicon.
     sentence = processor(emotions=["awe"], explanations=["the dark sea looks cold"], return_tensors="pt")
     alignment = model.alignment_score(sentence["input_ids"].to(model.device), **pixels).float()
     scores = model.emotion_scores(**pixels).float()
@@ -94,13 +100,12 @@ def answer(model, processor, image) -> dict:
 
 
 def script(image, code: str) -> list[str]:
-    """A visitor's command: `code`, which knows `IMAGE` and [`answer`], and prints JSON on its last line."""
+    """Returns a visitor's command for `code`, which can use `IMAGE` and [`answer`] and prints JSON at the end."""
     opening = ["import json, sys", "import torch, transformers", "from PIL import Image"]
     return ["-c", "\n".join([*opening, f"IMAGE = {str(image)!r}", inspect.getsource(answer), code])]
 
 
 def answers(done: subprocess.CompletedProcess) -> dict:
-    assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -110,8 +115,16 @@ def assert_same(given: dict, expected: dict, **tolerance) -> None:
         torch.testing.assert_close(torch.tensor(given[name]), torch.tensor(expected[name]), **tolerance)
 
 
+def write_nrc_lexicon(folder: Path) -> Path:
+    """Writes the test words in the format of NRC-VAD, which may not be redistributed."""
+    lines = ["\t".join([word, *(f"{(value + 1) / 2:.3f}" for value in row)]) for word, row in WORDS.items()]
+    path = folder / "NRC-VAD-Lexicon.txt"
+    path.write_text("\n".join(["Word\tValence\tArousal\tDominance", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
 def has_rows(content: bytes, name: str) -> bool:
-    """Whether a file holds three numbers in a row that are a word's of the lexicon, on any scale it may be kept in."""
+    """Whether a file contains the VAD of a lexicon word as three consecutive numbers, on any scale."""
     if name.endswith(".safetensors"):
         runs = [tensor.double().flatten().numpy() for tensor in load(content).values()]
     else:

@@ -20,7 +20,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 import modeling_sevlm
 from modeling_sevlm.configuration_sevlm import ARTEMIS_EMOTIONS
 from processing import VADLexicon
-from tests.helpers.hub_fixtures import PROJECT, answers, has_rows, visit
+from tests.helpers.hub_fixtures import COMPLETE, PROJECT, answers, has_rows, visit
 from tests.helpers.tiny import IMAGE_SIZE, WORDS, tiny_lexicon, tiny_model, tiny_processor
 
 
@@ -502,13 +502,6 @@ explain = pipeline("art-emotion-explanation", model=tiny_model(processor), proce
 way = {"with lexicon": {"include_vad_lexicon": True}, "proposed": {"create_pr": True}}.get(sys.argv[1], {})
 explain.push_to_hub("org/pipeline", **way)
 """
-REPOSITORY = """
-README.md checkpoint_sevlm.py config.json configuration_sevlm.py decoder_sevlm.py downloads.py emotion_sevlm.py
-generation_config.json heads_sevlm.py label_tree_sevlm.py model.safetensors modeling_sevlm.py packed_linear_sevlm.py
-images.py pipeline_sevlm.py processing_sevlm.py processor_config.json tokenizer.json tokenizer_config.json
-vad_lexicon.py
-vision_sevlm.py
-""".split()
 
 
 @pytest.fixture(scope="module")
@@ -526,7 +519,7 @@ def test_a_pipeline_pushed_to_the_hub_runs_from_there(hub, explain, published, t
     there = visit(hub, tmp_path / "visitor", ["-c", VISIT, image])
     expected = explain(painting(3), emotion="awe", **GREEDY)
     assert same(answers(here), expected) and same(answers(there), expected)
-    assert set(hub.listing("org/pipeline")) == {*REPOSITORY, "vad_lexicon.tsv"}
+    assert set(hub.listing("org/pipeline")) == {*COMPLETE, "vad_lexicon.tsv"}
     card = hub.contents("org/pipeline")["README.md"].decode()
     assert "pipeline_tag: image-text-to-text" in card and "# pipeline\n" in card and "*test words*" in card
 
@@ -539,7 +532,7 @@ def test_a_pipeline_pushed_again_leaves_nothing_of_an_old_lexicon(hub, published
     assert done.returncode == 0, done.stderr[-4000:]
     revision = "refs/pr/1" if way == "proposed" else "main"
     assert set(hub.listing("org/pipeline", revision)) == {
-        *REPOSITORY,
+        *COMPLETE,
         *(["vad_lexicon.tsv"] * (way == "with lexicon")),
     }
     weights = hub.contents("org/pipeline", revision)["model.safetensors"]

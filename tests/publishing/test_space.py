@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""What is published as a Space runs: in a folder of its own, by a process that knows nothing of this checkout."""
+"""A published Space runs in a folder of its own, without this checkout."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from modeling_sevlm import space
-from modeling_sevlm.push import PushError
+from modeling_sevlm.hub import PushError
 from tests.helpers.hub_fixtures import ROOT
 from tests.helpers.tiny import tiny_model, tiny_processor
 
@@ -29,10 +29,16 @@ def model(tmp_path_factory):
     return folder
 
 
+def files(folder) -> set[str]:
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_a_space_has_a_card_pinned_requirements_and_the_code(tmp_path):
-    names = space.stage_space(tmp_path, "org/sevlm-artemis")
-    assert {"app.py", "README.md", "requirements.txt", "model.txt", "web/style.css"} <= set(names)
-    assert {"modeling_sevlm/__init__.py", "processing/embedded_vad.tsv"} <= set(names)
+    space.stage_space(tmp_path, "org/sevlm-artemis")
+    names = files(tmp_path)
+    assert {"app.py", "LICENSE", "README.md", "requirements.txt", "model.txt"} <= names
+    assert {"modeling_sevlm/__init__.py", "processing/embedded_vad.tsv"} <= names
+    assert names >= {path.name for path in ROOT.glob("app_*.py")}
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
     card = yaml.safe_load((tmp_path / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and card["license"] == "apache-2.0"
@@ -43,7 +49,22 @@ def test_a_space_has_a_card_pinned_requirements_and_the_code(tmp_path):
     assert {"torch", "transformers", "pillow"} <= {line.split("==")[0] for line in lines}
 
 
-def test_a_staged_space_starts_by_itself_and_answers(tmp_path, model):
+def test_modules_next_to_the_app_are_published(tmp_path, monkeypatch):
+    checkout = tmp_path / "checkout"
+    for name in ("app.py", "app_page.py", "setup.cfg", "LICENSE", "processing/__init__.py", "train.py"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("[options]\ninstall_requires =\n    torch>=2.6\n" if name == "setup.cfg" else "")
+    monkeypatch.setattr(space, "ROOT", checkout)
+    (tmp_path / "space").mkdir()
+    space.stage_space(tmp_path / "space", "org/model")
+    written = {"README.md", "requirements.txt", "model.txt"}
+    assert files(tmp_path / "space") == written | {"app.py", "app_page.py", "LICENSE", "processing/__init__.py"}
+    (checkout / "app.py").unlink()
+    with pytest.raises(PushError, match="has no app.py"):
+        space.stage_space(tmp_path / "space", "org/model")
+
+
+def test_a_staged_space_starts_and_answers(tmp_path, model):
     space.stage_space(tmp_path, str(model))
     environment = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
@@ -66,59 +87,57 @@ def test_a_staged_space_starts_by_itself_and_answers(tmp_path, model):
 
 
 class RecordedHub:
-    """What a push asks of the Hub."""
+    """Records what a push asks of the Hub."""
 
-    def __init__(self, there=()):
-        self.there, self.asked = list(there), {}
+    def __init__(self, published=()):
+        self.published, self.asked = list(published), {}
 
-    def __call__(self, token=None):
+    def __call__(self):
         return self
 
     def create_repo(self, name, **kwargs):
         self.asked["repo"] = kwargs
         return type("Url", (), {"repo_id": name})
 
-    def list_repo_files(self, name, repo_type):
-        return self.there
+    def list_repo_files(self, name, **kwargs):
+        return self.published
 
     def create_commit(self, name, operations, **kwargs):
         self.asked |= {"name": name, "operations": operations, "commit": kwargs}
         return "commit"
 
 
-def test_a_space_is_pushed_in_one_commit_that_removes_what_is_outdated(monkeypatch):
-    hub = RecordedHub(["README.md", "modeling_sevlm/old_sevlm.py", "pictures/mine.png"])
+def test_a_space_is_pushed_in_one_commit_that_deletes_outdated_code(monkeypatch):
+    outdated = ["app_old.py", "modeling_sevlm/old_sevlm.py", "web/old.css"]
+    hub = RecordedHub(["README.md", "pictures/mine.png", "mine.py", *outdated])
     monkeypatch.setattr(space, "HfApi", hub)
     assert space.push_space("org/model", "org/space", private=True) == "commit"
     assert hub.asked["repo"] == {"repo_type": "space", "space_sdk": "gradio", "private": True, "exist_ok": True}
     assert hub.asked["commit"]["repo_type"] == "space"
-    removed = [o.path_in_repo for o in hub.asked["operations"] if type(o).__name__ == "CommitOperationDelete"]
-    assert removed == ["modeling_sevlm/old_sevlm.py"]
+    deleted = [o.path_in_repo for o in hub.asked["operations"] if type(o).__name__ == "CommitOperationDelete"]
+    assert deleted == outdated
 
 
-def test_a_push_that_breaks_off_says_so(monkeypatch):
-    class Broken(RecordedHub):
-        def create_commit(self, *args, **kwargs):
-            raise ConnectionError("gone")
-
-    monkeypatch.setattr(space, "HfApi", Broken())
+def test_a_space_that_cannot_be_pushed_is_an_error(monkeypatch):
+    hub = RecordedHub()
+    monkeypatch.setattr(hub, "create_commit", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("gone")))
+    monkeypatch.setattr(space, "HfApi", hub)
     with pytest.raises(PushError, match="broke off: gone"):
         space.push_space("org/model", "org/space")
-    with pytest.raises(PushError, match="no name for a repository"):
+    with pytest.raises(ValueError, match="Repo id must"):
         space.push_space("org/model", "a/b/c")
 
 
-def test_a_folder_can_be_looked_at_first(tmp_path, capsys):
+def test_a_space_can_be_written_to_an_empty_folder(tmp_path, monkeypatch):
+    """A local model is named by its absolute path, because the app runs in another folder."""
+    monkeypatch.chdir(tmp_path)
     space.main(["org/model", str(tmp_path / "space")])
     assert (tmp_path / "space" / "model.txt").read_text() == "org/model\n"
     with pytest.raises(SystemExit, match="not empty"):
         space.main(["org/model", str(tmp_path / "space")])
 
-
-def test_a_folder_for_a_model_of_this_machine_finds_it_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "outputs" / "demo").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    space.main(["outputs/demo", "./space"])
-    assert (tmp_path / "space" / "model.txt").read_text() == f"{tmp_path / 'outputs' / 'demo'}\n"
-    card = yaml.safe_load((tmp_path / "space" / "README.md").read_text(encoding="utf-8").split("---")[1])
+    space.main(["outputs/demo", "./local"])
+    assert (tmp_path / "local" / "model.txt").read_text() == f"{tmp_path / 'outputs' / 'demo'}\n"
+    card = yaml.safe_load((tmp_path / "local" / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert "models" not in card, "it is not on the Hub"
