@@ -21,8 +21,8 @@ from modeling_sevlm import explain_folder
 from modeling_sevlm.pipeline_sevlm import SEVLMPipeline
 from processing import images as reading
 from processing.artemis import load_artemis
-from processing.image_files import why_undecodable
-from processing.images import LIMIT_VARIABLE, TooManyPixels, identify, open_picture, set_max_megapixels
+from processing.images import check_image
+from processing.images import LIMIT_VARIABLE, TooManyPixels, identify, open_image, set_max_megapixels
 from tests.data.test_artemis import make_rows, name, write_csv, write_images
 from tests.helpers.bad_pictures import NAMES, NO_FILES, damage, image, odd_folder, pictures
 from tests.helpers.tiny import tiny_model, tiny_processor
@@ -53,12 +53,12 @@ def limit(monkeypatch):
 def test_a_file_that_is_cut_off_is_refused_or_shows_all_of_its_picture(tmp_path, kind):
     path, content = tmp_path / kind, FILES[kind]
     path.write_bytes(content)
-    whole, chance = np.asarray(open_picture(path)), random.Random(kind)
+    whole, chance = np.asarray(open_image(path)), random.Random(kind)
     for end in [1, *sorted(chance.randrange(1, len(content)) for _ in range(10)), len(content) - 1]:
         path.write_bytes(content[:end])
         try:
             # Animations are cut behind their first picture, and some formats have bytes behind it that do not matter.
-            assert np.array_equal(np.asarray(open_picture(path)), whole), end
+            assert np.array_equal(np.asarray(open_image(path)), whole), end
         except ValueError as error:
             assert str(error), end
 
@@ -71,7 +71,7 @@ def test_damage_of_any_kind_gives_a_picture_or_a_reason(tmp_path):
             how, damaged = damage(content, chance)
             (tmp_path / kind).write_bytes(damaged)
             try:
-                assert open_picture(tmp_path / kind, max_megapixels=20).mode == "RGB", (kind, how)
+                assert open_image(tmp_path / kind, max_megapixels=20).mode == "RGB", (kind, how)
                 outcomes["picture"] += 1
             except ValueError as error:
                 assert str(error), (kind, how)
@@ -89,12 +89,12 @@ def test_pictures_of_any_shape_go_through(processor, tmp_path, width, height):
 SHORTEN = """
 import os, threading
 from PIL import Image
-from processing.image_files import why_undecodable
-from processing.images import open_picture
+from processing.images import check_image
+from processing.images import open_image
 
 noise = Image.effect_noise((2000, 2000), 90)
 for kind, settings in {"raw.tif": {}, "lzw.tif": {"compression": "tiff_lzw"}, "raw.bmp": {}}.items():
-    for open_it in (open_picture, why_undecodable):
+    for open_it in (open_image, check_image):
         for delay in range(4):
             noise.save(kind, **settings)
             threading.Timer(delay / 400, os.truncate, (kind, 100)).start()
@@ -126,7 +126,7 @@ def test_a_picture_above_the_limit_says_how_to_raise_it(processor, tmp_path, lim
     )
     with pytest.raises(ValueError, match=message):
         processor(images=tmp_path / "scan.png")
-    assert "--max_megapixels 300" in why_undecodable(str(tmp_path / "scan.png"))
+    assert "--max_megapixels 300" in check_image(str(tmp_path / "scan.png"))
     with open(tmp_path / "scan.png", "rb") as file:
         assert identify(file, 300).size == (20_000, 15_000)
     assert Image.MAX_IMAGE_PIXELS < 1e8, "for this picture only"
@@ -135,16 +135,16 @@ def test_a_picture_above_the_limit_says_how_to_raise_it(processor, tmp_path, lim
 def test_the_limit_of_a_call_may_be_higher_or_lower_than_that_of_the_process(tmp_path, limit):
     image(size=(100, 100)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="1 megapixels .100 x 100., above the limit of 0.001"):
-        open_picture(tmp_path / "a.png", max_megapixels=0.001)
+        open_image(tmp_path / "a.png", max_megapixels=0.001)
     set_max_megapixels(0.001)
     with pytest.raises(ValueError, match="above the limit of 0.001"):
-        open_picture(tmp_path / "a.png")
+        open_image(tmp_path / "a.png")
     with pytest.raises(Image.DecompressionBombError):
         Image.open(tmp_path / "a.png")
-    assert "above the limit" in why_undecodable(str(tmp_path / "a.png"))
-    assert open_picture(tmp_path / "a.png", max_megapixels=0.01).size == (100, 100)
+    assert "above the limit" in check_image(str(tmp_path / "a.png"))
+    assert open_image(tmp_path / "a.png", max_megapixels=0.01).size == (100, 100)
     set_max_megapixels(0.01)
-    assert open_picture(tmp_path / "a.png").size == (100, 100) and why_undecodable(str(tmp_path / "a.png")) is None
+    assert open_image(tmp_path / "a.png").size == (100, 100) and check_image(str(tmp_path / "a.png")) is None
     for wrong in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match="megapixels above 0"):
             set_max_megapixels(wrong)
@@ -161,7 +161,7 @@ def test_the_environment_sets_the_limit_for_every_library_and_process(tmp_path, 
     assert ended.stderr == "(20000, 15000)\n"
     monkeypatch.setenv(LIMIT_VARIABLE, "299")
     reading._take_limit_of_the_environment()
-    assert "above the limit of 299" in why_undecodable(str(tmp_path / "scan.png"))
+    assert "above the limit of 299" in check_image(str(tmp_path / "scan.png"))
     for wrong in ("many", "0"):
         monkeypatch.setenv(LIMIT_VARIABLE, wrong)
         with pytest.raises(ValueError, match=f"{LIMIT_VARIABLE} is '{wrong}'"):
@@ -188,7 +188,7 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         monkeypatch.setattr(reading, "_as_rgb", decode)
         monkeypatch.setattr(reading, "_LARGE", large)
         with ThreadPoolExecutor(6) as threads:
-            assert len(list(threads.map(open_picture, sorted(tmp_path.iterdir())))) == 6
+            assert len(list(threads.map(open_image, sorted(tmp_path.iterdir())))) == 6
     assert most == [1] * 6
 
 
@@ -196,8 +196,8 @@ def test_a_program_that_draws_a_picture_is_not_run(tmp_path):
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(/tmp/x) (w) file\n"
     (tmp_path / "a.png").write_bytes(program)
     with pytest.raises(ValueError, match="EPS is a program.*save it as a PNG"):
-        open_picture(tmp_path / "a.png")
-    assert "EPS is a program" in why_undecodable(str(tmp_path / "a.png"))
+        open_image(tmp_path / "a.png")
+    assert "EPS is a program" in check_image(str(tmp_path / "a.png"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has neither pipes nor links")

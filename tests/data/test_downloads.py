@@ -7,8 +7,8 @@ from urllib.request import Request
 
 import pytest
 
-from processing.downloads import _Redirections, download
-from processing.images import open_picture, read_picture
+from processing.images import _check_redirect, download
+from processing.images import open_image, read_image
 from tests.helpers.bad_servers import BEHAVIOURS, LENGTH, MEGABYTES, PICTURE, SIZE, TIMEOUT, answer, moved, serving
 
 
@@ -18,10 +18,10 @@ def test_whatever_a_server_does_there_is_a_picture_or_a_reason_in_time(behaviour
     began = time.monotonic()
     with serving(talk) as address:
         if reason is None:
-            assert open_picture(address, TIMEOUT, None, MEGABYTES).size == SIZE
+            assert open_image(address, TIMEOUT, None, MEGABYTES).size == SIZE
         else:
             with pytest.raises(ValueError, match=reason) as error:
-                open_picture(address, TIMEOUT, None, MEGABYTES)
+                open_image(address, TIMEOUT, None, MEGABYTES)
             assert "\n" not in str(error.value)
     assert time.monotonic() - began < TIMEOUT + 2
 
@@ -44,4 +44,4 @@ def test_size_and_time_can_be_raised_where_pictures_are_opened(processor):
             processor(images=address, max_megabytes=0.0001)
         assert processor(images=address, max_megabytes=1, timeout=float("inf"))["pixel_values"].shape[0] == 1
     with pytest.raises(ValueError, match="URLError.*refused"):
-        read_picture("http://127.0.0.1:1/a.png", 5)
+        read_image("http://127.0.0.1:1/a.png", 5)

@@ -23,7 +23,7 @@ from PIL import Image
 from trial import Row
 
 from modeling_sevlm.explain_folder import encodable
-from processing.images import open_picture
+from processing.images import open_image
 from tests.helpers.bad_pictures import NAMES, NO_FILES, damage, odd_folder, pictures
 from tests.helpers.bad_servers import BEHAVIOURS, MEGABYTES, SIZE, TIMEOUT, serving
 from tests.helpers.tiny import tiny_model, tiny_processor
@@ -105,12 +105,12 @@ def cut_files(chance: random.Random, folder: Path) -> Row:
     kinds = pictures(seed=chance.randrange(1000))
     for kind, content in kinds.items():
         path.write_bytes(content)
-        whole = np.asarray(open_picture(path))
+        whole = np.asarray(open_image(path))
         for _ in range(CUTS_OF_A_KIND):
             end = chance.randrange(len(content))
             path.write_bytes(content[:end])
             try:
-                is_whole = np.array_equal(np.asarray(open_picture(path)), whole)
+                is_whole = np.array_equal(np.asarray(open_image(path)), whole)
             except ValueError:
                 outcomes["refused"] += 1
                 continue
@@ -128,12 +128,12 @@ def cut_files(chance: random.Random, folder: Path) -> Row:
 
 READ = """
 import sys
-from processing.image_files import why_undecodable
-from processing.images import open_picture
+from processing.images import check_image
+from processing.images import open_image
 
 for name in map(str.strip, sys.stdin):
     try:
-        print("picture" if open_picture(name) and not why_undecodable(name) else "reason", flush=True)
+        print("picture" if open_image(name) and not check_image(name) else "reason", flush=True)
     except ValueError:
         print("reason", flush=True)
 """
@@ -250,7 +250,7 @@ def servers() -> Row:
             began = time.monotonic()
             with serving(talk) as address:
                 try:
-                    outcome = None if open_picture(address, TIMEOUT, None, MEGABYTES).size == SIZE else "another size"
+                    outcome = None if open_image(address, TIMEOUT, None, MEGABYTES).size == SIZE else "another size"
                 except ValueError as error:
                     outcome = str(error)
             is_right = outcome is None if expected is None else re.search(expected, outcome or "")
