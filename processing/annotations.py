@@ -46,8 +46,8 @@ def read_annotations(annotations: Annotations, version: str) -> tuple[pd.DataFra
     files = [annotations] if isinstance(annotations, str | os.PathLike) else list(annotations)
     if not 1 <= len(files) <= (2 if version == "v2" else 1):
         raise ValueError(
-            f"`annotations` is {len(files)} files with version={version!r}. Give one CSV file, or for version='v2' the "
-            "pair (Contrastive.csv, v1 CSV)."
+            f"`annotations` is {len(files)} files, with version={version!r}. Give one CSV file, or for version='v2' "
+            "the pair (Contrastive.csv, v1 CSV)."
         )
     tables = [_read_csv(os.fspath(file)) for file in files]
     parts, sources = [part for part, _ in tables], [source for _, source in tables]

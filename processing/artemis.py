@@ -106,7 +106,7 @@ def load_artemis(
     _check_choice("version", version, ["v1", "v2"])
     _check_choice("on_bad_row", on_bad_row, ["raise", "skip"])
     _check_choice("on_bad_image", on_bad_image, ["raise", "skip"])
-    if not emotions or len(set(map(_normalise_label, emotions))) != len(emotions):
+    if not emotions or len(set(map(_normalise_label, emotions))) < len(emotions):
         raise ValueError(f"`emotions` is {list(emotions)}. Give at least one label, and none twice.")
     if (annotations is None) == (dataset is None):
         raise ValueError("Give `annotations` and `images`, or `dataset` (command line: options of the same names).")
@@ -317,13 +317,12 @@ def group_by_painting(
 def _has_length(rows: pd.DataFrame, min_tokens: int | None, max_percentile: float | None) -> np.ndarray:
     if min_tokens is None and max_percentile is None:
         return np.ones(len(rows), dtype=bool)
-    word = re.compile(r"\w+")
-    lengths = np.array([len(word.findall(text)) for text in rows["utterance"]])
-    wanted = lengths >= (min_tokens or 0)
+    lengths = np.array([len(re.findall(r"\w+", text)) for text in rows["utterance"]])
+    fits = lengths >= (min_tokens or 0)
     train = lengths[(rows["split"] == "train").to_numpy()]
     if max_percentile is not None and len(train):
-        wanted &= lengths <= np.percentile(train, max_percentile)
-    return wanted
+        fits &= lengths <= np.percentile(train, max_percentile)
+    return fits
 
 
 def _bad_images(

@@ -34,9 +34,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 
 try:
@@ -88,7 +88,7 @@ def cache_features(
     return [cache.fill(data, processor, encode, batch_size=batch_size, num_workers=num_workers) for data in splits]
 
 
-def fingerprint(tower: nn.Module, image_processor) -> str:
+def fingerprint(tower: PreTrainedModel, image_processor) -> str:
     """Returns 64 hexadecimal digits for the tower (class, configuration, weights) and the preprocessing."""
     digest = hashlib.sha256()
     config = {name: value for name, value in tower.config.to_dict().items() if name not in _NO_EFFECT}

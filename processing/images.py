@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -340,17 +339,10 @@ async def _read(response: httpx.Response, max_megabytes: float) -> bytes:
 
 
 def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | None]:
-    """Returns the file of each `<style>/<name>` in `folder`, or None where there is none.
+    """Returns the absolute path of each `<style>/<name>` (without extension) in `folder`, or None if there is no file.
 
     File systems and archives store accented names composed (NFC) or decomposed (NFD), so names are compared in NFC.
-
-    Args:
-        folder: holds one folder per style.
-        names: `<style>/<name>` without the extension; `<name>` may contain dots.
-
-    Returns:
-        Absolute paths, aligned with `names`. Extensions are tried in the order of `IMAGE_EXTENSIONS`; for each, a file
-        spelled exactly like the name comes before one that is equal only in NFC.
+    Extensions are tried in the order of `IMAGE_EXTENSIONS`; for each, an exact match comes first.
 
     Raises:
         FileNotFoundError: `folder` does not exist or is not a folder.
@@ -368,28 +360,30 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
             f"The path of the image folder, {folder!r}, is not UTF-8, so a dataset cannot hold it. Rename that folder "
             "or give a link to it."
         )
-    style_folders: dict[str, list[str]] = {}
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False) or os.path.isdir(entry):  # is_dir raises on a loop of links
-            style_folders.setdefault(nfc(entry.name), []).append(entry.path)
+    names = list(names)
+    styles = {nfc(name.partition("/")[0]) for name in names}
+    exact, normalised = {}, {}
+    for style in os.scandir(folder):
+        if nfc(style.name) in styles and os.path.isdir(style):
+            for entry in os.scandir(style):
+                stem, extension = os.path.splitext(entry.name)
+                exact[nfc(style.name), stem, extension.lower()] = entry.path
+                normalised[nfc(style.name), nfc(stem), extension.lower()] = entry.path
+    files = normalised | exact
 
-    listings: dict[str, dict[str, str]] = {}
-    found = []
-    for name in names:
+    def find(name: str) -> str | None:
         style, _, stem = name.partition("/")
-        style = nfc(style)
-        if style not in listings:
-            listings[style] = _list_images(style_folders.get(style, []))
-        keys = (key for extension in IMAGE_EXTENSIONS for key in (stem + extension, nfc(stem) + extension))
-        found.append(next((listings[style][key] for key in keys if key in listings[style]), None))
-    return found
+        keys = [(nfc(style), form, extension) for extension in IMAGE_EXTENSIONS for form in (stem, nfc(stem))]
+        return next((files[key] for key in keys if key in files and os.path.isfile(files[key])), None)
+
+    return [find(name) for name in names]
 
 
 def check_images(images: Iterable[str | bytes], total: int) -> Iterator[str | None]:
     """Decodes every image once and yields, in order, why it cannot be decoded, or None.
 
     Args:
-        images: paths, or the bytes of image files. Read in small chunks, so a generator bounds the memory.
+        images: paths, or the bytes of image files; read in small chunks.
         total: number of images; above 1000 a progress bar is shown.
     """
     images = iter(images)
@@ -423,19 +417,6 @@ def check_image(image: str | bytes) -> str | None:
 def nfc(text: str) -> str:
     """Returns `text` in Unicode's composed form."""
     return unicodedata.normalize("NFC", text)
-
-
-def _list_images(folders: list[str]) -> dict[str, str]:
-    """Maps file names (unchanged, and in NFC) with lower-case extension to paths."""
-    files: dict[str, str] = {}
-    normalised: dict[str, str] = {}
-    for entry in (entry for folder in folders for entry in os.scandir(folder)):
-        path = Path(entry.name)
-        extension = path.suffix.lower()
-        if extension in IMAGE_EXTENSIONS and (entry.is_file(follow_symlinks=False) or os.path.isfile(entry)):
-            files[path.stem + extension] = entry.path
-            normalised[nfc(path.stem) + extension] = entry.path
-    return normalised | files
 
 
 def _set_limit_from_environment() -> None:
