@@ -103,9 +103,10 @@ def load_artemis(
         FileNotFoundError: a file, the image folder or images are missing.
         OSError: images cannot be decoded.
     """
-    _check_choice("version", version, ["v1", "v2"])
-    _check_choice("on_bad_row", on_bad_row, ["raise", "skip"])
-    _check_choice("on_bad_image", on_bad_image, ["raise", "skip"])
+    choices = {"version": ["v1", "v2"], "on_bad_row": ["raise", "skip"], "on_bad_image": ["raise", "skip"]}
+    for (name, allowed), value in zip(choices.items(), (version, on_bad_row, on_bad_image), strict=True):
+        if value not in allowed:
+            raise ValueError(f"`{name}` is {value!r}. Use {' or '.join(map(repr, allowed))}.")
     if not emotions or len(set(map(_normalise_label, emotions))) < len(emotions):
         raise ValueError(f"`emotions` is {list(emotions)}. Give at least one label, and none twice.")
     if (annotations is None) == (dataset is None):
@@ -118,9 +119,7 @@ def load_artemis(
             dataset, image_column, painting_column, emotion_column, explanation_column
         )
     elif images is None and with_images:
-        raise ValueError(
-            "`images` is missing: give the folder that holds <art_style>/<painting>.jpg (command line: --images)."
-        )
+        raise ValueError("`images` is missing: the folder with <art_style>/<painting>.jpg (command line: --images).")
     else:
         rows, sources = read_annotations(annotations, version)
 
@@ -142,17 +141,10 @@ def load_artemis(
         _report_bad_images(bad, paintings, sources, on_bad_image)
         paintings = paintings.drop(index=list(bad))
 
-    features = Features(
-        {
-            "image": Image(),
-            "painting": Value("string"),
-            "emotions": List(ClassLabel(names=list(emotions))),
-            "explanations": List(Value("string")),
-            "emotion_histogram": List(Value("int64")),
-        }
-    )
-    if not with_images:
-        del features["image"]
+    columns = {"image": Image()} if with_images else {}
+    columns |= {"painting": Value("string"), "emotions": List(ClassLabel(names=list(emotions)))}
+    columns |= {"explanations": List(Value("string")), "emotion_histogram": List(Value("int64"))}
+    features = Features(columns)
     result = DatasetDict()
     for split in SPLITS:
         part = paintings[paintings["split"] == split]
@@ -224,9 +216,7 @@ def check_rows(
         problem = next(problem for problem, has_it in problems.items() if has_it[first])
         message = f"{_where(rows, first, sources)}: {problem} ({bad.sum()} annotations in total cannot be used)."
         if on_bad_row == "raise":
-            raise ValueError(
-                f'{message} Correct them, or skip them with on_bad_row="skip" (command line: --on_bad_row skip).'
-            )
+            raise ValueError(f'{message} Correct or skip them: on_bad_row="skip" (command line: --on_bad_row skip).')
         logger.warning("Skipped %d annotations, the first at %s", bad.sum(), message)
     return known & ~bad
 
@@ -296,20 +286,17 @@ def group_by_painting(
 ) -> pd.DataFrame:
     """Returns one row per split and painting, sorted, with the source and row of its first annotation.
 
-    emotion_histogram counts the annotations before the filters on length."""
+    emotion_histogram counts the annotations before the filters on length.
+    """
     group = rows.groupby(["split", "painting"], sort=False).ngroup()
     if len(rows):
         histograms = np.bincount(group * num_emotions + rows["emotion"], minlength=(group.max() + 1) * num_emotions)
         rows = rows.assign(group=group)[_has_length(rows, min_tokens, max_length_percentile)]
     if len(rows) == 0:
-        raise ValueError(
-            "No annotation is left. Loosen the filters on repetition and length, or extend the list of `emotions`."
-        )
+        raise ValueError("No annotation is left. Loosen the filters on repetition and length, or extend `emotions`.")
     first = {name: (name, "first") for name in ("source", "row", "group")}
-    paintings = rows.groupby(["split", "painting"]).agg(
-        emotions=("emotion", list), explanations=("utterance", list), **first
-    )
-    paintings = paintings.reset_index()
+    columns = {"emotions": ("emotion", list), "explanations": ("utterance", list), **first}
+    paintings = rows.groupby(["split", "painting"]).agg(**columns).reset_index()
     paintings["emotion_histogram"] = histograms.reshape(-1, num_emotions)[paintings.pop("group")].tolist()
     return paintings
 
@@ -408,8 +395,3 @@ def _some(items: Iterable[str], limit: int = 3) -> str:
 
 def _normalise_label(label: str) -> str:
     return " ".join(label.lower().split())
-
-
-def _check_choice(argument: str, value: str, choices: list[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{argument}` is {value!r}; use {' or '.join(map(repr, choices))}.")

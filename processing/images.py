@@ -365,7 +365,7 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
     exact, normalised = {}, {}
     for style in os.scandir(folder):
         if nfc(style.name) in styles and os.path.isdir(style):
-            for entry in os.scandir(style):
+            for entry in os.scandir(style.path):
                 stem, extension = os.path.splitext(entry.name)
                 exact[nfc(style.name), stem, extension.lower()] = entry.path
                 normalised[nfc(style.name), nfc(stem), extension.lower()] = entry.path
