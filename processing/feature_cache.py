@@ -46,6 +46,7 @@ except ImportError:  # Windows does not remove open files
 
 logger = logging.getLogger(__name__)
 
+Encode = Callable[[torch.Tensor], torch.Tensor]
 CACHE_DTYPES = ["float16", "bfloat16", "float32"]
 FORMAT = 1  # increment it when the preparation of images or the layout of shards changes
 _THREADS = min(8, os.cpu_count() or 1)
@@ -69,9 +70,7 @@ def cache_features(
 
     Encodes the images that the directory lacks on the model's device. Call it on all processes: they share the work.
 
-    Args:
-        model, processor: a `SEVLMForConditionalGeneration` whose tower is in evaluation mode, and its processor.
-        dtype, batch_size, num_workers: see [`FeatureCache`] and [`FeatureCache.fill`].
+    The other arguments are those of [`FeatureCache`] and [`FeatureCache.fill`].
 
     Raises:
         ValueError: the model has no tower, or one in training mode; features exceed the range of `dtype`.
@@ -142,13 +141,7 @@ class FeatureCache:
         return f"feature cache {self.folder}: {self.encoded} pictures encoded{speed}, {self.found} found"
 
     def fill(
-        self,
-        dataset: datasets.Dataset,
-        processor,
-        encode: Callable[[torch.Tensor], torch.Tensor],
-        *,
-        batch_size: int = 32,
-        num_workers: int = 0,
+        self, dataset: datasets.Dataset, processor, encode: Encode, *, batch_size: int = 32, num_workers: int = 0
     ) -> "CachedFeatures":
         """Verifies the shards that hold images of `dataset`, and encodes the images that no shard holds.
 
@@ -190,7 +183,7 @@ class FeatureCache:
             raise RuntimeError(f"{len(lost)} images or shards in {self.folder} changed during the run: run again.")
         return CachedFeatures(self, keys)
 
-    def _encode(self, images: datasets.Dataset, processor, encode, batch_size: int, num_workers: int) -> None:
+    def _encode(self, images: datasets.Dataset, processor, encode: Encode, batch_size: int, num_workers: int) -> None:
         if not len(images):
             return
         loader: DataLoader = DataLoader(
@@ -341,10 +334,9 @@ def _encoded_bytes(image: dict) -> bytes:
 
 
 def _key(encoded: bytes, mode: str | None) -> str:
-    """Returns the SHA-256 of the mode that the column converts images to, if any, and the encoded image."""
+    """Returns the SHA-256 of the column's mode, if it has one, and the encoded image."""
     return hashlib.sha256((mode or "").encode() + encoded).hexdigest()
 
 
 def _is_mine(name: str, state: PartialState) -> bool:
-    """Returns whether this process is responsible for `name`."""
     return zlib.crc32(name.encode()) % state.num_processes == state.process_index

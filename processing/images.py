@@ -76,20 +76,16 @@ def set_max_megapixels(megapixels: float) -> None:
 
 
 def open_image(
-    source: Any,
-    timeout: float | None = None,
-    max_megapixels: float | None = None,
-    max_megabytes: float | None = None,
+    source: Any, timeout: float | None = None, max_megapixels: float | None = None, max_megabytes: float | None = None
 ) -> Image.Image:
-    """Returns an image as the model sees it: 8-bit RGB, turned upright as its EXIF data say, on white where it is
-    transparent. Of an animation, the first frame.
+    """Returns an image as the model sees it: the first frame, 8-bit RGB, turned as its EXIF data say, on white.
 
     Args:
         source: a path, URL or base64 text; a PIL image of any mode; an array or tensor `(H, W)`, `(H, W, C)` or
             `(C, H, W)` with 1, 3 or 4 channels and values from 0 to 255 or fractions from 0 to 1.
         timeout: seconds for a whole download (default: 60).
-        max_megapixels: largest file, URL or base64 text, in millions of pixels (default: see the top of this file).
-        max_megabytes: largest download, in megabytes (default: 256).
+        max_megapixels: largest image that is not an array or PIL image (default: see the top of this file).
+        max_megabytes: largest download (default: 256).
 
     Raises:
         ValueError: why the image cannot be read.
@@ -163,10 +159,7 @@ def identify(
 
 
 def open_file(name: str | os.PathLike) -> BinaryIO:
-    """Opens a file that Pillow reads but cannot map.
-
-    If another process shortens a mapped file, the operating system kills this process (SIGBUS).
-    """
+    """Opens a file that Pillow cannot map. A mapped file that shrinks kills the process (SIGBUS)."""
     return _Unmapped(io.FileIO(name))
 
 
@@ -350,8 +343,8 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(
-            f"The image folder {os.fspath(folder)!r} does not exist. Give the folder that holds the images as "
-            "<images>/<art_style>/<painting>.jpg as `images` (command line: --images)."
+            f"The image folder {os.fspath(folder)!r} does not exist. Give the folder with <art_style>/<painting>.jpg "
+            "as `images` (command line: --images)."
         )
     # Absolute, because data loader workers may run in another working directory.
     folder = os.path.abspath(folder)

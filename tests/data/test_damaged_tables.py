@@ -99,6 +99,15 @@ def test_integer_names_in_a_dataset_stay_integers_if_one_is_missing():
         (PLAIN + PLAIN, "line 18: unknown emotion 'emotion'"),
         (PLAIN.replace(HEADER, HEADER.replace("repetition", "utterance")), "line 1: two columns are named utterance"),
         (PLAIN.replace(",", ";"), "line 1: columns are missing"),
+        (
+            as_csv(ROWS, ["art_style", "painting", "repetition"]),
+            "line 1: columns are missing: emotion, utterance. Needed: art_style, painting, emotion, utterance; "
+            "found: art_style, painting, repetition.*Rename",
+        ),
+        (
+            as_csv([row | {"split": "train"} for row in ROWS], [*COLUMNS, "split"]).replace("2,train", "2,dogs", 1),
+            "line 2: unknown split 'dogs'.*remove the column split",
+        ),
         (PLAIN.replace(SECOND + ",2", SECOND), r"line 6: fewer values \(4\) than columns \(5\).*quotes and commas"),
         (PLAIN.replace(SECOND, "a, b"), r"line 6: more values \(6\) than columns \(5\)"),
         (PLAIN.replace(SECOND, '"The sea'), "line 6: not well-formed CSV"),

@@ -49,12 +49,11 @@ def both_ways(processor, image: Image.Image, path: Path, **saving) -> np.ndarray
     return by_path
 
 
-@pytest.mark.parametrize(
-    ("mode", "kind"), [("LA", "png"), ("RGBA", "png"), ("P with transparency", "png"), ("CMYK", "tiff"), ("1", "png")]
-)
-def test_a_path_gives_what_the_image_gives(processor, tmp_path, mode, kind):
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P with transparency", "CMYK", "1"])
+def test_a_path_gives_what_the_image_gives(processor, tmp_path, mode):
     expected = processor(images=picture(mode))["pixel_values"]
-    assert np.array_equal(both_ways(processor, picture(mode), tmp_path / f"picture.{kind}"), expected)
+    path = tmp_path / ("picture.tiff" if mode == "CMYK" else "picture.png")
+    assert np.array_equal(both_ways(processor, picture(mode), path), expected)
 
 
 def test_16_bit_grey_equals_its_8_bit_version(processor, tmp_path):
@@ -110,12 +109,10 @@ def test_the_first_frame_of_an_animation_is_read(processor, tmp_path):
     assert np.array_equal(values, processor(images=first)["pixel_values"])
 
 
-def test_an_image_may_be_an_array_or_a_path(processor, tmp_path):
+def test_an_image_may_be_a_path_in_a_list(processor, tmp_path):
     image, path = picture(), str(tmp_path / "picture.png")
     image.save(path)
     expected = processor(images=image)["pixel_values"]
-    assert np.array_equal(processor(images=np.asarray(image))["pixel_values"], expected)
-    assert np.array_equal(processor(images=path)["pixel_values"], expected)
     assert np.array_equal(processor(images=[path, image])["pixel_values"], np.concatenate([expected] * 2))
 
 
@@ -124,6 +121,7 @@ def arrays() -> dict:
     values = np.asarray(picture())
     tensor = torch.tensor(values).permute(2, 0, 1)
     return {
+        "bytes": values,
         "floats": values.astype(np.float64),
         "fractions": values.astype(np.float32) / 255,
         "half": (values / 255).astype(np.float16),
