@@ -87,10 +87,11 @@ def damaged_files(chance: random.Random, folder: Path) -> Row:
             how[str(path)], damaged = damage(content, chance)
             path.write_bytes(damaged)
     summary, explained, reasons, failures = explain(folder, target)
-    failures += [f"{file} ({how[file]}): neither row nor reason" for file in how.keys() - explained - reasons.keys()]
-    failures += [f"{file} ({how[file]}): row and reason" for file in explained & reasons.keys()]
+    lost, twice = how.keys() - explained - reasons.keys(), explained & reasons.keys()
+    failures = failures or [f"{file} ({how[file]}): neither row nor reason" for file in lost]
+    failures += [f"{file} ({how[file]}): row and reason" for file in twice]
     what = f"damaged files of {len(kinds)} kinds (cut, bits flipped, zeros, noise, holes, headers) in a folder"
-    return Row(what, len(how), summary, failures)
+    return Row(what, len(how), f"{len(lost)} lost, {summary}", failures)
 
 
 def cut_files(chance: random.Random, folder: Path) -> Row:
