@@ -263,9 +263,7 @@ def download(url: str, timeout: float | None = None, max_megabytes: float | None
             "Try again later, or with a longer `timeout` (command line: --timeout)"
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(
-            f"the download failed ({type(error).__name__}: {error}). Check the URL or try again"
-        ) from error
+        raise ValueError(f"the download failed ({type(error).__name__}: {error}): check the URL") from error
 
 
 def _in_event_loop() -> bool:

@@ -23,7 +23,7 @@ from processing import images as reading
 from processing.artemis import load_artemis
 from processing.images import LIMIT_VARIABLE, TooManyPixels, check_image, identify, open_image, set_max_megapixels
 from tests.helpers.artemis import make_rows, painting_name, write_csv, write_images
-from tests.helpers.bad_pictures import NAMES, NO_FILES, damage, image, odd_folder, pictures
+from tests.helpers.bad_pictures import NAMES, SPECIAL_FILES, damage, image, odd_folder, pictures
 from tests.helpers.tiny import tiny_model, tiny_processor
 
 
@@ -222,9 +222,9 @@ def test_a_folder_with_odd_names_and_special_files_is_explained_and_resumed(chec
     capsys.readouterr()
     assert command_line.main(arguments) == 0
     printed = capsys.readouterr().err
-    assert f"{done} of {len(NAMES) + len(NO_FILES)} were done before" in printed
+    assert f"{done} of {len(NAMES) + len(SPECIAL_FILES)} were done before" in printed
     assert f"{len(NAMES)} pictures explained" in printed
-    for file, reason in NO_FILES.items():
+    for file, reason in SPECIAL_FILES.items():
         assert any(f"odd/{file}: " in line and reason in line for line in printed.splitlines()), file
     files = pd.read_parquet(output)["file"]
     expected = sorted(os.fsdecode(os.path.join(os.fsencode(folder), name)) for name in NAMES)

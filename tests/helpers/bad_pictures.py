@@ -117,7 +117,7 @@ NAMES = [
     b"a" * 200 + b".png",
 ]
 # Name -> a part of the reason why it is left out.
-NO_FILES = {
+SPECIAL_FILES = {
     "pipe.png": "a pipe, a socket or a device",
     "socket.png": "a pipe, a socket or a device",
     "zero.png": "a pipe, a socket or a device",

@@ -25,7 +25,7 @@ from trial import Row
 
 from modeling_sevlm.explain_folder import encodable
 from processing.images import open_image
-from tests.helpers.bad_pictures import NAMES, NO_FILES, damage, odd_folder, pictures
+from tests.helpers.bad_pictures import NAMES, SPECIAL_FILES, damage, odd_folder, pictures
 from tests.helpers.bad_servers import BEHAVIOURS, MEGABYTES, SIZE, TIMEOUT, serving
 from tests.helpers.tiny import tiny_model, tiny_processor
 
@@ -208,11 +208,11 @@ def odd_names(folder: Path) -> Row:
     summary, explained, reasons, failures = explain(folder, target)
     expected = {encodable(os.fsdecode(os.path.join(os.fsencode(target), name))) for name in NAMES}
     failures += [f"no row for {file!r}" for file in expected - explained]
-    for name, reason in NO_FILES.items():
+    for name, reason in SPECIAL_FILES.items():
         if reason not in reasons.get(str(target / name), ""):
             failures.append(f"{name}: {reasons.get(str(target / name))}")
     what = "odd names (not UTF-8, both normal forms, line breaks) and pipes, sockets, devices, link loops in a folder"
-    return Row(what, len(expected) + len(NO_FILES), summary, failures)
+    return Row(what, len(expected) + len(SPECIAL_FILES), summary, failures)
 
 
 def servers() -> Row:

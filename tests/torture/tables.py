@@ -149,7 +149,7 @@ def with_bad_byte(rows: list[dict], chance: random.Random) -> bytes:
     return text[:place] + b"\xff" + text[place:]
 
 
-# Allowed outcome -> damages. "told": a warning, and at most the last row is wrong.
+# Allowed outcome -> damages. After a warning, the last row may be wrong.
 DAMAGES: dict[str, dict[str, Callable[[list[dict], random.Random], str | bytes]]] = {
     "right": {
         "LF or CRLF": lambda r, c: as_csv(r, lineterminator=c.choice(["\n", "\r\n"])),
@@ -161,8 +161,8 @@ DAMAGES: dict[str, dict[str, Callable[[list[dict], random.Random], str | bytes]]
         "empty lines": lambda r, c: put(text := as_csv(r), c.choice(outside_quotes(text, "\n")) + 1, "\r\n"),
         "spaces around numbers": lambda r, c: as_csv([row | {"repetition": " 1 "} for row in r]),
     },
-    "told": {"a row twice": lambda r, c: as_csv([*r, c.choice(r)])},
-    "refused or told": {"cut within a row": cut_within_a_row},
+    "with a warning": {"a row twice": lambda r, c: as_csv([*r, c.choice(r)])},
+    "refused or with a warning": {"cut within a row": cut_within_a_row},
     "refused": {
         "a quote lost": lambda r, c: without(text := as_csv(r), c.choice([m.start() for m in re.finditer('"', text)])),
         "a quote added": lambda r, c: put(text := as_csv(r), c.randrange(60, len(text)), '"'),
@@ -231,4 +231,4 @@ def what_happens(path: Path, rows: list[dict], warnings: list) -> str:
     if found == expected:
         return "right"
     # A warning reports a last row that may be cut, or a copy. Rows that were cut off leave no trace.
-    return "told" if warnings and len(found - expected) <= 1 else "changed silently"
+    return "with a warning" if warnings and len(found - expected) <= 1 else "changed silently"
