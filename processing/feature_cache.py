@@ -236,30 +236,30 @@ class FeatureCache:
             raise ValueError(f"{len(index['keys'])} keys for {len(features)} images")
         return index["keys"], features
 
-    def _new_shards(self, wanted: Collection[str]) -> list[Path]:
-        shards = sorted(self.folder.glob("*.safetensors")) if wanted else []
+    def _new_shards(self, missing: Collection[str]) -> list[Path]:
+        shards = sorted(self.folder.glob("*.safetensors")) if missing else []
         return [path for path in shards if path.name not in self._shards]
 
-    def _find(self, wanted: Collection[str]) -> None:
-        """Opens the shards that hold some of `wanted`."""
-        for path in self._new_shards(wanted):
+    def _find(self, missing: Collection[str]) -> None:
+        """Opens the shards that hold some of `missing`."""
+        for path in self._new_shards(missing):
             with suppress(FileNotFoundError):  # removed by another run since it was listed
                 keys, features = self._open(path)
-                if not set(wanted).isdisjoint(keys):
+                if not set(missing).isdisjoint(keys):
                     self._shards[path.name] = features
                     self._places |= {key: (path.name, row) for row, key in enumerate(keys)}
 
-    def _verify(self, wanted: set[str], state: PartialState) -> None:
-        """Removes damaged shards that hold some of `wanted`, with a warning. The processes share the work."""
+    def _verify(self, missing: set[str], state: PartialState) -> None:
+        """Removes damaged shards that hold some of `missing`, with a warning. The processes share the work."""
         with ThreadPoolExecutor(_THREADS) as threads:
-            mine = [path for path in self._new_shards(wanted) if _is_mine(path.name, state)]
-            list(threads.map(self._remove_if_damaged, mine, [wanted] * len(mine)))
+            mine = [path for path in self._new_shards(missing) if _is_mine(path.name, state)]
+            list(threads.map(self._remove_if_damaged, mine, [missing] * len(mine)))
 
-    def _remove_if_damaged(self, path: Path, wanted: set[str]) -> None:
+    def _remove_if_damaged(self, path: Path, missing: set[str]) -> None:
         with suppress(FileNotFoundError), open(path, "rb") as file:
             try:
                 keys, _ = self._open(path)
-                if wanted.isdisjoint(keys) or hashlib.file_digest(file, "sha256").hexdigest() == path.stem:
+                if missing.isdisjoint(keys) or hashlib.file_digest(file, "sha256").hexdigest() == path.stem:
                     return
                 problem = "its checksum is wrong"
             except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -110,12 +110,12 @@ def made_up(chance: random.Random) -> list[dict]:
     ]
 
 
-def outside_quotes(text: str, wanted: str) -> list[int]:
-    """Positions of `wanted` after the header and outside quotes, where it has a meaning."""
+def outside_quotes(text: str, symbol: str) -> list[int]:
+    """Positions of `symbol` after the header and outside quotes, where it has a meaning."""
     places, inside = [], False
     for place, letter in enumerate(text):
         inside ^= letter == '"'
-        if letter == wanted and not inside and place > len(",".join(COLUMNS)):
+        if letter == symbol and not inside and place > len(",".join(COLUMNS)):
             places.append(place)
     return places
 
