@@ -16,7 +16,7 @@ import gradio as gr
 from PIL import Image
 
 from modeling_sevlm.views import emotion_bars_html, emotion_style, shaded_explanation
-from processing.images import TooManyPixels, identify, open_file, open_picture
+from processing.images import TooManyPixels, identify, open_file, open_image
 from processing.toy_artemis import toy_scene
 from processing.toy_paintings import paint_scene
 
@@ -223,7 +223,7 @@ def open_upload(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
                 "nothing. Cut out a part of it."
             )
         try:
-            return open_picture(image)
+            return open_image(image)
         except ValueError as error:
             raise UploadError(
                 f"The picture is damaged and cannot be read to its end ({error}). Save or download it again, or "

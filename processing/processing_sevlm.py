@@ -22,7 +22,7 @@ from huggingface_hub import HfApi
 from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, ProcessorMixin
 from transformers.utils import cached_file, logging
 
-from .images import one_by_one, read_picture
+from .images import flatten_images, read_image
 from .vad_lexicon import VADLexicon
 
 
@@ -156,12 +156,12 @@ class SEVLMProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: a picture or a list of B pictures, each as [`images.open_picture`] takes it.
+            images: a picture or a list of B pictures, each as [`images.open_image`] takes it.
             text: prompts of your own, in place of `emotions`.
             emotions: a label or a list of B labels; with `explanations` also a list of B lists of P labels.
             explanations: sentences in the shape of `emotions`. `None` for both leaves a sentence slot empty.
             return_tensors: `"pt"` for tensors, else numpy arrays.
-            timeout, max_megapixels, max_megabytes: limits of pictures, see [`images.open_picture`].
+            timeout, max_megapixels, max_megabytes: limits of pictures, see [`images.open_image`].
 
         Returns:
             `pixel_values` `(B, 3, H, W)` if there are pictures; `input_ids`, `attention_mask` `(B, L)`, padded on the
@@ -180,7 +180,7 @@ class SEVLMProcessor(ProcessorMixin):
         data = {}
         if images is not None:
             limits = (timeout, max_megapixels, max_megabytes)
-            pictures = [read_picture(picture, *limits) for picture in one_by_one(images)]
+            pictures = [read_image(picture, *limits) for picture in flatten_images(images)]
             if not pictures:
                 raise ValueError("`images` is empty.")
             data["pixel_values"] = self.image_processor(pictures, return_tensors="np", **image_kwargs)["pixel_values"]
