@@ -23,7 +23,6 @@ annotations, labels or images never moves a painting to another split.
 import logging
 import os
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -32,6 +31,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from sklearn.model_selection import train_test_split
 
 from .annotations import Annotations, Source, read_annotations, read_dataset
+from .files import nfc
 from .image_files import find_images, find_undecodable
 from .processing_sevlm import ARTEMIS_EMOTIONS
 
@@ -253,7 +253,7 @@ def _tell_of_copies(rows: pd.DataFrame, sources: list[Source]) -> None:
             _where(rows, first, sources),
         )
     names = pd.Series(rows["painting"].unique())
-    forms = names[names.map(lambda name: unicodedata.normalize("NFC", name)).duplicated(keep=False)]
+    forms = names[names.map(nfc).duplicated(keep=False)]
     if len(forms):
         logger.warning(
             "%d names of paintings are others in another Unicode form: %s. They count as different paintings, which "

@@ -7,7 +7,6 @@ compared in NFC. Nothing is ever renamed.
 
 import io
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -16,6 +15,7 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from .files import nfc
 from .images import TooManyPixels, identify, open_file
 
 
@@ -53,18 +53,18 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
     style_folders: dict[str, list[str]] = {}
     for entry in os.scandir(folder):
         if _holds(entry.is_dir):
-            style_folders.setdefault(_nfc(entry.name), []).append(entry.path)
+            style_folders.setdefault(nfc(entry.name), []).append(entry.path)
 
     listings: dict[str, dict[str, str]] = {}
     found = []
     for name in names:
         style, _, stem = name.partition("/")
-        style = _nfc(style)
+        style = nfc(style)
         if style not in listings:
             listings[style] = _list_images(style_folders.get(style, []))
         files = listings[style]
         candidates = (
-            files.get(key) for extension in IMAGE_EXTENSIONS for key in (stem + extension, _nfc(stem) + extension)
+            files.get(key) for extension in IMAGE_EXTENSIONS for key in (stem + extension, nfc(stem) + extension)
         )
         found.append(next((path for path in candidates if path is not None), None))
     return found
@@ -122,7 +122,7 @@ def _list_images(folders: list[str]) -> dict[str, str]:
             extension = path.suffix.lower()
             if extension in IMAGE_EXTENSIONS and _holds(entry.is_file):
                 files[path.stem + extension] = entry.path
-                normalised[_nfc(path.stem) + extension] = entry.path
+                normalised[nfc(path.stem) + extension] = entry.path
     return normalised | files
 
 
@@ -140,7 +140,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
