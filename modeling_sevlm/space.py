@@ -26,7 +26,7 @@ from .push import PushError, _check_name, _raise_if_refused
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("modeling_sevlm", "processing", "web")
-SUFFIXES = (".py", ".css", ".tsv")
+SUFFIXES = (".py", ".css", ".toml", ".tsv")
 MODEL_FILE = "model.txt"
 MESSAGE = "Upload the SEVLM app"
 CARD = """\

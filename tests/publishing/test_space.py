@@ -32,7 +32,7 @@ def model(tmp_path_factory):
 def test_a_space_has_a_card_pinned_requirements_and_the_code(tmp_path):
     names = space.stage_space(tmp_path, "org/sevlm-artemis")
     assert {"app.py", "README.md", "requirements.txt", "model.txt", "web/style.css"} <= set(names)
-    assert {"modeling_sevlm/__init__.py", "processing/embedded_vad.tsv"} <= set(names)
+    assert {"modeling_sevlm/__init__.py", "processing/embedded_vad.tsv", "processing/toy_grammar.toml"} <= set(names)
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
     card = yaml.safe_load((tmp_path / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and card["license"] == "apache-2.0"
