@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from processing.annotations import read_annotations
 from processing.artemis import EMOTIONS, SPLITS, assign_splits, check_rows, select_v2
-from processing.files import nfc
+from processing.images import nfc
 from processing.script_utils import DataArguments, load_data
 
 

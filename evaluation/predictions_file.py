@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from processing.csv_files import csv_rows, not_utf8, shown
-from processing.files import nfc
+from processing.images import nfc
 
 
 logger = logging.getLogger(__name__)

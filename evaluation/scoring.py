@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from metrics.emotion_prediction.emotion_prediction import emotion_prediction_scores
 from metrics.emotional_alignment.emotional_alignment import emotional_alignment_scores
-from processing.files import nfc
+from processing.images import nfc
 
 
 logger = logging.getLogger(__name__)

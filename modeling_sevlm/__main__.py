@@ -36,7 +36,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import processing  # noqa: F401 - registers the processor with AutoProcessor
-from processing.image_files import IMAGE_EXTENSIONS
+from processing.images import IMAGE_EXTENSIONS
 
 from .explain_folder import check_part_file, encodable, explain, write_explanations
 from .pipeline_sevlm import TASK, SEVLMPipeline

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.utils import logging
 
-from processing.images import read_picture
+from processing.images import read_image
 
 from .views import gallery_sheet
 
@@ -52,7 +52,7 @@ class ExplanationSheets(TrainerCallback):
         self._log(args.report_to, path, state.global_step)
 
     def _draw(self, args, state, model) -> Path:
-        images = [read_picture(image) for image in self.dataset["image"]]
+        images = [read_image(image) for image in self.dataset["image"]]
         labels = self.dataset.features["emotions"].feature.names
         figure = gallery_sheet(
             images,

@@ -44,7 +44,7 @@ class SEVLMPipeline(Pipeline):
     A call takes a picture (PIL image, path, URL, array), a list of them, a data set (of `datasets` with the column
     "image", a `KeyDataset`, any torch data set of pictures or of rows with "image") or a generator. A list gives a
     list; data sets and generators give an iterator that reads pictures as they are needed. With `batch_size=` that
-    many go through the model at once; the vision tower sees every picture once. `open_picture` beside the processor
+    many go through the model at once; the vision tower sees every picture once. `open_image` beside the processor
     says how pictures are read.
 
     Arguments, of a call or, as defaults, of `pipeline(...)`:

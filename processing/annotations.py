@@ -1,8 +1,7 @@
-"""Emotion annotations as a table with one row each, from ArtEmis' CSV files or a data set that carries its images.
+"""Reads emotion annotations into a table with one row each, from ArtEmis' CSV files or from a dataset with images.
 
-The columns are source and row (where an annotation comes from: index into the list of `Source`, row counted from 0),
-painting ("<art_style>/<painting>"; empty where either is missing), emotion and utterance as text, and, where the data
-have them, repetition, split and version.
+Columns: source (index into the list of `Source`) and row (counted from 0), painting ("<art_style>/<painting>"; empty
+where either is missing), emotion and utterance as text, and, where the data have them, repetition, split and version.
 """
 
 import os
@@ -21,23 +20,25 @@ from .csv_files import csv_rows, shown
 
 
 CHUNK_ROWS = 20_000
+NEEDED = ["art_style", "painting", "emotion", "utterance"]
+OPTIONAL = ["repetition", "split", "version", "anchor_painting"]
 Annotations = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A CSV file, or a split of a data set, which has no `lines`, to name its rows in messages."""
+    """A CSV file, or a split of a dataset, which has no `lines`. Names rows in messages."""
 
     name: str
     lines: Sequence[int] | None = None
 
     def where(self, row: int) -> str:
-        """Name a row (counted from 0): the line of a file where it begins, else "row N" (from 1)."""
+        """Names a row (counted from 0): by the line where it starts, or as "row N" (from 1)."""
         return f"{self.name}, row {row + 1}" if self.lines is None else f"{self.name}, line {self.lines[row]}"
 
 
 def read_annotations(annotations: Annotations, version: str) -> tuple[pd.DataFrame, list[Source]]:
-    """Read the CSV file (version "v1"), or the pair of files or file with a column `version` ("v2").
+    """Reads the CSV file of version "v1", or the pair of files or the file with a column `version` of "v2".
 
     Raises:
         ValueError, FileNotFoundError: naming the file, the line and the remedy.
@@ -45,11 +46,11 @@ def read_annotations(annotations: Annotations, version: str) -> tuple[pd.DataFra
     files = [annotations] if isinstance(annotations, str | os.PathLike) else list(annotations)
     if not 1 <= len(files) <= (2 if version == "v2" else 1):
         raise ValueError(
-            "`annotations` is one CSV file, or for version='v2' the pair (Contrastive.csv, v1 CSV); "
-            f"found {len(files)} files with version={version!r}."
+            f"`annotations` is {len(files)} files, with version={version!r}. Give one CSV file, or for version='v2' "
+            "the pair (Contrastive.csv, v1 CSV)."
         )
-    files = [os.fspath(file) for file in files]
-    parts, sources = map(list, zip(*map(_read_csv, files), strict=True))
+    tables = [_read_csv(os.fspath(file)) for file in files]
+    parts, sources = [part for part, _ in tables], [source for _, source in tables]
     if version == "v2":
         _add_versions(parts, sources)
     return _join(parts, sources), sources
@@ -62,13 +63,13 @@ def read_dataset(
     emotion_column: str | None,
     explanation_column: str | None,
 ) -> tuple[pd.DataFrame, list[Source], list[Dataset]]:
-    """Read a data set whose rows carry an image and one annotation, or lists of them.
+    """Reads a dataset whose rows hold an image and one annotation, or lists of annotations.
 
     Returns:
-        The annotations, their sources, and for each source a data set with its images, undecoded, as column `image`.
+        The annotations, their sources, and for each source a dataset with its undecoded images as column `image`.
 
     Raises:
-        ValueError: a column is missing or of the wrong kind.
+        ValueError: a column is missing or has the wrong type.
     """
     if isinstance(dataset, str | os.PathLike):
         folder = os.fspath(dataset)
@@ -77,36 +78,44 @@ def read_dataset(
     splits = {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
     parts, sources, images = [], [], []
     for split, data in splits.items():
-        source = Source(f"dataset split {split!r}")
-        data = data.with_format(None)
-        part = _read_rows(data, source, image_column, painting_column, emotion_column, explanation_column)
+        data, source = data.with_format(None), Source(f"dataset split {split!r}")
+        columns = {
+            "image_column": image_column,
+            "painting_column": painting_column,
+            "emotion_column": emotion_column or _first_present(["emotion", "emotions"], data),
+            "explanation_column": explanation_column
+            or _first_present(["utterance", "explanation", "explanations"], data),
+        }
+        for argument, name in columns.items():
+            if name not in data.column_names:
+                raise ValueError(
+                    f"{source.name}: there is no column {name!r}. Name the right one with `{argument}=`; found: "
+                    f"{', '.join(data.column_names)}."
+                )
+        part = _read_rows(data, source, *list(columns.values())[1:])
         parts.append(part.assign(split=split) if len(splits) > 1 else part)
         sources.append(source)
-        pictures = data.select_columns([image_column])
-        if image_column != "image":
-            pictures = pictures.rename_column(image_column, "image")
-        if not isinstance(pictures.features["image"], Image):  # paths
-            pictures = pictures.cast_column("image", Image())
-        images.append(pictures)
+        column = data.select_columns([image_column])
+        column = column if image_column == "image" else column.rename_column(image_column, "image")
+        is_image = isinstance(column.features["image"], Image)  # else paths
+        images.append(column if is_image else column.cast_column("image", Image()))
     return _join(parts, sources), sources, images
 
 
 def _join(parts: list[pd.DataFrame], sources: list[Source]) -> pd.DataFrame:
-    if not sum(map(len, parts)):
-        raise ValueError(
-            f"{' and '.join(source.name for source in sources)}: there are no annotations, only column names. "
-            "Give the whole file."
-        )
+    if not any(map(len, parts)):
+        names = " and ".join(source.name for source in sources)
+        raise ValueError(f"{names}: there are no annotations, only column names. Give the whole file.")
     for part, source in zip(parts, sources, strict=True):
         if "split" not in part and any("split" in other for other in parts):
             raise ValueError(f"{source.name}: the column split is missing. Add it, or remove it from the other file.")
     rows = pd.concat([part.assign(source=i) for i, part in enumerate(parts)], ignore_index=True)
-    # Counted again unless every part has it.
+    # `load_artemis` counts the repetitions where a part lacks them.
     return rows if all("repetition" in part for part in parts) else rows.drop(columns="repetition", errors="ignore")
 
 
 def _read_csv(file: str) -> tuple[pd.DataFrame, Source]:
-    needed = ["art_style", "painting", "emotion", "utterance"]
+    needed = ", ".join(NEEDED)
     if not os.path.isfile(file):
         raise FileNotFoundError(
             f"The annotations {file!r} do not exist. Give ArtEmis' CSV file as `annotations` "
@@ -115,36 +124,33 @@ def _read_csv(file: str) -> tuple[pd.DataFrame, Source]:
     rows = csv_rows(file)
     line, found = next(rows, (1, None))
     if found is None:
-        raise ValueError(f"{file}: the file is empty. Needed: a CSV file with {', '.join(needed)}.")
-    missing = [name for name in needed if name not in found]
+        raise ValueError(f"{file}: the file is empty. Give a CSV file with the columns {needed}.")
+    missing = [name for name in NEEDED if name not in found]
     if missing:
         raise ValueError(
-            f"{file}, line {line}: columns are missing: {', '.join(missing)}. Needed: {', '.join(needed)}; found: "
+            f"{file}, line {line}: columns are missing: {', '.join(missing)}. Needed: {needed}; found: "
             f"{shown(found)}. Rename the columns, or save the file as comma-separated values."
         )
-    wanted = [name for name in (*needed, "repetition", "split", "version", "anchor_painting") if name in found]
-    places = [found.index(name) for name in wanted]
-    lines, chunks = array("q"), [[] for _ in wanted]
-    # In chunks, as a million rows of Python's strings would take gigabytes.
+    places = {name: found.index(name) for name in NEEDED + OPTIONAL if name in found}
+    lines, chunks = array("q"), []
+    # In chunks, because a million rows of Python strings take gigabytes.
     while chunk := list(islice(rows, CHUNK_ROWS)):
         lines.extend(line for line, _ in chunk)
-        for place, column in zip(places, chunks, strict=True):
-            column.append(pa.array([fields[place] for _, fields in chunk], pa.string()))
-    # Text as it is: pandas' own reader would take an utterance or a painting "None" for a missing one.
-    columns = {
-        name: pa.chunked_array(column, pa.string()).to_pandas() for name, column in zip(wanted, chunks, strict=True)
-    }
-    return _name_paintings(pd.DataFrame(columns).assign(row=np.arange(len(lines)))), Source(file, lines)
+        columns = {name: [fields[place] for _, fields in chunk] for name, place in places.items()}
+        chunks.append(pa.table(columns, schema=pa.schema([(name, pa.string()) for name in places])))
+    # pandas' own reader takes an utterance or a painting "None" for a missing value.
+    table = pa.concat_tables(chunks).to_pandas() if chunks else pd.DataFrame(columns=list(places), dtype=str)
+    return _add_style(table.assign(row=np.arange(len(lines)))), Source(file, lines)
 
 
-def _name_paintings(rows: pd.DataFrame) -> pd.DataFrame:
+def _add_style(rows: pd.DataFrame) -> pd.DataFrame:
     named = (rows["art_style"].str.strip() != "") & (rows["painting"].str.strip() != "")
     rows["painting"] = (rows["art_style"] + "/" + rows["painting"]).where(named, "")
     return rows.drop(columns="art_style")
 
 
 def _add_versions(parts: list[pd.DataFrame], sources: list[Source]) -> None:
-    """Fill in the column `version` (new: Contrastive.csv, old: v1) and bring names to NFD as ArtEmis v2 does."""
+    """Adds the column `version` (new: Contrastive.csv, old: v1) and converts names to NFD, as ArtEmis v2 does."""
     if len(parts) == 2:
         if "anchor_painting" in parts[1] and "anchor_painting" not in parts[0]:
             raise ValueError(f"{sources[1].name} is the contrastive file: give the pair (Contrastive.csv, v1 CSV).")
@@ -152,7 +158,7 @@ def _add_versions(parts: list[pd.DataFrame], sources: list[Source]) -> None:
     elif "version" not in parts[0]:
         raise ValueError(
             f"{sources[0].name}, line 1: the column version is missing. For version='v2' give the pair "
-            "(Contrastive.csv, v1 CSV), or one file with a column version that says new or old."
+            "(Contrastive.csv, v1 CSV), or one file whose column version is new or old."
         )
     for part, source in zip(parts, sources, strict=True):
         unknown = part.index[~part["version"].isin(["new", "old"])]
@@ -163,34 +169,14 @@ def _add_versions(parts: list[pd.DataFrame], sources: list[Source]) -> None:
         part["painting"] = part["painting"].map(nfd)
 
 
-def _read_rows(
-    data: Dataset,
-    source: Source,
-    image_column: str,
-    painting_column: str,
-    emotion_column: str | None,
-    explanation_column: str | None,
-) -> pd.DataFrame:
-    emotion = emotion_column or _first_present(["emotion", "emotions"], data)
-    explanation = explanation_column or _first_present(["utterance", "explanation", "explanations"], data)
-    for argument, name in [
-        ("image_column", image_column),
-        ("painting_column", painting_column),
-        ("emotion_column", emotion),
-        ("explanation_column", explanation),
-    ]:
-        if name not in data.column_names:
-            raise ValueError(
-                f"{source.name}: there is no column {name!r}. Name the right one with `{argument}=`; found: "
-                f"{', '.join(data.column_names)}."
-            )
+def _read_rows(data: Dataset, source: Source, painting: str, emotion: str, explanation: str) -> pd.DataFrame:
     optional = [name for name in ("art_style", "repetition", "split") if name in data.column_names]
-    rows = data.select_columns([painting_column, emotion, explanation, *optional]).to_pandas()
-    for name in {painting_column, explanation} & set(rows.columns):
+    rows = data.select_columns([painting, emotion, explanation, *optional]).to_pandas()
+    for name in {painting, explanation}:
         if rows[name].dtype.kind == "f" and data.features[name].dtype != "float64":
-            # Whole numbers beside a missing one became floats: painting 7 would be called "7.0".
+            # Next to a missing value pandas turns integers into floats: painting 7 would be named "7.0".
             rows[name] = pd.Series(data[name][:], dtype=object)
-    rows = rows.rename(columns={painting_column: "painting", emotion: "emotion", explanation: "utterance"})
+    rows = rows.rename(columns={painting: "painting", emotion: "emotion", explanation: "utterance"})
     rows["row"] = np.arange(len(rows))
 
     label = data.features[emotion]
@@ -213,7 +199,7 @@ def _read_rows(
         rows["emotion"] = rows["emotion"].map(dict(enumerate(label.names)))
     for name in {"painting", "emotion", "utterance", "art_style", "split"} & set(rows.columns):
         rows[name] = rows[name].astype(object).where(rows[name].notna(), "").astype(str)
-    return _name_paintings(rows) if "art_style" in rows else rows
+    return _add_style(rows) if "art_style" in rows else rows
 
 
 def _first_present(names: list[str], data: Dataset) -> str:

@@ -5,14 +5,8 @@ import contextlib
 import json
 import math
 import os
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-
-
-def nfc(name: str) -> str:
-    """Returns `name` with composed accents: macOS stores file names decomposed, tables mostly have them composed."""
-    return unicodedata.normalize("NFC", name)
 
 
 @contextlib.contextmanager

@@ -1,155 +1,171 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Pictures from wherever they come (files, URLs, base64, PIL, arrays) to what the model is to see.
+"""Opens, downloads, finds and checks images.
 
-How many pixels a picture may have, so that a small file cannot fill the memory, is Pillow's limit of 178 megapixels.
-For larger scans say `max_megapixels=500` where a picture is opened, or set the environment variable
-SEVLM_MAX_MEGAPIXELS=500, which also holds where other libraries open pictures (`datasets`, while training).
+    open_image(source)           # a path, URL, base64 text, PIL image or array as an upright RGB image
+    find_images(folder, names)   # the file of each `<style>/<name>`
+    check_images(files, total)   # why each file cannot be decoded, or None
+
+Pillow's limit of 178 megapixels keeps a small file from filling the memory. To open larger scans, pass
+`max_megapixels=500`, or set the environment variable SEVLM_MAX_MEGAPIXELS=500, which also holds for other libraries
+that open images (`datasets`, during training).
 """
 
+import asyncio
 import base64
 import io
 import math
 import os
 import threading
+import unicodedata
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import BinaryIO
+from itertools import islice
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
 
-from .downloads import download
+
+try:  # huggingface_hub requires one of the two: httpx2 from version 2.0 on, httpx before
+    import httpx2 as httpx
+except ImportError:
+    import httpx  # type: ignore[no-redef]
 
 
 LIMIT_VARIABLE = "SEVLM_MAX_MEGAPIXELS"
-# Formats that are programs, which Pillow has others run.
-PROGRAMS = ("EPS",)
+IMAGE_EXTENSIONS = [".jpg", ".jpeg", ".png", ".webp"]  # in order of preference
+TIMEOUT = 60.0  # seconds
+MAX_MEGABYTES = 256.0
+_CONNECT_TIMEOUT = 15.0  # seconds
 _LARGE = 40_000_000  # pixels
+_CHUNK = 256  # encoded images in memory at a time
 _one_large_at_a_time = threading.Lock()
 _opening = threading.Lock()
 
 
 class TooManyPixels(ValueError):
-    """A picture above the limit, of `width` x `height` pixels."""
+    """An image of `width` x `height` pixels, which is above the limit."""
 
     def __init__(self, width: int, height: int, limit: float):
         self.width, self.height = width, height
         needed = math.ceil(width * height / 1e6)
         super().__init__(
-            f"it has {needed:,} megapixels ({width:,} x {height:,}), above the limit of {limit:,.4g}. If it is no "
-            f"trap, raise the limit: max_megapixels={needed} (command line: --max_megapixels {needed}; everywhere: "
+            f"it has {needed:,} megapixels ({width:,} x {height:,}), above the limit of {limit:,.4g}. To open "
+            f"it, raise the limit: max_megapixels={needed} (command line: --max_megapixels {needed}; everywhere: "
             f"{LIMIT_VARIABLE}={needed})"
         )
 
 
 def set_max_megapixels(megapixels: float) -> None:
-    """Let this process, and those it starts, open pictures of so many megapixels, whichever library opens them.
+    """Sets the largest image that this process and its child processes open, with any library.
 
     Raises:
-        ValueError: it is no number above 0.
+        ValueError: `megapixels` is not a number above 0.
     """
     if not 0 < megapixels < math.inf:
-        raise ValueError(f"The largest picture has a number of megapixels above 0, not {megapixels:g}.")
-    # Data loader workers may begin as fresh processes.
+        raise ValueError(f"The limit must be a number of megapixels above 0, not {megapixels:g}.")
+    # Data loader workers may start as fresh processes.
     os.environ[LIMIT_VARIABLE] = f"{megapixels:.12g}"
-    # Pillow refuses what is above twice this number, and warns above once.
+    # Pillow raises above twice this number and warns above it.
     Image.MAX_IMAGE_PIXELS = math.ceil(megapixels * 1e6 / 2)
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def open_picture(
-    source,
-    timeout: float | None = None,
-    max_megapixels: float | None = None,
-    max_megabytes: float | None = None,
+def open_image(
+    source: Any, timeout: float | None = None, max_megapixels: float | None = None, max_megabytes: float | None = None
 ) -> Image.Image:
-    """A picture as the model is to see it, whichever way it comes: upright as its EXIF data say, 8 bits of RGB, white
-    where it is transparent; of an animation the first frame.
+    """Returns an image as the model sees it: the first frame, 8-bit RGB, turned as its EXIF data say, on white.
 
     Args:
         source: a path, URL or base64 text; a PIL image of any mode; an array or tensor `(H, W)`, `(H, W, C)` or
-            `(C, H, W)` of 1, 3 or 4 channels, with values from 0 to 255 or fractions from 0 to 1.
-        timeout: seconds that a URL may take altogether (default: 60).
-        max_megapixels: millions of pixels of a file, URL or base64 text (default: see the top of this file).
-        max_megabytes: of what a URL sends (default: 256).
+            `(C, H, W)` with 1, 3 or 4 channels and values from 0 to 255 or fractions from 0 to 1.
+        timeout: seconds for a whole download (default: 60).
+        max_megapixels: largest image that is not an array or PIL image (default: see the top of this file).
+        max_megabytes: largest download (default: 256).
 
     Raises:
-        ValueError: the reason, if it cannot be read.
+        ValueError: why the image cannot be read.
     """
     try:
         if isinstance(source, (str, os.PathLike)):
-            with _open(os.fsdecode(source), timeout, max_megabytes) as file, identify(file, max_megapixels) as picture:
-                is_large = picture.width * picture.height > _LARGE
-                # Threads decode at once, and one large picture takes gigabytes.
+            with _open(os.fsdecode(source), timeout, max_megabytes) as file, identify(file, max_megapixels) as image:
+                is_large = image.width * image.height > _LARGE
+                # Callers decode in threads, and one large image takes gigabytes.
                 with _one_large_at_a_time if is_large else nullcontext():
-                    return _as_rgb(picture)
+                    return _as_rgb(image)
         return _as_rgb(source if isinstance(source, Image.Image) else _from_array(source))
     except UnidentifiedImageError as error:
         raise ValueError("not an image that Pillow can read") from error
-    except Exception as error:  # plug-ins raise far more than OSError on damaged data
+    except Exception as error:  # Pillow's plug-ins raise many types on damaged data
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{kind}{str(error)[:300]}") from error
 
 
-def identify(file: BinaryIO, max_megapixels: float | None = None, formats: tuple[str, ...] | None = None):
-    """A PIL image of which nothing but the header is read yet, which is as large as it is allowed to be.
-
-    Raises:
-        TooManyPixels: it is larger than `max_megapixels` (None: than what Pillow refuses).
-        ValueError: it is a program for another program to run.
-        Exception: whatever Pillow's plug-ins raise on damaged data.
-    """
-    with _opening:
-        limit = max_megapixels
-        if limit is None:
-            limit = math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS / 1e6
+def read_image(source: Any, *limits: float | None) -> Image.Image:
+    """Like [`open_image`]; the error also names the image."""
     try:
-        picture = Image.open(file, formats=formats)
-    except Image.DecompressionBombError:
-        # Pillow's limit is one for the whole process; the limit of this picture is looked at below.
-        with _opening:
-            of_pillow, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                picture = Image.open(file, formats=formats)
-            finally:
-                Image.MAX_IMAGE_PIXELS = of_pillow
-    if picture.width * picture.height > limit * 1e6:
-        raise TooManyPixels(*picture.size, limit)
-    if picture.format in PROGRAMS:
-        raise ValueError(f"{picture.format} is a program that draws a picture, and is not run: save it as a PNG")
-    return picture
-
-
-def open_file(name: str | os.PathLike) -> BinaryIO:
-    """A file for Pillow to read, not to map: a mapped file that another process shortens ends this one (SIGBUS)."""
-    return _Unmapped(io.FileIO(name))
-
-
-class _Unmapped(io.BufferedReader):
-    def fileno(self):
-        raise io.UnsupportedOperation("fileno")
-
-
-def one_by_one(images) -> Iterator:
-    """The pictures of nested lists and of stacked arrays."""
-    if isinstance(images, (list, tuple)) or (hasattr(images, "ndim") and images.ndim > 3):
-        for image in images:
-            yield from one_by_one(image)
-    else:
-        yield images
-
-
-def read_picture(source, *limits: float | None) -> Image.Image:
-    """As `open_picture`, whose reason comes with the picture's name."""
-    try:
-        return open_picture(source, *limits)
+        return open_image(source, *limits)
     except ValueError as error:
         name = f"({type(source).__name__})"
         if isinstance(source, (str, os.PathLike)):
             name = os.fsdecode(source)
             name = repr(name if len(name) <= 200 else name[:200] + "...")
         raise ValueError(f"Cannot read the picture {name}: {error}") from error
+
+
+def flatten_images(images: Any) -> Iterator[Any]:
+    """Yields the images of nested lists and of stacked arrays."""
+    if isinstance(images, (list, tuple)) or (hasattr(images, "ndim") and images.ndim > 3):
+        for image in images:
+            yield from flatten_images(image)
+    else:
+        yield images
+
+
+def identify(
+    file: BinaryIO, max_megapixels: float | None = None, formats: tuple[str, ...] | None = None
+) -> Image.Image:
+    """Reads the header of an image file and returns a PIL image whose pixels are not read yet.
+
+    Raises:
+        TooManyPixels: it is larger than `max_megapixels` (None: Pillow's limit).
+        ValueError: it is an EPS file, a program that Pillow would run.
+        Exception: anything that Pillow's plug-ins raise on damaged data.
+    """
+    with _opening:
+        pillow_limit = Image.MAX_IMAGE_PIXELS
+    try:
+        image = Image.open(file, formats=formats)
+    except Image.DecompressionBombError:
+        # Pillow has one limit for the whole process; this image is checked against its own limit below.
+        with _opening:
+            Image.MAX_IMAGE_PIXELS = None
+            try:
+                image = Image.open(file, formats=formats)
+            finally:
+                Image.MAX_IMAGE_PIXELS = pillow_limit
+    limit = max_megapixels
+    if limit is None:
+        limit = math.inf if pillow_limit is None else 2 * pillow_limit / 1e6
+    if image.width * image.height > limit * 1e6:
+        raise TooManyPixels(*image.size, limit)
+    if image.format == "EPS":
+        raise ValueError("EPS is a program that draws a picture, and programs are not run: save it as a PNG")
+    return image
+
+
+def open_file(name: str | os.PathLike) -> BinaryIO:
+    """Opens a file that Pillow cannot map. A mapped file that shrinks kills the process (SIGBUS)."""
+    return _Unmapped(io.FileIO(name))
+
+
+class _Unmapped(io.BufferedReader):
+    def fileno(self):
+        raise io.UnsupportedOperation("fileno")
 
 
 def _open(name: str, timeout: float | None, max_megabytes: float | None) -> BinaryIO:
@@ -169,34 +185,34 @@ def _open(name: str, timeout: float | None, max_megabytes: float | None) -> Bina
     if os.path.isdir(name):
         raise ValueError("a folder")
     if os.path.exists(name):
-        # Reading could wait for ever.
+        # Reading could block forever.
         raise ValueError("not a file but a pipe, a socket or a device")
     text = name.partition(",")[2] if name.startswith("data:") else name
     try:
         content = base64.decodebytes(text.encode())
         identify(io.BytesIO(content), math.inf)
     except Exception as error:
-        raise ValueError("there is no such file (nor is it a URL or base64)") from error
+        raise ValueError("there is no such file (and it is neither a URL nor base64)") from error
     return io.BytesIO(content)
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if 0 in picture.size:
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
         raise ValueError("it has no pixels")
-    picture = ImageOps.exif_transpose(picture)
-    # Pillow's conversion clips what is above 255, so that 16 bits become a blank white.
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        picture = Image.fromarray(_eight_bits(np.asarray(picture)))
-    if picture.has_transparency_data:
-        # White, whatever colour happens to lie behind the transparent parts.
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    # Pillow's conversion clips values above 255: 16-bit images would turn white.
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        image = Image.fromarray(_to_uint8(np.asarray(image)))
+    if image.has_transparency_data:
+        # Transparent pixels have arbitrary colours.
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
-def _from_array(source) -> Image.Image:
+def _from_array(source: Any) -> Image.Image:
     if not hasattr(source, "__array__"):
         raise ValueError("neither an image nor a path, URL or array")
     values = np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
@@ -206,24 +222,197 @@ def _from_array(source) -> Image.Image:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if not values.size or (values.ndim != 2 and (values.ndim != 3 or values.shape[2] not in (3, 4))):
-        raise ValueError(f"an array of the shape {shape}; a picture has (H, W), (H, W, 3) or (3, H, W)")
-    return Image.fromarray(np.ascontiguousarray(_eight_bits(values)))
+        raise ValueError(f"an array of the shape {shape}; an image has (H, W), (H, W, 3) or (3, H, W)")
+    return Image.fromarray(np.ascontiguousarray(_to_uint8(values)))
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Numbers whose range nobody has stated: 0 to 255, fractions from 0 to 1, or whole ones of 16 bits."""
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    """Scales values of unknown range: 0 to 255, fractions from 0 to 1, or 16-bit integers."""
     if values.dtype in (np.uint8, np.bool_):
         return values if values.dtype == np.uint8 else values * np.uint8(255)
     low, high = values.min().item(), values.max().item()
     is_fraction = values.dtype.kind == "f"
     if not low >= 0 or not high <= (255 if is_fraction else 65535):
-        raise ValueError(f"its values go from {low:g} to {high:g}; a picture has 0 to 255, or fractions from 0 to 1")
+        raise ValueError(f"its values go from {low:g} to {high:g}; an image has 0 to 255, or fractions from 0 to 1")
     if is_fraction:
         return np.rint(values.astype(np.float32) * (255 if high <= 1 else 1)).astype(np.uint8)
     return (values if high <= 255 else values >> 8).astype(np.uint8)
 
 
-def _take_limit_of_the_environment() -> None:
+def download(url: str, timeout: float | None = None, max_megabytes: float | None = None) -> tuple[bytes, str]:
+    """Downloads a file and returns its content and media type ("image/jpeg").
+
+    Args:
+        url: starts with http:// or https://. Redirects are followed to such URLs, but never from https to http.
+        timeout: seconds from the connection to the last byte (default: 60). `float("inf")` waits forever.
+        max_megabytes: largest file, after decompression, in megabytes (default: 256).
+
+    Raises:
+        ValueError: the server cannot be reached, refuses, sends too much, takes too long, or stops too early.
+    """
+    timeout = TIMEOUT if timeout is None else timeout
+    fetch = _fetch(url, timeout, MAX_MEGABYTES if max_megabytes is None else max_megabytes)
+    try:
+        if not _in_event_loop():
+            return asyncio.run(fetch)
+        with ThreadPoolExecutor(1) as thread:  # a notebook runs its loop in this thread
+            return thread.submit(asyncio.run, fetch).result()
+    except (TimeoutError, httpx.TimeoutException) as error:
+        raise ValueError(
+            f"the server takes too long: more than {timeout:g} seconds in total, or {_CONNECT_TIMEOUT:g} to connect. "
+            "Try again later, or with a longer `timeout` (command line: --timeout)"
+        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ValueError(
+            f"the download failed ({type(error).__name__}: {error}). Check the URL or try again"
+        ) from error
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _fetch(url: str, timeout: float, max_megabytes: float) -> tuple[bytes, str]:
+    client = httpx.AsyncClient(
+        # Museums' servers refuse unknown clients.
+        headers={"User-Agent": "SEVLM", "Accept-Encoding": "identity"},
+        timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
+        limits=httpx.Limits(max_keepalive_connections=0),
+        follow_redirects=True,
+        event_hooks={"response": [_check_redirect]},
+    )
+    # asyncio's timeout covers everything. httpx's own timeouts restart with every byte, so a slow server beats them.
+    async with asyncio.timeout(timeout), client, client.stream("GET", url) as response:
+        if not response.is_success:
+            raise ValueError(f"the server answers {response.status_code} {response.reason_phrase}".rstrip())
+        content = await _read(response, max_megabytes)
+        return content, response.headers.get("Content-Type", "data of unknown type").partition(";")[0].strip()
+
+
+async def _check_redirect(response: httpx.Response) -> None:
+    if response.has_redirect_location:
+        source, target = response.url, response.url.join(response.headers["Location"])
+        if target.scheme not in ("http", "https") or (source.scheme, target.scheme) == ("https", "http"):
+            # Other schemes could read local files; http would undo the encryption.
+            raise ValueError(f"the server redirects to {str(target)[:200]!r}, which is not followed")
+
+
+async def _read(response: httpx.Response, max_megabytes: float) -> bytes:
+    """Reads and decompresses the body. httpx's own decoders neither bound a chunk nor notice a cut stream."""
+    limit = int(max_megabytes * 2**20)
+    too_large = ValueError(
+        f"the server sends more than {max_megabytes:g} MB. If this is an image, raise `max_megabytes` (command line: "
+        "--max_megabytes)"
+    )
+    if int(response.headers.get("Content-Length", 0)) > limit:
+        raise too_large
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity", "gzip", "deflate"):
+        raise ValueError(f"the server uses a compression that was not requested ({encoding})")
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in ("gzip", "deflate") else None
+    content = bytearray()
+    async for part in response.aiter_raw():
+        if unpacker is not None:
+            try:
+                part = unpacker.decompress(part, limit + 1 - len(content))
+            except zlib.error as error:
+                raise ValueError(f"the server announces {encoding} but sends something else ({error})") from error
+        content += part
+        if len(content) > limit:
+            raise too_large
+    if unpacker is not None and not unpacker.eof:
+        raise ValueError("the connection ended before the end of the file: try again")
+    if not content:
+        raise ValueError(f"the server sends an empty file ({response.status_code} {response.reason_phrase})")
+    return bytes(content)
+
+
+def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | None]:
+    """Returns the absolute path of each `<style>/<name>` (without extension) in `folder`, or None if there is no file.
+
+    File systems and archives store accented names composed (NFC) or decomposed (NFD), so names are compared in NFC.
+    Extensions are tried in the order of `IMAGE_EXTENSIONS`; for each, an exact match comes first.
+
+    Raises:
+        FileNotFoundError: `folder` does not exist or is not a folder.
+        ValueError: the path of `folder` is not UTF-8, so a table cannot hold it.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            f"The image folder {os.fspath(folder)!r} does not exist. Give the folder with <art_style>/<painting>.jpg "
+            "as `images` (command line: --images)."
+        )
+    # Absolute, because data loader workers may run in another working directory.
+    folder = os.path.abspath(folder)
+    if any("\ud800" <= character <= "\udfff" for character in folder):
+        raise ValueError(
+            f"The path of the image folder, {folder!r}, is not UTF-8, so a dataset cannot hold it. Rename that folder "
+            "or give a link to it."
+        )
+    names = list(names)
+    styles = {nfc(name.partition("/")[0]) for name in names}
+    exact, normalised = {}, {}
+    for style in os.scandir(folder):
+        if nfc(style.name) in styles and os.path.isdir(style):
+            for entry in os.scandir(style.path):
+                stem, extension = os.path.splitext(entry.name)
+                exact[nfc(style.name), stem, extension.lower()] = entry.path
+                normalised[nfc(style.name), nfc(stem), extension.lower()] = entry.path
+    files = normalised | exact
+
+    def find(name: str) -> str | None:
+        style, _, stem = name.partition("/")
+        keys = [(nfc(style), form, extension) for extension in IMAGE_EXTENSIONS for form in (stem, nfc(stem))]
+        return next((files[key] for key in keys if key in files and os.path.isfile(files[key])), None)
+
+    return [find(name) for name in names]
+
+
+def check_images(images: Iterable[str | bytes], total: int) -> Iterator[str | None]:
+    """Decodes every image once and yields, in order, why it cannot be decoded, or None.
+
+    Args:
+        images: paths, or the bytes of image files; read in small chunks.
+        total: number of images; above 1000 a progress bar is shown.
+    """
+    images = iter(images)
+    with (
+        ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as threads,
+        tqdm(total=total, desc="Checking images", unit="image", disable=total <= 1000) as progress,
+    ):
+        while chunk := list(islice(images, _CHUNK)):
+            yield from threads.map(check_image, chunk)
+            progress.update(len(chunk))
+
+
+def check_image(image: str | bytes) -> str | None:
+    """Returns why a path or the bytes of an image file cannot be decoded, or None if they can."""
+    try:
+        if not (os.path.getsize(image) if isinstance(image, str) else image):
+            return "the file is empty" if isinstance(image, str) else "the image is empty"
+        with open_file(image) if isinstance(image, str) else io.BytesIO(image) as file, identify(file) as opened:
+            # A JPEG is decoded at an eighth of its size. That reads the whole file, so cut files are found.
+            opened.draft(None, (1, 1))  # type: ignore[arg-type]
+            opened.load()
+    except UnidentifiedImageError:
+        return "not an image that PIL can read"
+    except TooManyPixels as error:
+        return str(error)
+    except Exception as error:  # Pillow's plug-ins raise many types on damaged data
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def nfc(text: str) -> str:
+    """Returns `text` in Unicode's composed form."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _set_limit_from_environment() -> None:
     if (megapixels := os.environ.get(LIMIT_VARIABLE)) is not None:
         try:
             set_max_megapixels(float(megapixels))
@@ -231,4 +420,4 @@ def _take_limit_of_the_environment() -> None:
             raise ValueError(f"The environment variable {LIMIT_VARIABLE} is {megapixels!r}: {error}") from error
 
 
-_take_limit_of_the_environment()
+_set_limit_from_environment()

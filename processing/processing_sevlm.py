@@ -22,7 +22,7 @@ from huggingface_hub import HfApi
 from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, ProcessorMixin
 from transformers.utils import cached_file, logging
 
-from .images import one_by_one, read_picture
+from .images import flatten_images, read_image
 from .vad_lexicon import VADLexicon
 
 
@@ -143,12 +143,12 @@ class SEVLMProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: an image or a list of B images, each as [`images.open_picture`] takes it.
+            images: an image or a list of B images, each as [`images.open_image`] takes it.
             text: a prompt or a list of prompts, in place of `emotions`.
             emotions: a label or a list of B labels; with `explanations` also a list of B lists of P labels.
             explanations: sentences in the shape of `emotions`. `None` in both leaves a slot empty.
             return_tensors: `"pt"` for tensors (default: numpy arrays).
-            timeout, max_megapixels, max_megabytes: limits on images, see [`images.open_picture`].
+            timeout, max_megapixels, max_megabytes: limits on images, see [`images.open_image`].
 
         Returns:
             `pixel_values` `(B, 3, H, W)` for images. For prompts, `input_ids` and `attention_mask` `(B, L)`, padded
@@ -167,7 +167,7 @@ class SEVLMProcessor(ProcessorMixin):
         data = {}
         if images is not None:
             limits = (timeout, max_megapixels, max_megabytes)
-            opened = [read_picture(image, *limits) for image in one_by_one(images)]
+            opened = [read_image(image, *limits) for image in flatten_images(images)]
             if not opened:
                 raise ValueError("`images` is empty.")
             data["pixel_values"] = self.image_processor(opened, return_tensors="np", **image_kwargs)["pixel_values"]

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Shared by all scripts: the arguments that name data and lexicon, argument parsing, errors as exit messages."""
+"""Shared by all scripts: arguments that name data and lexicon, argument parsing, and errors as exit messages."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from .vad_lexicon import VADLexicon
 
 @dataclass
 class DataArguments:
-    """Which paintings and annotations. Without `annotations` and `dataset`: the embedded data."""
+    """Paintings and annotations. Without `annotations` and `dataset`: the embedded data."""
 
     annotations: list[str] | None = field(
         default=None, metadata={"help": "ArtEmis CSV file; for version v2 Contrastive.csv and the v1 file."}
@@ -24,37 +24,36 @@ class DataArguments:
     images: str | None = field(default=None, metadata={"help": "Folder with <art_style>/<painting>.jpg (WikiArt)."})
     version: str = field(default="v1", metadata={"help": "ArtEmis version.", "choices": ["v1", "v2"]})
     dataset: str | None = field(
-        default=None, metadata={"help": "Instead: a dataset with pictures in it, name on the Hub or folder."}
+        default=None, metadata={"help": "Dataset with images, instead of annotations: name on the Hub or folder."}
     )
     image_column: str = "image"
     painting_column: str = "painting"
     emotion_column: str | None = None
     explanation_column: str | None = None
     on_bad_image: str = field(
-        default="raise", metadata={"help": "What a missing or broken picture does.", "choices": ["raise", "skip"]}
+        default="raise", metadata={"help": "Action for a missing or damaged image.", "choices": ["raise", "skip"]}
     )
     on_bad_row: str = field(
-        default="raise", metadata={"help": "What an empty utterance does.", "choices": ["raise", "skip"]}
+        default="raise", metadata={"help": "Action for an empty utterance.", "choices": ["raise", "skip"]}
     )
     max_megapixels: float | None = field(
-        default=None,
-        metadata={"help": "The largest picture that is opened (178), a guard against files that are traps."},
+        default=None, metadata={"help": "Largest image to open, in megapixels (default: 178)."}
     )
-    verify_images: bool = field(default=True, metadata={"help": "Decode every picture once before starting."})
-    num_paintings: int = field(default=720, metadata={"help": "How many pictures the embedded data has."})
+    verify_images: bool = field(default=True, metadata={"help": "Decoding of every image once before the start."})
+    num_paintings: int = field(default=720, metadata={"help": "Number of paintings in the embedded data."})
     labels: list[str] = field(
-        default_factory=lambda: list(EMOTIONS), metadata={"help": "The labels, in order; ArtEmis' nine by default."}
+        default_factory=lambda: list(EMOTIONS), metadata={"help": "Emotion labels, in order (default: ArtEmis' nine)."}
     )
     drop_unknown_emotions: bool = field(
-        default=False, metadata={"help": "Leave out annotations with other labels instead of stopping at them."}
+        default=False, metadata={"help": "Leave out annotations with other labels, instead of an error."}
     )
-    min_tokens: int | None = field(default=None, metadata={"help": "Drop shorter utterances (ArtEmis: 5)."})
+    min_tokens: int | None = field(default=None, metadata={"help": "Shortest utterance, in tokens (ArtEmis: 5)."})
     max_length_percentile: float | None = field(
-        default=None, metadata={"help": "Drop utterances longer than this percentile of train (ArtEmis: 95)."}
+        default=None, metadata={"help": "Longest utterance, as a percentile of the train split (ArtEmis: 95)."}
     )
     vad_lexicon: str | None = field(
         default=None,
-        metadata={"help": "Lexicon file (NRC-VAD, Warriner, or word-v-a-d); 'embedded': our own small one; 'none'."},
+        metadata={"help": "Lexicon file (NRC-VAD, Warriner, or word-v-a-d), 'embedded' (a small one) or 'none'."},
     )
 
     @property
@@ -71,21 +70,18 @@ def load_inputs(
 
 
 def load_data(args: DataArguments, emotions: list[str], *, with_images: bool = True) -> DatasetDict:
-    """The splits that `args` name, one row per painting, with these labels; text only without images."""
+    """Loads the splits that `args` name, one row per painting; without the column `image` if not `with_images`."""
     if args.max_megapixels is not None:
         set_max_megapixels(args.max_megapixels)
     if args.is_embedded:
         if list(emotions) != list(EMOTIONS):
-            raise ValueError(f"The embedded data has the labels {', '.join(EMOTIONS)}; other labels need other data.")
+            raise ValueError(f"The embedded data have the labels {', '.join(EMOTIONS)}. Other labels need other data.")
         splits = load_toy_artemis(args.num_paintings)
         return splits if with_images else splits.remove_columns("image")
     if args.annotations is not None and args.images is None and with_images:
         raise ValueError("--annotations needs --images, the folder with <art_style>/<painting>.jpg.")
-    annotations = args.annotations
-    if annotations is not None and len(annotations) == 1:
-        annotations = annotations[0]
     return load_artemis(
-        annotations,
+        args.annotations,
         args.images,
         version=args.version,
         dataset=args.dataset,
@@ -105,7 +101,7 @@ def load_data(args: DataArguments, emotions: list[str], *, with_images: bool = T
 
 
 def load_lexicon(name: str | None) -> VADLexicon | None:
-    """`"embedded"`, `"none"` (or `None`), or a lexicon file."""
+    """Loads a lexicon file, or the `"embedded"` one; `"none"` and `None` mean no lexicon."""
     if name is None or name == "none":
         return None
     return VADLexicon.embedded() if name == "embedded" else VADLexicon.from_file(name)
@@ -113,11 +109,7 @@ def load_lexicon(name: str | None) -> VADLexicon | None:
 
 @contextlib.contextmanager
 def errors_as_exit(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Turns errors of these kinds into an exit with the message `error: ...` instead of a traceback.
-
-    Args:
-        kinds: exception classes to catch.
-    """
+    """Turns errors of these kinds into an exit with the message `error: ...`, without a traceback."""
     try:
         yield
     except kinds as error:
@@ -132,9 +124,6 @@ def parse_arguments(parser: HfArgumentParser, argv: Sequence[str]) -> tuple:
     *parsed, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     if unknown:
         names = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-        raise SystemExit(
-            f"error: unknown argument {', '.join(names)}. Run with --help for the list of arguments."
-            if names
-            else "error: a word does not belong to any argument. Run with --help for the list of arguments."
-        )
+        problem = f"unknown argument {', '.join(names)}" if names else "a word does not belong to any argument"
+        raise SystemExit(f"error: {problem}. Run with --help for the list of arguments.")
     return tuple(parsed)

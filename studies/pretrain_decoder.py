@@ -27,7 +27,8 @@ from transformers import (
 from modeling_sevlm.trainer import TokenSafeTrainingArguments
 from processing.annotations import read_annotations
 from processing.artemis import EMOTIONS
-from processing.files import nfc, write_json
+from processing.files import write_json
+from processing.images import nfc
 from processing.processing_sevlm import BECAUSE, PAD_TOKEN, PROMPT
 from processing.tiny_tokenizer import train_tokenizer
 

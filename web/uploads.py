@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from processing.images import TooManyPixels, identify, open_file, open_picture
+from processing.images import TooManyPixels, identify, open_file, open_image
 
 from .requests import MEGABYTE
 
@@ -68,7 +68,7 @@ def open_upload(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
                 "out a part of it."
             )
         try:
-            return open_picture(picture)
+            return open_image(picture)
         except ValueError as error:
             raise UploadError(
                 f"The picture is damaged and cannot be read to its end ({error}). Save or download it again, or "

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Pictures as the world brings them: damaged, huge, changing while they are read, and things that are no pictures."""
+"""Images as users have them: damaged, huge, changed during reading, and files that are not images."""
 
 import math
 import os
@@ -21,9 +21,8 @@ from modeling_sevlm import explain_folder
 from modeling_sevlm.pipeline_sevlm import SEVLMPipeline
 from processing import images as reading
 from processing.artemis import load_artemis
-from processing.image_files import why_undecodable
-from processing.images import LIMIT_VARIABLE, TooManyPixels, identify, open_picture, set_max_megapixels
-from tests.data.test_artemis import make_rows, name, write_csv, write_images
+from processing.images import LIMIT_VARIABLE, TooManyPixels, check_image, identify, open_image, set_max_megapixels
+from tests.helpers.artemis import make_rows, painting_name, write_csv, write_images
 from tests.helpers.bad_pictures import NAMES, NO_FILES, damage, image, odd_folder, pictures
 from tests.helpers.tiny import tiny_model, tiny_processor
 
@@ -42,7 +41,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def limit(monkeypatch):
-    """The process's limit, which is put back."""
+    """Restores the limit of the process."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     monkeypatch.setenv(LIMIT_VARIABLE, "178")
     monkeypatch.delenv(LIMIT_VARIABLE)
@@ -50,28 +49,28 @@ def limit(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", FILES)
-def test_a_file_that_is_cut_off_is_refused_or_shows_all_of_its_picture(tmp_path, kind):
+def test_a_cut_file_is_refused_or_shows_its_whole_image(tmp_path, kind):
     path, content = tmp_path / kind, FILES[kind]
     path.write_bytes(content)
-    whole, chance = np.asarray(open_picture(path)), random.Random(kind)
+    whole, chance = np.asarray(open_image(path)), random.Random(kind)
     for end in [1, *sorted(chance.randrange(1, len(content)) for _ in range(10)), len(content) - 1]:
         path.write_bytes(content[:end])
         try:
-            # Animations are cut behind their first picture, and some formats have bytes behind it that do not matter.
-            assert np.array_equal(np.asarray(open_picture(path)), whole), end
+            # A cut after the first frame, or in bytes that do not matter, leaves the image whole.
+            assert np.array_equal(np.asarray(open_image(path)), whole), end
         except ValueError as error:
             assert str(error), end
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damage_of_any_kind_gives_a_picture_or_a_reason(tmp_path):
+def test_a_damaged_file_gives_an_image_or_a_reason(tmp_path):
     chance, outcomes = random.Random(0), {"picture": 0, "reason": 0}
     for kind, content in FILES.items():
         for _ in range(4):
             how, damaged = damage(content, chance)
             (tmp_path / kind).write_bytes(damaged)
             try:
-                assert open_picture(tmp_path / kind, max_megapixels=20).mode == "RGB", (kind, how)
+                assert open_image(tmp_path / kind, max_megapixels=20).mode == "RGB", (kind, how)
                 outcomes["picture"] += 1
             except ValueError as error:
                 assert str(error), (kind, how)
@@ -80,7 +79,7 @@ def test_damage_of_any_kind_gives_a_picture_or_a_reason(tmp_path):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 20_000), (20_000, 1), (3, 20_000), (1, 3)])
-def test_pictures_of_any_shape_go_through(processor, tmp_path, width, height):
+def test_images_of_any_shape_are_processed(processor, tmp_path, width, height):
     Image.new("RGB", (width, height), "red").save(tmp_path / "a.png")
     expected = processor(images=Image.new("RGB", (9, 9), "red"))["pixel_values"]
     np.testing.assert_allclose(processor(images=tmp_path / "a.png")["pixel_values"], expected, atol=1e-5)
@@ -89,12 +88,11 @@ def test_pictures_of_any_shape_go_through(processor, tmp_path, width, height):
 SHORTEN = """
 import os, threading
 from PIL import Image
-from processing.image_files import why_undecodable
-from processing.images import open_picture
+from processing.images import check_image, open_image
 
 noise = Image.effect_noise((2000, 2000), 90)
 for kind, settings in {"raw.tif": {}, "lzw.tif": {"compression": "tiff_lzw"}, "raw.bmp": {}}.items():
-    for open_it in (open_picture, why_undecodable):
+    for open_it in (open_image, check_image):
         for delay in range(4):
             noise.save(kind, **settings)
             threading.Timer(delay / 400, os.truncate, (kind, 100)).start()
@@ -106,19 +104,19 @@ for kind, settings in {"raw.tif": {}, "lzw.tif": {"compression": "tiff_lzw"}, "r
 """
 
 
-def test_a_file_that_is_shortened_while_it_is_read_does_not_end_the_process(tmp_path):
+def test_a_file_shortened_during_reading_does_not_kill_the_process(tmp_path):
     command, environment = [sys.executable, "-c", SHORTEN], os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=200)
     assert (ended.returncode, len(ended.stdout.splitlines())) == (0, 6), ended.stdout + ended.stderr
 
 
-def test_no_file_that_pillow_gets_has_a_descriptor_to_map(tmp_path):
+def test_pillow_cannot_map_a_file(tmp_path):
     image().save(tmp_path / "a.tif")
     with reading.open_file(tmp_path / "a.tif") as file, pytest.raises(OSError):
         file.fileno()
 
 
-def test_a_picture_above_the_limit_says_how_to_raise_it(processor, tmp_path, limit):
+def test_the_error_for_a_large_image_says_how_to_raise_the_limit(processor, tmp_path, limit):
     Image.new("1", (20_000, 15_000)).save(tmp_path / "scan.png")
     message = (
         r"scan.png': it has 300 megapixels \(20,000 x 15,000\), above the limit of 179.*max_megapixels=300 "
@@ -126,25 +124,25 @@ def test_a_picture_above_the_limit_says_how_to_raise_it(processor, tmp_path, lim
     )
     with pytest.raises(ValueError, match=message):
         processor(images=tmp_path / "scan.png")
-    assert "--max_megapixels 300" in why_undecodable(str(tmp_path / "scan.png"))
+    assert "--max_megapixels 300" in check_image(str(tmp_path / "scan.png"))
     with open(tmp_path / "scan.png", "rb") as file:
         assert identify(file, 300).size == (20_000, 15_000)
-    assert Image.MAX_IMAGE_PIXELS < 1e8, "for this picture only"
+    assert Image.MAX_IMAGE_PIXELS < 1e8, "for this image only"
 
 
-def test_the_limit_of_a_call_may_be_higher_or_lower_than_that_of_the_process(tmp_path, limit):
+def test_a_call_may_have_a_higher_or_lower_limit_than_the_process(tmp_path, limit):
     image(size=(100, 100)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="1 megapixels .100 x 100., above the limit of 0.001"):
-        open_picture(tmp_path / "a.png", max_megapixels=0.001)
+        open_image(tmp_path / "a.png", max_megapixels=0.001)
     set_max_megapixels(0.001)
     with pytest.raises(ValueError, match="above the limit of 0.001"):
-        open_picture(tmp_path / "a.png")
+        open_image(tmp_path / "a.png")
     with pytest.raises(Image.DecompressionBombError):
         Image.open(tmp_path / "a.png")
-    assert "above the limit" in why_undecodable(str(tmp_path / "a.png"))
-    assert open_picture(tmp_path / "a.png", max_megapixels=0.01).size == (100, 100)
+    assert "above the limit" in check_image(str(tmp_path / "a.png"))
+    assert open_image(tmp_path / "a.png", max_megapixels=0.01).size == (100, 100)
     set_max_megapixels(0.01)
-    assert open_picture(tmp_path / "a.png").size == (100, 100) and why_undecodable(str(tmp_path / "a.png")) is None
+    assert open_image(tmp_path / "a.png").size == (100, 100) and check_image(str(tmp_path / "a.png")) is None
     for wrong in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match="megapixels above 0"):
             set_max_megapixels(wrong)
@@ -160,52 +158,52 @@ def test_the_environment_sets_the_limit_for_every_library_and_process(tmp_path, 
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
     assert ended.stderr == "(20000, 15000)\n"
     monkeypatch.setenv(LIMIT_VARIABLE, "299")
-    reading._take_limit_of_the_environment()
-    assert "above the limit of 299" in why_undecodable(str(tmp_path / "scan.png"))
+    reading._set_limit_from_environment()
+    assert "above the limit of 299" in check_image(str(tmp_path / "scan.png"))
     for wrong in ("many", "0"):
         monkeypatch.setenv(LIMIT_VARIABLE, wrong)
         with pytest.raises(ValueError, match=f"{LIMIT_VARIABLE} is '{wrong}'"):
-            reading._take_limit_of_the_environment()
+            reading._set_limit_from_environment()
 
 
-def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     for number in range(6):
         image(number).save(tmp_path / f"{number}.png")
-    at_once, most, as_rgb, two = [], [], reading._as_rgb, threading.Barrier(2)
+    running, most, as_rgb, two = [], [], reading._as_rgb, threading.Barrier(2)
 
-    def together(picture):
+    def decode_two(picture):
         two.wait(timeout=60)
         return as_rgb(picture)
 
-    def noting(picture):
-        at_once.append(picture)
-        most.append(len(at_once))
+    def decode_and_count(picture):
+        running.append(picture)
+        most.append(len(running))
         time.sleep(0.02)
-        at_once.remove(picture)
+        running.remove(picture)
         return as_rgb(picture)
 
-    for large, decode in ((1000, noting), (10**6, together)):
+    for large, decode in ((1000, decode_and_count), (10**6, decode_two)):
         monkeypatch.setattr(reading, "_as_rgb", decode)
         monkeypatch.setattr(reading, "_LARGE", large)
         with ThreadPoolExecutor(6) as threads:
-            assert len(list(threads.map(open_picture, sorted(tmp_path.iterdir())))) == 6
+            assert len(list(threads.map(open_image, sorted(tmp_path.iterdir())))) == 6
     assert most == [1] * 6
 
 
-def test_a_program_that_draws_a_picture_is_not_run(tmp_path):
+def test_an_image_that_is_a_program_is_not_run(tmp_path):
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(/tmp/x) (w) file\n"
     (tmp_path / "a.png").write_bytes(program)
     with pytest.raises(ValueError, match="EPS is a program.*save it as a PNG"):
-        open_picture(tmp_path / "a.png")
-    assert "EPS is a program" in why_undecodable(str(tmp_path / "a.png"))
+        open_image(tmp_path / "a.png")
+    assert "EPS is a program" in check_image(str(tmp_path / "a.png"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has neither pipes nor links")
-def test_a_folder_of_odd_names_and_of_no_files_is_explained_and_resumed(checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes or links")
+def test_a_folder_with_odd_names_and_special_files_is_explained_and_resumed(checkpoint, tmp_path, monkeypatch, capsys):
     try:
         folder = odd_folder(tmp_path / "odd")
     except OSError:
-        pytest.skip("this file system takes no such names")
+        pytest.skip("the file system has no such names")
     output = tmp_path / "explanations.parquet"
     arguments = [str(folder), "--model", checkpoint, "--output", str(output), "--batch_size", "4", "--device", "cpu"]
     arguments += ["--emotion", "awe", "--max_new_tokens", "2"]
@@ -231,17 +229,17 @@ def test_a_folder_of_odd_names_and_of_no_files_is_explained_and_resumed(checkpoi
     files = pd.read_parquet(output)["file"]
     expected = sorted(os.fsdecode(os.path.join(os.fsencode(folder), name)) for name in NAMES)
     assert files.tolist() == [explain_folder.encodable(name) for name in expected]
-    assert files.nunique() == len(NAMES), "two names stay two"
+    assert files.nunique() == len(NAMES), "different names stay different"
 
 
 @pytest.mark.parametrize("what", ["pipe.png", "zero.png"])
-def test_what_is_no_file_is_named_where_it_is_the_only_picture(checkpoint, tmp_path, what):
+def test_a_special_file_is_named_if_it_is_the_only_image(checkpoint, tmp_path, what):
     folder = odd_folder(tmp_path / "odd", [])
     with pytest.raises(SystemExit, match=f"{what}: a pipe, a socket or a device, not a file"):
         command_line.main([str(folder / what), "--model", checkpoint])
 
 
-def test_a_picture_that_changes_while_it_is_read_is_left_out(checkpoint, tmp_path, monkeypatch, capsys):
+def test_an_image_that_changes_during_reading_is_left_out(checkpoint, tmp_path, monkeypatch, capsys):
     for number in range(3):
         image(number).save(tmp_path / f"{number}.png")
     preprocess = SEVLMPipeline.preprocess
@@ -260,7 +258,7 @@ def test_a_picture_that_changes_while_it_is_read_is_left_out(checkpoint, tmp_pat
     assert "1.png: the file changed while it was read" in captured.err
 
 
-def test_the_command_takes_limits(checkpoint, tmp_path, capsys):
+def test_the_command_has_limits(checkpoint, tmp_path, capsys):
     image(size=(100, 100)).save(tmp_path / "a.png")
     arguments = [str(tmp_path / "a.png"), "--model", checkpoint, "--max_new_tokens", "2", "--device", "cpu"]
     assert command_line.main([*arguments, "--max_megapixels", "0.001"]) == 1
@@ -271,14 +269,14 @@ def test_the_command_takes_limits(checkpoint, tmp_path, capsys):
     assert "a number above 0" in capsys.readouterr().err
 
 
-def test_links_that_lead_to_themselves_are_missing_images_of_a_data_set(tmp_path):
+def test_loops_of_links_and_pipes_are_missing_images(tmp_path):
     rows = make_rows(8, per_painting=1)
     file, images = write_csv(tmp_path / "a.csv", rows), write_images(tmp_path / "images", rows)
-    loop = images / f"{name(rows[2])}.jpg"
+    loop = images / f"{painting_name(rows[2])}.jpg"
     loop.unlink()
     loop.symlink_to(loop.name)
     (images / "Loop").symlink_to("Loop")
-    pipe = images / f"{name(rows[3])}.jpg"
+    pipe = images / f"{painting_name(rows[3])}.jpg"
     pipe.unlink()
     os.mkfifo(pipe)
     with pytest.raises(FileNotFoundError, match="2 of 8 images are missing .2.*--on_bad_image skip"):
@@ -286,14 +284,14 @@ def test_links_that_lead_to_themselves_are_missing_images_of_a_data_set(tmp_path
     assert sum(map(len, load_artemis(file, images, on_bad_image="skip").values())) == 6
 
 
-def test_an_image_folder_whose_path_no_table_can_hold_is_named_with_the_remedy(tmp_path):
+def test_an_image_folder_with_a_path_that_is_not_utf_8_is_named_with_the_remedy(tmp_path):
     rows = make_rows(8, per_painting=1)
     file = write_csv(tmp_path / "a.csv", rows)
     try:
         images = write_images(Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9")), rows)
     except OSError:
-        pytest.skip("this file system takes no such name")
-    with pytest.raises(ValueError, match="no UTF-8.*Rename that folder, or give a link"):
+        pytest.skip("the file system has no such names")
+    with pytest.raises(ValueError, match="not UTF-8.*Rename that folder or give a link"):
         load_artemis(file, images)
     (tmp_path / "link").symlink_to(images)
     assert sum(map(len, load_artemis(file, tmp_path / "link").values())) == 8

@@ -1,38 +1,17 @@
-"""Tables of annotations as the world hands them out: read as meant, or refused with file, line and remedy."""
+"""Annotation tables as users have them: read as meant, or refused with file, line and remedy."""
 
 import csv
-import io
 import logging
 
 import pytest
 from datasets import Dataset
 
 from processing.artemis import load_artemis
-from tests.data.test_artemis import COLUMNS, make_rows, write_csv
-
-
-ROWS = make_rows(8)  # two annotations each: those of painting i stand on lines 2 i + 2 and 2 i + 3
-
-
-def as_csv(rows, columns=COLUMNS, **options) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", **options)
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+from tests.helpers.artemis import COLUMNS, ROWS, annotations_of, as_csv
 
 
 def changed(row: int, **values) -> list[dict]:
     return [other | (values if i == row else {}) for i, other in enumerate(ROWS)]
-
-
-def annotations(data) -> list[tuple[str, int, str]]:
-    return sorted(
-        (row["painting"], emotion, text)
-        for split in data.values()
-        for row in split
-        for emotion, text in zip(row["emotions"], row["explanations"], strict=True)
-    )
 
 
 def load(tmp_path, content: str | bytes, **options):
@@ -42,6 +21,7 @@ def load(tmp_path, content: str | bytes, **options):
 
 
 PLAIN = as_csv(ROWS)
+HEADER, SECOND = ",".join(COLUMNS), "utterance 0 of painting 2"
 
 
 @pytest.mark.parametrize(
@@ -58,8 +38,8 @@ PLAIN = as_csv(ROWS)
     ],
     ids=["LF", "CR", "BOM", "all quoted", "other order", "empty lines", "empty last column", "labels in capitals"],
 )
-def test_the_same_table_in_another_dress_is_the_same_table(tmp_path, content):
-    assert annotations(load(tmp_path, content)) == annotations(load(tmp_path, PLAIN))
+def test_another_format_of_the_same_table_gives_the_same_annotations(tmp_path, content):
+    assert annotations_of(load(tmp_path, content)) == annotations_of(load(tmp_path, PLAIN))
 
 
 TEXTS = {
@@ -82,30 +62,26 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-def test_any_utterance_arrives_as_it_was_written(tmp_path, kind):
-    found = annotations(load(tmp_path, as_csv(changed(4, utterance=TEXTS[kind]))))
-    expected = annotations(load(tmp_path, PLAIN))
-    place = expected.index(("Pop/p.002-x", 2, "utterance 0 of painting 2"))
-    expected[place] = ("Pop/p.002-x", 2, TEXTS[kind])
+def test_any_utterance_is_read_as_it_was_written(tmp_path, kind):
+    found = annotations_of(load(tmp_path, as_csv(changed(4, utterance=TEXTS[kind]))))
+    expected = annotations_of(load(tmp_path, PLAIN))
+    expected[expected.index(("Pop/p.002-x", 2, SECOND))] = ("Pop/p.002-x", 2, TEXTS[kind])
     assert found == sorted(expected)
 
 
-def test_names_that_other_readers_take_for_missing_or_numbers_are_names(tmp_path):
+def test_names_that_other_readers_take_for_missing_values_or_numbers_stay_names(tmp_path):
     names = ["None", "NA", "null", "nan", "1.0", "007", "True", "-"]
     rows = [row | {"painting": names[i // 2]} for i, row in enumerate(ROWS)]
     data = load(tmp_path, as_csv(rows))
-    assert {painting.split("/")[1] for painting, _, _ in annotations(data)} == set(names)
+    assert {painting.split("/")[1] for painting, _, _ in annotations_of(data)} == set(names)
 
 
-def test_numbers_for_names_in_a_data_set_stay_whole_when_one_is_missing():
+def test_integer_names_in_a_dataset_stay_integers_if_one_is_missing():
     columns = {name: [row[name] for row in ROWS] for name in ("emotion", "utterance")}
     data = Dataset.from_dict(columns | {"painting": [i // 2 for i in range(15)] + [None]})
     data = data.add_column("image", [""] * 16)
     kept = load_artemis(dataset=data, with_images=False, on_bad_row="skip")
-    assert {painting for painting, _, _ in annotations(kept)} == set("01234567")
-
-
-HEADER, SECOND = ",".join(COLUMNS), "utterance 0 of painting 2"
+    assert {painting for painting, _, _ in annotations_of(kept)} == set("01234567")
 
 
 @pytest.mark.parametrize(
@@ -119,16 +95,25 @@ HEADER, SECOND = ",".join(COLUMNS), "utterance 0 of painting 2"
         (PLAIN.encode("utf-16-le"), "line 1: a NUL character.*UTF-16"),
         (PLAIN.replace(SECOND, "a\0b"), "line 6: a NUL character"),
         (bytes(range(256)) * 9, "line 2: not UTF-8"),
-        (PLAIN + "\ufeff" + PLAIN, "line 18: a byte order mark amid the file"),
+        (PLAIN + "\ufeff" + PLAIN, "line 18: a byte order mark inside the file"),
         (PLAIN + PLAIN, "line 18: unknown emotion 'emotion'"),
         (PLAIN.replace(HEADER, HEADER.replace("repetition", "utterance")), "line 1: two columns are named utterance"),
         (PLAIN.replace(",", ";"), "line 1: columns are missing"),
+        (
+            as_csv(ROWS, ["art_style", "painting", "repetition"]),
+            "line 1: columns are missing: emotion, utterance. Needed: art_style, painting, emotion, utterance; "
+            "found: art_style, painting, repetition.*Rename",
+        ),
+        (
+            as_csv([row | {"split": "train"} for row in ROWS], [*COLUMNS, "split"]).replace("2,train", "2,dogs", 1),
+            "line 2: unknown split 'dogs'.*remove the column split",
+        ),
         (PLAIN.replace(SECOND + ",2", SECOND), r"line 6: fewer values \(4\) than columns \(5\).*quotes and commas"),
         (PLAIN.replace(SECOND, "a, b"), r"line 6: more values \(6\) than columns \(5\)"),
         (PLAIN.replace(SECOND, '"The sea'), "line 6: not well-formed CSV"),
         (PLAIN.replace(SECOND, 'The "sea'), r"line 6: not well-formed CSV \(an odd number of quotes\)"),
         (PLAIN.replace(SECOND, '"The sea" is dark'), "line 6: not well-formed CSV"),
-        # Between these two quotes other readers find one utterance, and lose the rows in it.
+        # Other readers take the rows between these two quotes for one utterance.
         (
             PLAIN.replace(SECOND, '"The sea').replace("utterance 0 of painting 5", '"quiet"'),
             "line 6: not well-formed CSV",
@@ -143,39 +128,37 @@ def test_a_damaged_table_is_refused_with_file_line_and_remedy(tmp_path, content,
         load(tmp_path, content)
 
 
-def test_a_column_that_nobody_reads_may_not_be_missing_from_a_row_either(tmp_path):
+def test_a_value_of_an_unused_column_must_not_be_missing_either(tmp_path):
     content = as_csv([row | {"anchor_painting": "x"} for row in ROWS], [*COLUMNS, "anchor_painting"])
     with pytest.raises(ValueError, match=r"line 6: fewer values \(5\) than columns \(6\)"):
         load(tmp_path, content.replace(SECOND + ",2,x", SECOND + ",2"))
 
 
-def test_a_repetition_that_is_no_count_has_no_say_in_the_splits(tmp_path):
+def test_an_invalid_repetition_does_not_change_the_splits(tmp_path):
     kept = load(tmp_path, as_csv(changed(4, repetition="inf")), on_bad_row="skip")
     expected = load(tmp_path, PLAIN)
     assert {name: len(split) for name, split in kept.items()} == {name: len(split) for name, split in expected.items()}
-    assert len(annotations(kept)) == 15
+    assert len(annotations_of(kept)) == 15
 
 
-def test_copies_of_annotations_are_counted_and_told(tmp_path, caplog):
+def test_copies_of_annotations_are_counted_and_reported(tmp_path, caplog):
     rows = [row | {"repetition": 4} for row in ROWS + ROWS]
     with caplog.at_level(logging.WARNING):
-        assert len(annotations(load(tmp_path, as_csv(rows)))) == 32
+        assert len(annotations_of(load(tmp_path, as_csv(rows)))) == 32
     assert "16 annotations are copies of others, the first at" in caplog.text and "line 18" in caplog.text
     caplog.clear()
     load(tmp_path, PLAIN)
     assert not caplog.records
 
 
-def test_one_painting_in_two_unicode_forms_is_told(tmp_path, caplog):
+def test_one_painting_in_two_unicode_forms_is_reported(tmp_path, caplog):
     rows = [*ROWS, *(ROWS[0] | {"painting": name, "utterance": name} for name in ("\u00e9tude", "e\u0301tude"))]
     with caplog.at_level(logging.WARNING):
         load(tmp_path, as_csv(rows))
-    assert r"2 names of paintings are others in another Unicode form: 'Pop/\xe9tude'; 'Pop/e\u0301tude'" in caplog.text
+    assert r"2 names of paintings differ only in their Unicode form: 'Pop/\xe9tude'; 'Pop/e\u0301tude'" in caplog.text
 
 
-def test_a_last_line_that_may_have_been_cut_is_told(tmp_path, caplog):
-    rows = make_rows(8)
-    write_csv(tmp_path / "whole.csv", rows, COLUMNS[:4])
+def test_a_last_line_that_may_be_cut_is_reported(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        load(tmp_path, (tmp_path / "whole.csv").read_bytes()[:-6])
+        load(tmp_path, as_csv(ROWS, COLUMNS[:4])[:-6])
     assert "does not end in a line break: check that its last line is whole" in caplog.text

@@ -1,47 +1,55 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Pictures of the web: whole, or a reason, within the time and the size that were given, whatever the server does."""
+"""Downloads: an image or a reason within the time and size limits, for any behaviour of the server."""
 
+import asyncio
 import re
 import time
-from urllib.request import Request
 
 import pytest
 
-from processing.downloads import _Redirections, download
-from processing.images import open_picture, read_picture
+from processing.images import _check_redirect, download, httpx, open_image, read_image
 from tests.helpers.bad_servers import BEHAVIOURS, LENGTH, MEGABYTES, PICTURE, SIZE, TIMEOUT, answer, moved, serving
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_whatever_a_server_does_there_is_a_picture_or_a_reason_in_time(behaviour):
+def test_any_server_gives_an_image_or_a_reason_in_time(behaviour):
     talk, reason = BEHAVIOURS[behaviour]
-    began = time.monotonic()
+    start = time.monotonic()
     with serving(talk) as address:
         if reason is None:
-            assert open_picture(address, TIMEOUT, None, MEGABYTES).size == SIZE
+            assert open_image(address, TIMEOUT, None, MEGABYTES).size == SIZE
         else:
             with pytest.raises(ValueError, match=reason) as error:
-                open_picture(address, TIMEOUT, None, MEGABYTES)
+                open_image(address, TIMEOUT, None, MEGABYTES)
             assert "\n" not in str(error.value)
-    assert time.monotonic() - began < TIMEOUT + 2
+    assert time.monotonic() - start < TIMEOUT + 2
 
 
-def test_a_redirection_to_another_server_is_followed_and_shares_the_time():
+def test_a_redirect_to_another_server_is_followed():
     with serving(answer(LENGTH)) as last, serving(moved(last)) as first:
         assert download(first, timeout=5)[0] == PICTURE
 
 
-def test_no_redirection_leaves_encryption():
-    request = Request("https://museum.example/a.png")
-    with pytest.raises(ValueError, match="sends on to 'http://museum.example/a.png', which is not followed"):
-        _Redirections().redirect_request(request, None, 302, "Found", {}, "http://museum.example/a.png")
+def test_no_redirect_leaves_encryption():
+    request = httpx.Request("GET", "https://museum.example/a.png")
+    response = httpx.Response(302, headers={"Location": "http://museum.example/a.png"}, request=request)
+    with pytest.raises(ValueError, match="redirects to 'http://museum.example/a.png', which is not followed"):
+        asyncio.run(_check_redirect(response))
 
 
-def test_size_and_time_can_be_raised_where_pictures_are_opened(processor):
+def test_a_notebook_whose_event_loop_is_running_can_download():
+    async def cell(address):
+        return open_image(address, 5)
+
+    with serving(answer(LENGTH)) as address:
+        assert asyncio.run(cell(address)).size == SIZE
+
+
+def test_size_and_time_limits_can_be_raised(processor):
     talk, _ = BEHAVIOURS["says no length"]
     with serving(talk) as address:
         with pytest.raises(ValueError, match=f"{re.escape(address)}.*--max_megabytes"):
             processor(images=address, max_megabytes=0.0001)
         assert processor(images=address, max_megabytes=1, timeout=float("inf"))["pixel_values"].shape[0] == 1
-    with pytest.raises(ValueError, match="URLError.*refused"):
-        read_picture("http://127.0.0.1:1/a.png", 5)
+    with pytest.raises(ValueError, match="the download failed .ConnectError"):
+        read_image("http://127.0.0.1:1/a.png", 5)

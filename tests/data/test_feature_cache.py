@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The feature cache: equal to encoding every time, never stale, never half written, never read whole."""
+"""The feature cache equals encoding every time. It is never stale, never half written and never read as a whole."""
 
 import json
 import multiprocessing
@@ -40,7 +40,7 @@ from tests.helpers.tiny import save_backbones, tiny_config, tiny_model, tiny_pro
 
 
 PATCHES, WIDTH = 16, 32  # of the tiny tower
-PICTURE_BYTES = PATCHES * WIDTH * 4
+IMAGE_BYTES = PATCHES * WIDTH * 4
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 
 
@@ -48,7 +48,7 @@ def noise(seed: int) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8))
 
 
-def pictures(*seeds: int) -> Dataset:
+def make_images(*seeds: int) -> Dataset:
     return Dataset.from_dict({"image": [noise(seed) for seed in seeds]}, features=Features({"image": ImageFeature()}))
 
 
@@ -60,7 +60,7 @@ def frozen(processor):
 
 
 def encoded(model, processor, dataset) -> torch.Tensor:
-    """What the tower says without a cache."""
+    """The features without a cache."""
     pixel_values = processor(images=[row["image"] for row in dataset], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         return model.get_image_features(pixel_values)
@@ -69,7 +69,7 @@ def encoded(model, processor, dataset) -> torch.Tensor:
 def fill(directory, model, processor, dataset, per_shard=4, **kwargs):
     """`cache_features` with small shards, in float32."""
     identity = fingerprint(model.vision_tower, processor.image_processor)
-    cache = FeatureCache(directory, identity, dtype="float32", shard_bytes=per_shard * PICTURE_BYTES)
+    cache = FeatureCache(directory, identity, dtype="float32", shard_bytes=per_shard * IMAGE_BYTES)
     with torch.no_grad():
         return cache.fill(dataset, processor, model.get_image_features, **{"batch_size": 2} | kwargs)
 
@@ -83,12 +83,11 @@ def assert_whole(features, model, processor, dataset):
     assert not list(features.cache.folder.glob("*.tmp"))
 
 
-# Training from it.
+# Training.
 
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory):
-    """Arguments that name a CLIP and a GPT-2 on the disk: preset paper, tower frozen, at a tiny size."""
     return save_backbones(tmp_path_factory.mktemp("backbones"), WIDTH)
 
 
@@ -108,28 +107,23 @@ def losses(trainer) -> list[dict[str, float]]:
     return [{name: v for name, v in entry.items() if name.endswith("loss")} for entry in trainer.state.log_history]
 
 
-def test_training_from_float32_features_equals_training_on_pictures(backbones, uncached, tmp_path):
-    """Dropout, the order of the paintings and a shorter last batch of an epoch included."""
-    cached = run_train(
-        backbones, tmp_path / "model", "--cache_features", str(tmp_path / "cache"), "--cache_dtype", "float32"
-    )
+def test_training_on_float32_features_equals_training_on_images(backbones, uncached, tmp_path):
+    """Including dropout, the order of the paintings and a shorter last batch."""
+    cache = ("--cache_features", str(tmp_path / "cache"), "--cache_dtype", "float32")
+    cached = run_train(backbones, tmp_path / "model", *cache)
     assert losses(cached) == losses(uncached) and len(losses(cached)) == 8
     weights, others = cached.model.state_dict(), uncached.model.state_dict()
     assert all(torch.equal(weights[name], others[name]) for name in others)
 
 
-def test_once_filled_no_picture_is_opened_and_float16_changes_losses_by_less_than_a_thousandth(
+def test_a_full_cache_opens_no_image_and_float16_changes_losses_by_less_than_a_thousandth(
     backbones, uncached, tmp_path, monkeypatch, capsys
 ):
-    cache = ("--cache_features", str(tmp_path / "cache"))
-    cache = (*cache, "--sheet_paintings", "0")  # sheets show the pictures themselves
+    cache = ("--cache_features", str(tmp_path / "cache"), "--sheet_paintings", "0")  # sheets show the images
     first = run_train(backbones, tmp_path / "model", *cache)
     assert ": 33 pictures encoded" in capsys.readouterr().out
 
-    def refuse(*args, **kwargs):
-        raise AssertionError("a picture is opened")
-
-    monkeypatch.setattr(PIL.Image, "open", refuse)
+    monkeypatch.setattr(PIL.Image, "open", lambda *args, **kwargs: pytest.fail("an image is opened"))
     second = run_train(backbones, tmp_path / "again", *cache, "--dataloader_num_workers", "2")
     assert ": 0 pictures encoded, 33 found" in capsys.readouterr().out
     assert losses(second) == losses(first)
@@ -137,7 +131,7 @@ def test_once_filled_no_picture_is_opened_and_float16_changes_losses_by_less_tha
         assert entry == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
-def test_a_resumed_run_has_the_features_of_the_checkpoints_tower(backbones, tmp_path, capsys):
+def test_a_resumed_run_uses_the_features_of_the_checkpoints_tower(backbones, tmp_path, capsys):
     cache = ("--cache_features", str(tmp_path / "cache"))
     run_train(backbones, tmp_path / "model", *cache)
     other = CLIPVisionModel.from_pretrained(backbones[3])
@@ -150,12 +144,12 @@ def test_a_resumed_run_has_the_features_of_the_checkpoints_tower(backbones, tmp_
     assert ": 0 pictures encoded, 33 found" in capsys.readouterr().out
 
 
-def test_a_tower_that_learns_is_refused(model, processor, tmp_path):
+def test_a_trainable_tower_is_refused(model, processor, tmp_path):
     with pytest.raises(SystemExit, match="error: --cache_features needs a frozen vision tower"):
         arguments = ["--num_paintings", "36", "--output_dir", str(tmp_path / "model"), "--use_cpu"]
         train.main([*arguments, "--cache_features", str(tmp_path / "cache")])
     with pytest.raises(ValueError, match="freeze_vision_tower"):
-        cache_features(model.train(), processor, [pictures(0)], tmp_path / "cache")
+        cache_features(model.train(), processor, [make_images(0)], tmp_path / "cache")
     assert not list(tmp_path.iterdir())
 
 
@@ -167,7 +161,7 @@ def test_workers_and_pickling_change_nothing(frozen, processor, tmp_path):
     assert torch.equal(features.batch(range(10)), expected) and torch.equal(alone.batch(range(10)), expected)
 
     pickled = pickle.dumps(features)
-    assert len(pickled) < expected.nbytes / 2, "the features themselves do not travel"
+    assert len(pickled) < expected.nbytes / 2, "features are not pickled"
     features = pickle.loads(pickled)
     batches = [
         list(DataLoader(SentencePairs(data, features=features), 4, collate_fn=SEVLMCollator(processor), num_workers=n))
@@ -178,26 +172,19 @@ def test_workers_and_pickling_change_nothing(frozen, processor, tmp_path):
         assert batch.keys() == other.keys() and all(torch.equal(batch[name], other[name]) for name in batch)
 
 
-def test_what_a_caller_does_to_features_does_not_reach_the_cache(frozen, processor, tmp_path):
-    features = fill(tmp_path, frozen, processor, pictures(0, 1))
+def test_features_are_copies(frozen, processor, tmp_path):
+    features = fill(tmp_path, frozen, processor, make_images(0, 1))
     features[0].zero_()
     features.batch([1]).zero_()
-    assert_whole(features, frozen, processor, pictures(0, 1))
-    assert len(pickle.dumps(features[0])) < 1.5 * PICTURE_BYTES, "an item does not carry its shard along"
+    assert_whole(features, frozen, processor, make_images(0, 1))
+    assert len(pickle.dumps(features[0])) < 1.5 * IMAGE_BYTES, "an item does not contain its shard"
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        SiglipVisionConfig(
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        ),
-        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8),
+        SiglipVisionConfig(**SMALL, intermediate_size=16),
+        Dinov2Config(**SMALL),
         ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]),
     ],
     ids=lambda config: config.model_type,
@@ -205,13 +192,13 @@ def test_what_a_caller_does_to_features_does_not_reach_the_cache(frozen, process
 def test_any_tower_can_be_cached(processor, config, tmp_path):
     torch.manual_seed(0)
     model = SEVLMForConditionalGeneration(tiny_config(processor, vision_config=config)).eval()
-    (features,) = cache_features(model, processor, [pictures(0, 1, 2)], tmp_path, dtype="float32")
-    expected = encoded(model, processor, pictures(0, 1, 2))
+    (features,) = cache_features(model, processor, [make_images(0, 1, 2)], tmp_path, dtype="float32")
+    expected = encoded(model, processor, make_images(0, 1, 2))
     assert features[1].shape == (16, 16)
     torch.testing.assert_close(features.batch([2, 0, 1]), expected[[2, 0, 1]])
 
 
-# What an entry belongs to.
+# Keys.
 
 
 def test_tower_preprocessing_and_dtype_have_their_own_entries(processor, tmp_path):
@@ -232,7 +219,7 @@ def test_tower_preprocessing_and_dtype_have_their_own_entries(processor, tmp_pat
             setattr(changed.image_processor, name, value)
         folders.append(folder(model, changed))
     assert len(set(folders)) == len(folders) == 8
-    with pytest.raises(ValueError, match="float16 or bfloat16 or float32, not 'int8'"):
+    with pytest.raises(ValueError, match="is 'int8'. Use float16 or bfloat16 or float32"):
         folder(model, processor, "int8")
 
 
@@ -245,7 +232,7 @@ def test_a_saved_and_loaded_model_finds_its_entries(frozen, processor, tmp_path)
 
 
 def test_a_pooling_head_does_not_matter(processor):
-    """Where a checkpoint lacks one it is random, and would make every run's entries its own."""
+    """It is random where a checkpoint lacks one, and would give every run its own entries."""
     tower = ViTModel(ViTConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2))
     before = fingerprint(tower, processor.image_processor)
     tower.pooler.dense.weight.data.add_(1)
@@ -254,7 +241,7 @@ def test_a_pooling_head_does_not_matter(processor):
     assert fingerprint(tower, processor.image_processor) != before
 
 
-def test_a_changed_picture_is_encoded_again_and_the_others_are_not(frozen, processor, tmp_path):
+def test_only_a_changed_image_is_encoded_again(frozen, processor, tmp_path):
     files = [tmp_path / f"{seed}.bmp" for seed in range(4)]
     for seed, file in enumerate(files):
         noise(seed).save(file)
@@ -262,52 +249,52 @@ def test_a_changed_picture_is_encoded_again_and_the_others_are_not(frozen, proce
     fill(tmp_path / "cache", frozen, processor, data)
     before = files[2].stat()
     noise(7).save(files[2])
-    os.utime(files[2], ns=(before.st_atime_ns, before.st_mtime_ns))  # neither size nor time give it away
+    os.utime(files[2], ns=(before.st_atime_ns, before.st_mtime_ns))  # same size and time
     assert files[2].stat().st_size == before.st_size
     features = fill(tmp_path / "cache", frozen, processor, data)
     assert (features.cache.encoded, features.cache.found) == (1, 3)
-    assert_whole(features, frozen, processor, pictures(0, 1, 7, 3))
+    assert_whole(features, frozen, processor, make_images(0, 1, 7, 3))
 
 
-def test_equal_pictures_share_an_entry(frozen, processor, tmp_path):
-    data = pictures(0, 1, 0, 2, 1, 0)
+def test_equal_images_share_an_entry(frozen, processor, tmp_path):
+    data = make_images(0, 1, 0, 2, 1, 0)
     randomness = torch.get_rng_state()
     features = fill(tmp_path, frozen, processor, data)
-    assert torch.equal(torch.get_rng_state(), randomness), "a cache does not change the run"
+    assert torch.equal(torch.get_rng_state(), randomness), "a cache does not change the random state"
     assert_whole(features, frozen, processor, data)
-    assert sum(file.stat().st_size // PICTURE_BYTES for file in shards(features)) == 3 == features.cache.encoded
-    more = fill(tmp_path, frozen, processor, pictures(2, 3))
+    assert sum(file.stat().st_size // IMAGE_BYTES for file in shards(features)) == 3 == features.cache.encoded
+    more = fill(tmp_path, frozen, processor, make_images(2, 3))
     assert (more.cache.encoded, more.cache.found) == (1, 1)
 
 
-def test_a_column_that_converts_its_pictures_has_its_own_entries(frozen, processor, tmp_path):
-    fill(tmp_path, frozen, processor, pictures(0))
-    grey = pictures(0).cast_column("image", ImageFeature(mode="L"))
+def test_a_column_with_a_mode_has_its_own_entries(frozen, processor, tmp_path):
+    fill(tmp_path, frozen, processor, make_images(0))
+    grey = make_images(0).cast_column("image", ImageFeature(mode="L"))
     features = fill(tmp_path, frozen, processor, grey)
     assert features.cache.encoded == 1
     assert_whole(features, frozen, processor, grey)
 
 
 def test_the_tower_sees_batches_of_one_size(processor, tmp_path):
-    """The last bits of a product may depend on it, and with it on which pictures happen to be missing."""
+    """Otherwise the last bits would depend on which images are missing."""
     sizes = []
 
     def encode(pixel_values):
         sizes.append(len(pixel_values))
         return pixel_values.mean(dim=1)
 
-    features = FeatureCache(tmp_path, "mean").fill(pictures(0, 1, 2, 3, 4), processor, encode, batch_size=3)
+    features = FeatureCache(tmp_path, "mean").fill(make_images(0, 1, 2, 3, 4), processor, encode, batch_size=3)
     assert sizes == [3, 3] and len(features) == 5
 
 
 def test_features_beyond_the_range_of_the_dtype_are_an_error(processor, tmp_path):
     cache = FeatureCache(tmp_path, "large")
     with pytest.raises(ValueError, match="do not fit into torch.float16: use bfloat16"):
-        cache.fill(pictures(0), processor, lambda pixel_values: torch.full((32, 4, 8), 1e6))
+        cache.fill(make_images(0), processor, lambda pixel_values: torch.full((32, 4, 8), 1e6))
     assert not list(cache.folder.iterdir())
 
 
-# Damage, death and company.
+# Damage, kills and concurrent runs.
 
 
 def flip(content: bytes, position: int) -> bytes:
@@ -327,7 +314,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_shard_is_named_and_encoded_again(frozen, processor, tmp_path, caplog, damage):
-    data = pictures(*range(10))
+    data = make_images(*range(10))
     whole = {file: file.read_bytes() for file in shards(fill(tmp_path, frozen, processor, data))}
     assert len(whole) == 3
     file = next(file for file, content in whole.items() if len(content) == max(map(len, whole.values())))
@@ -339,19 +326,19 @@ def test_a_damaged_shard_is_named_and_encoded_again(frozen, processor, tmp_path,
     assert_whole(features, frozen, processor, data)
 
 
-def test_a_shard_that_another_run_has_mended_meanwhile_stays(frozen, processor, tmp_path, monkeypatch):
-    (file,) = shards(fill(tmp_path, frozen, processor, pictures(0, 1)))
-    whole, mended = file.read_bytes(), tmp_path / "mended"
-    mended.write_bytes(whole)
+def test_a_shard_that_another_run_has_repaired_is_kept(frozen, processor, tmp_path, monkeypatch):
+    (file,) = shards(fill(tmp_path, frozen, processor, make_images(0, 1)))
+    whole, repaired = file.read_bytes(), tmp_path / "repaired"
+    repaired.write_bytes(whole)
     file.write_bytes(whole[:-1])
-    monkeypatch.setattr(feature_cache.logger, "warning", lambda *args: os.replace(mended, file))
-    features = fill(tmp_path, frozen, processor, pictures(0, 1))
+    monkeypatch.setattr(feature_cache.logger, "warning", lambda *args: os.replace(repaired, file))
+    features = fill(tmp_path, frozen, processor, make_images(0, 1))
     assert features.cache.encoded == 0
-    assert_whole(features, frozen, processor, pictures(0, 1))
+    assert_whole(features, frozen, processor, make_images(0, 1))
 
 
 def in_processes(*functions) -> list[int]:
-    """Run each in a forked process; their exit codes."""
+    """Runs each in a forked process and returns the exit codes."""
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=function) for function in functions]
     for process in processes:
@@ -361,8 +348,8 @@ def in_processes(*functions) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def test_a_run_killed_while_writing_leaves_whole_shards_and_is_finished_by_the_next(frozen, processor, tmp_path):
-    data, replace, written = pictures(*range(14)), os.replace, []
+def test_a_run_killed_during_writing_leaves_complete_shards_and_is_finished_by_the_next(frozen, processor, tmp_path):
+    data, replace, written = make_images(*range(14)), os.replace, []
 
     def replace_twice_then_die(source, target):
         if len(written) == 2:
@@ -376,41 +363,41 @@ def test_a_run_killed_while_writing_leaves_whole_shards_and_is_finished_by_the_n
 
     assert in_processes(run) == [-signal.SIGKILL]
     (temporary,) = tmp_path.glob("*/*.tmp")
-    os.utime(temporary, (2e9, 2e9))  # written, says a clock that has jumped back since, in the future
+    os.utime(temporary, (2e9, 2e9))  # in the future, as after a clock that jumped back
     other = temporary.with_name("of_another_run.tmp")
     with feature_cache._locked_file(other):
         os.utime(other, (0, 0))
         features = fill(tmp_path, frozen, processor, data)
         assert (features.cache.encoded, features.cache.found) == (6, 8)
-        assert list(tmp_path.glob("*/*.tmp")) == [other], "what another run is writing stays, however old it looks"
+        assert list(tmp_path.glob("*/*.tmp")) == [other], "the file of a running process is kept, however old it looks"
     other.unlink()
     assert_whole(features, frozen, processor, data)
     undisturbed = fill(tmp_path / "undisturbed", frozen, processor, data)
     assert torch.equal(features.batch(range(14)), undisturbed.batch(range(14)))
 
 
-def test_two_runs_may_fill_a_directory_at_once(frozen, processor, tmp_path):
-    """Each with pictures of its own and some of the other's, and a damaged shard that both want."""
-    features = fill(tmp_path, frozen, processor, pictures(8, 9, 10, 11))
+def test_two_runs_can_fill_a_directory_at_once(frozen, processor, tmp_path):
+    """They share some images and a damaged shard."""
+    features = fill(tmp_path, frozen, processor, make_images(8, 9, 10, 11))
     damaged = shards(features)[0]
     damaged.write_bytes(damaged.read_bytes()[:-1])
     runs = [list(range(12)), list(range(15, 3, -1))]
     start = multiprocessing.get_context("fork").Barrier(2)
 
     def run(seeds):
-        data = pictures(*seeds)
+        data = make_images(*seeds)
         start.wait()
         features = fill(tmp_path, frozen, processor, data, per_shard=2)
         assert torch.equal(features.batch(range(12)), encoded(frozen, processor, data))
 
     assert in_processes(*[lambda seeds=seeds: run(seeds) for seeds in runs]) == [0, 0]
-    features = fill(tmp_path, frozen, processor, pictures(*range(16)))
+    features = fill(tmp_path, frozen, processor, make_images(*range(16)))
     assert features.cache.encoded == 0
-    assert_whole(features, frozen, processor, pictures(*range(16)))
+    assert_whole(features, frozen, processor, make_images(*range(16)))
 
 
-def test_launched_processes_divide_the_work_and_all_get_everything(frozen, processor, tmp_path):
-    data = pictures(*range(11))
+def test_launched_processes_share_the_work_and_get_all_features(frozen, processor, tmp_path):
+    data = make_images(*range(11))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -434,53 +421,53 @@ def test_launched_processes_divide_the_work_and_all_get_everything(frozen, proce
         torch.distributed.destroy_process_group()
 
     assert in_processes(lambda: run(0), lambda: run(1)) == [0, 0]
-    (first, told), (second, other) = (json.loads(Path(tmp_path, f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first + second == told == other == 11 and first and second
+    (first, total), (second, other) = (json.loads(Path(tmp_path, f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first + second == total == other == 11 and first and second
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_file(frozen, processor, tmp_path):
-    """A limit on the size of files stands in for it."""
-    fill(tmp_path, frozen, processor, pictures(0), per_shard=1)
+    """Simulated by a limit on the size of files."""
+    fill(tmp_path, frozen, processor, make_images(0), per_shard=1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (PICTURE_BYTES, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (IMAGE_BYTES, limits[1]))
     try:
         with pytest.raises(OSError):
-            fill(tmp_path, frozen, processor, pictures(0, 1, 2))
+            fill(tmp_path, frozen, processor, make_images(0, 1, 2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(list(tmp_path.glob("*/*"))) == 1
-    assert fill(tmp_path, frozen, processor, pictures(0, 1, 2)).cache.found == 1
+    assert fill(tmp_path, frozen, processor, make_images(0, 1, 2)).cache.found == 1
 
 
-def test_a_picture_that_changes_while_it_is_read_is_an_error(frozen, processor, tmp_path, monkeypatch):
+def test_an_image_that_changes_during_reading_is_an_error(frozen, processor, tmp_path, monkeypatch):
     file = tmp_path / "picture.png"
     noise(0).save(file)
     data = Dataset.from_dict({"image": [str(file)]}, features=Features({"image": ImageFeature()}))
     verify = FeatureCache._verify
 
-    def change_and_verify(*args):  # what follows after the keys are known
+    def change_and_verify(*args):  # after the keys are computed
         noise(1).save(file)
         verify(*args)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="changed meanwhile"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="changed during the run"):
         patch.setattr(FeatureCache, "_verify", change_and_verify)
         fill(tmp_path / "cache", frozen, processor, data)
     features = fill(tmp_path / "cache", frozen, processor, data)
-    assert features.cache.encoded == 0, "what was encoded meanwhile has the name of what was read"
-    assert_whole(features, frozen, processor, pictures(1))
+    assert features.cache.encoded == 0, "an entry has the key of the bytes that were encoded"
+    assert_whole(features, frozen, processor, make_images(1))
 
 
 # Memory.
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_shards_are_bounded_and_reading_one_picture_does_not_load_them(processor, tmp_path):
+def test_shards_are_bounded_and_reading_one_image_does_not_load_them(processor, tmp_path):
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
-    shape = (1024, 1024)  # 2 MB a picture
+    shape = (1024, 1024)  # 2 MB an image
     cache = FeatureCache(tmp_path, "large", shard_bytes=2**25)
-    data = pictures(*range(40))
+    data = make_images(*range(40))
     cache.fill(data, processor, lambda pixel_values: pixel_values.mean((1, 2, 3))[:, None, None].expand(-1, *shape))
     sizes = [file.stat().st_size for file in cache.folder.iterdir()]
     assert len(sizes) == 3 and max(sizes) < 2**25 + 2**14

@@ -12,21 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil
 
 from processing import SEVLMProcessor, add_sevlm_tokens, processing_sevlm
 from processing.artemis import EMOTIONS
 from processing.tiny_tokenizer import END_OF_TEXT, train_tokenizer
 from tests.helpers.examples import examples
+from tests.helpers.images import picture
 from tests.helpers.tiny import IMAGE_SIZE, SENTENCES, WORDS, tiny_lexicon, tiny_processor
 
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def picture(seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 50, 3), dtype=np.uint8))
 
 
 def sentence_ids(processor, text: str) -> list[int]:
@@ -74,7 +70,7 @@ def assert_rows_are(batch, sentences, processor, **kwargs):
 
 
 def test_images_alone_give_one_prompt_each(processor):
-    batch = processor(images=[picture(), picture(1)], return_tensors="pt")
+    batch = processor(images=[picture(), picture(seed=1)], return_tensors="pt")
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
     assert batch["input_ids"].tolist() == [sentence_ids(processor, " the emotion is")] * 2
     assert batch["attention_mask"].tolist() == [[1] * 4] * 2

@@ -12,7 +12,7 @@ from metrics.emotional_alignment.emotional_alignment import judge_texts
 from modeling_sevlm.__main__ import main as explain_main
 from processing.artemis import load_artemis
 from processing.collator import SentencePairs, SEVLMCollator
-from tests.data.test_damaged_tables import ROWS, as_csv
+from tests.helpers.artemis import ROWS, as_csv
 from tests.helpers.tiny import SENTENCES, pixels, tiny_model, tiny_processor
 
 

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Pictures in many formats, what can befall their files, and a folder of names and things that are no files."""
+"""Images in many formats, ways to damage their files, and a folder of odd names and special files."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from PIL import Image, features
 
 
 def image(seed: int = 0, size: tuple[int, int] = (90, 60)) -> Image.Image:
-    """Soft noise, so that every part of a file matters to what is seen."""
+    """Soft noise, so that every part of the file changes the image."""
     noise = random.Random(seed).randbytes(9 * 6 * 3)
     return Image.frombytes("RGB", (9, 6), noise).resize(size, Image.Resampling.BICUBIC)
 
@@ -24,7 +24,7 @@ def encode(picture: Image.Image, kind: str, **settings) -> bytes:
 
 
 def pictures(seed: int = 0) -> dict[str, bytes]:
-    """Files of all the formats that a museum or a visitor may bring, by their extension behind a name."""
+    """Files of all formats that a museum or a visitor may have, by name."""
     one, moving = image(seed), {"save_all": True, "append_images": [image(seed + 1)]}
     exif = Image.Exif()
     exif[274] = 6
@@ -60,7 +60,7 @@ def pictures(seed: int = 0) -> dict[str, bytes]:
         "deflate.tiff": encode(one, "TIFF", compression="tiff_adobe_deflate"),
         "jpeg.tif": encode(one, "TIFF", compression="jpeg"),
         "fax.tif": encode(one.convert("1"), "TIFF", compression="group4"),
-        # Whatever the name says.
+        # Names with the wrong extension.
         "jpeg2000.jpg": encode(one, "JPEG2000") if features.check("jpg_2000") else b"",
         "avif.png": encode(one, "AVIF") if features.check("avif") else b"",
         "portable.png": encode(one, "PPM"),
@@ -70,25 +70,23 @@ def pictures(seed: int = 0) -> dict[str, bytes]:
 
 
 def damage(content: bytes, chance: random.Random) -> tuple[str, bytes]:
-    """What was done to a file, and what is left of it."""
+    """Returns what was done to a file, and its new content."""
     place, how = chance.randrange(len(content)), chance.choice(["cut", "bits", "zeros", "noise", "hole", "head"])
     end = min(len(content), place + chance.randrange(1, 400))
     if how == "cut":
         return f"cut at {place}", content[:place]
-    if how == "bits":
-        changed = bytearray(content)
-        for _ in range(chance.randrange(1, 9)):
-            changed[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        return "bits flipped", bytes(changed)
     if how == "zeros":
         return f"zeros from {place}", content[:place] + bytes(len(content) - place)
     if how == "noise":
         return f"noise from {place} to {end}", content[:place] + chance.randbytes(end - place) + content[end:]
     if how == "hole":
         return f"without {place} to {end}", content[:place] + content[end:]
-    # Where sizes, offsets and counts are, which a decoder believes.
     changed = bytearray(content)
-    for _ in range(3):
+    if how == "bits":
+        for _ in range(chance.randrange(1, 9)):
+            changed[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        return "bits flipped", bytes(changed)
+    for _ in range(3):  # sizes, offsets and counts, which a decoder believes
         changed[chance.randrange(min(64, len(content)))] = chance.choice([0, 1, 127, 128, 255])
     return "header overwritten", bytes(changed)
 
@@ -118,7 +116,7 @@ NAMES = [
     "\U0001f5bc.png".encode(),
     b"a" * 200 + b".png",
 ]
-# name -> a part of the reason why it is left out.
+# Name -> a part of the reason why it is left out.
 NO_FILES = {
     "pipe.png": "a pipe, a socket or a device",
     "socket.png": "a pipe, a socket or a device",
@@ -134,7 +132,7 @@ NO_FILES = {
 
 
 def odd_folder(folder: Path, names: list[bytes] = NAMES) -> Path:
-    """Pictures of these names, among things that are no files, in a folder that holds itself."""
+    """Writes images with these names, special files and links, in a folder that contains itself."""
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:

@@ -503,7 +503,7 @@ way = {"with lexicon": {"include_vad_lexicon": True}, "proposed": {"create_pr": 
 explain.push_to_hub("org/pipeline", **way)
 """
 REPOSITORY = """
-README.md checkpoint_sevlm.py config.json configuration_sevlm.py decoder_sevlm.py downloads.py emotion_sevlm.py
+README.md checkpoint_sevlm.py config.json configuration_sevlm.py decoder_sevlm.py emotion_sevlm.py
 generation_config.json heads_sevlm.py label_tree_sevlm.py model.safetensors modeling_sevlm.py packed_linear_sevlm.py
 images.py pipeline_sevlm.py processing_sevlm.py processor_config.json tokenizer.json tokenizer_config.json
 vad_lexicon.py

@@ -39,7 +39,6 @@ MODEL_FILES = {
     "vision_sevlm.py",
 }
 PROCESSOR_FILES = {
-    "downloads.py",
     "images.py",
     "processing_sevlm.py",
     "processor_config.json",

@@ -3,8 +3,9 @@
     make torture                          # all of them: at most 30 minutes on two cores
     python tests/torture crash --seed 7   # one of them
 
-prints the table of docs/reliability.md. Whatever is drawn comes from `--seed`. The command fails if anything was not
-as it should be, and says how to try that again.
+Prints the table of docs/reliability.md. All random numbers come from `--seed`. The command fails if an outcome is
+wrong and says how to repeat it. A trial is a module with `run(chance, folder)`: it gets a `random.Random`
+and an empty folder, and yields rows.
 """
 
 import argparse
@@ -20,18 +21,12 @@ from pathlib import Path
 
 
 HERE = Path(__file__).resolve().parent
-NO_TRIALS = {"trial", "__main__"}
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # the trials, the project
-
-
-def trial_names() -> list[str]:
-    return sorted(file.stem for file in HERE.glob("*.py") if file.stem not in NO_TRIALS and file.stem[0] != "_")
 
 
 @contextlib.contextmanager
 def errors_to(log: Path) -> Iterator[None]:
-    """Standard error of this process and those that it starts goes to the end of `log`: a process whose partner was
-    killed ends with a traceback, and that is as it should be."""
+    """Appends standard error of this process and its children to `log`, which expects tracebacks of killed ones."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with log.open("ab") as file:
@@ -45,38 +40,34 @@ def errors_to(log: Path) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    names = trial_names()
+    names = sorted(file.stem for file in HERE.glob("*.py") if file.stem != "trial" and file.stem[0] != "_")
     parser = argparse.ArgumentParser(
         prog="python tests/torture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"of {', '.join(names)}; default: all")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"one of {', '.join(names)} (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
     parser.add_argument(
-        "--log",
-        type=Path,
-        default=Path("outputs/torture.log"),
-        help="for what processes say when they end; %(default)s",
+        "--log", type=Path, default=Path("outputs/torture.log"), help="output of the processes (default: %(default)s)"
     )
     args = parser.parse_args(argv)
     args.log.parent.mkdir(parents=True, exist_ok=True)
     args.log.unlink(missing_ok=True)
-    for name in args.trials:
-        if name not in names:
-            parser.error(f"there is no trial {name!r}: choose from {', '.join(names)}")
+    if unknown := set(args.trials) - set(names):
+        parser.error(f"unknown trial {', '.join(unknown)}. Use one of {', '.join(names)}.")
 
     print("| what was tried | how often | what happened | command |\n|---|---:|---|---|", flush=True)
     failures = []
     for name in args.trials or names:
-        trial, began = importlib.import_module(name), time.monotonic()
+        trial, start = importlib.import_module(name), time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"sevlm-{name}-") as folder, errors_to(args.log):
             for row in trial.run(random.Random(f"{name} {args.seed}"), Path(folder)):
                 print(f"| {row.what} | {row.tried:,} | {row.outcome} | `python tests/torture {name}` |", flush=True)
                 failures += [f"{name} --seed {args.seed}: {failure}" for failure in row.failures]
-        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     if failures:
-        print(f"{args.log} has what the processes said.", file=sys.stderr)
+        print(f"{args.log} has the output of the processes.", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -1,8 +1,9 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Hundreds of damaged pictures, files that change while they are read, traps, odd names, and servers that misbehave:
-each gives a picture or a reason, in time and in bounded memory, and the process lives on."""
+"""Hundreds of damaged images, files that change during reading, traps, odd names, and misbehaving servers.
 
-import io
+Each gives an image or a reason, in time and in bounded memory, and the process survives.
+"""
+
 import os
 import random
 import re
@@ -23,7 +24,7 @@ from PIL import Image
 from trial import Row
 
 from modeling_sevlm.explain_folder import encodable
-from processing.images import open_picture
+from processing.images import open_image
 from tests.helpers.bad_pictures import NAMES, NO_FILES, damage, odd_folder, pictures
 from tests.helpers.bad_servers import BEHAVIOURS, MEGABYTES, SIZE, TIMEOUT, serving
 from tests.helpers.tiny import tiny_model, tiny_processor
@@ -31,7 +32,7 @@ from tests.helpers.tiny import tiny_model, tiny_processor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DAMAGED_OF_A_KIND, CUTS_OF_A_KIND, SHORTENED, ROUNDS_OF_SERVERS = 20, 30, 150, 2
-SECONDS, GIGABYTES = 170, 3  # for the folder command: more is a hang, or memory without bounds
+SECONDS, GIGABYTES = 170, 3  # limits of the folder command
 
 
 def run(chance: random.Random, folder: Path) -> Iterator[Row]:
@@ -47,34 +48,33 @@ def run(chance: random.Random, folder: Path) -> Iterator[Row]:
     yield servers()
 
 
-def explain(folder: Path, pictures: Path) -> tuple[int | None, str, set[str]]:
-    """Exit code of the folder command (None: it hung), what it said, and the files with a row."""
+def explain(folder: Path, pictures: Path) -> tuple[str, set[str], dict[str, str], list[str]]:
+    """Runs the folder command. Returns a summary, the files with a row, the reasons of the others, and failures."""
     output = folder / f"{pictures.name}.parquet"
     command = [sys.executable, "-W", "ignore", "-m", "modeling_sevlm", str(pictures), "--model", str(folder / "model")]
     command += ["--output", str(output), "--emotion", "awe", "--max_new_tokens", "2", "--device", "cpu"]
     command += ["--max_megapixels", "40"]
-    bound = (GIGABYTES * 2**30,) * 2
+    limit = (GIGABYTES * 2**30,) * 2
     try:
         ended = subprocess.run(
             command,
             cwd=ROOT,
-            # Tiny operations on several threads spend their time waiting for one another.
+            # Tiny operations on several threads only wait for one another.
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             timeout=SECONDS,
-            # Of data: libraries reserve addresses that they never use.
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, bound),
+            # Limits the data, because libraries reserve addresses that they never use.
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, limit),
         )
+        code, log = ended.returncode, ended.stderr.decode(errors="replace")
     except subprocess.TimeoutExpired as error:
-        return None, (error.stderr or b"").decode(errors="replace"), set()
-    files = set(pd.read_parquet(output)["file"]) if output.exists() else set()
-    return ended.returncode, ended.stderr.decode(errors="replace"), files
-
-
-def reasons(said: str, pictures: Path) -> dict[str, str]:
-    """File -> why it was left out."""
-    lines = (line.strip() for line in said.splitlines() if line.startswith(f"  {pictures}"))
-    return dict(re.match(r"(.*?\.\w+): (.*)", line).groups() for line in lines)
+        code, log = None, (error.stderr or b"").decode(errors="replace")
+    explained = set(pd.read_parquet(output)["file"]) if output.exists() else set()
+    lines = (line.strip() for line in log.splitlines() if line.startswith(f"  {pictures}"))
+    reasons = dict(re.match(r"(.*?\.\w+): (.*)", line).groups() for line in lines)
+    failures = [] if code == 0 else [f"the folder command ended with {code}: {log[-300:]}"]
+    summary = f"{len(explained)} explained, {len(reasons)} left out with a reason; exit code {code}"
+    return summary, explained, reasons, failures
 
 
 def damaged_files(chance: random.Random, folder: Path) -> Row:
@@ -86,18 +86,11 @@ def damaged_files(chance: random.Random, folder: Path) -> Row:
             path = target / f"{number:02}_{kind}"
             how[str(path)], damaged = damage(content, chance)
             path.write_bytes(damaged)
-    code, said, explained = explain(folder, target)
-    left_out = reasons(said, target)
-    failures = [f"the folder command ended with {code}: {said[-300:]}"] if code != 0 else []
-    lost, twice = how.keys() - explained - left_out.keys(), explained & left_out.keys()
-    failures += [f"{file} ({how[file]}) has neither row nor reason" for file in sorted(lost) if code == 0]
-    failures += [f"{file} ({how[file]}) has a row and a reason" for file in twice]
-    return Row(
-        f"damaged files of {len(kinds)} kinds (cut, bits flipped, zeros, noise, holes, headers) in a folder",
-        len(how),
-        f"{len(explained)} explained, {len(left_out)} left out with a reason, {len(lost)} lost; exit code {code}",
-        failures,
-    )
+    summary, explained, reasons, failures = explain(folder, target)
+    failures += [f"{file} ({how[file]}): neither row nor reason" for file in how.keys() - explained - reasons.keys()]
+    failures += [f"{file} ({how[file]}): row and reason" for file in explained & reasons.keys()]
+    what = f"damaged files of {len(kinds)} kinds (cut, bits flipped, zeros, noise, holes, headers) in a folder"
+    return Row(what, len(how), summary, failures)
 
 
 def cut_files(chance: random.Random, folder: Path) -> Row:
@@ -105,12 +98,12 @@ def cut_files(chance: random.Random, folder: Path) -> Row:
     kinds = pictures(seed=chance.randrange(1000))
     for kind, content in kinds.items():
         path.write_bytes(content)
-        whole = np.asarray(open_picture(path))
+        whole = np.asarray(open_image(path))
         for _ in range(CUTS_OF_A_KIND):
             end = chance.randrange(len(content))
             path.write_bytes(content[:end])
             try:
-                is_whole = np.array_equal(np.asarray(open_picture(path)), whole)
+                is_whole = np.array_equal(np.asarray(open_image(path)), whole)
             except ValueError:
                 outcomes["refused"] += 1
                 continue
@@ -120,7 +113,7 @@ def cut_files(chance: random.Random, folder: Path) -> Row:
     return Row(
         f"files of {len(kinds)} kinds cut at a random byte",
         CUTS_OF_A_KIND * len(kinds),
-        f"{outcomes['refused']} refused, {outcomes['whole']} whole all the same (cut behind the first picture), "
+        f"{outcomes['refused']} refused, {outcomes['whole']} still whole (cut after the first frame), "
         f"{len(failures)} shown in part",
         failures,
     )
@@ -128,40 +121,30 @@ def cut_files(chance: random.Random, folder: Path) -> Row:
 
 READ = """
 import sys
-from processing.image_files import why_undecodable
-from processing.images import open_picture
+from processing.images import check_image, open_image
 
 for name in map(str.strip, sys.stdin):
     try:
-        print("picture" if open_picture(name) and not why_undecodable(name) else "reason", flush=True)
+        print("picture" if open_image(name) and not check_image(name) else "reason", flush=True)
     except ValueError:
         print("reason", flush=True)
 """
 
 
 def shortened_files(chance: random.Random, folder: Path) -> Row:
-    noise = Image.effect_noise((1500, 1500), 90)
-    forms = [
-        ("raw.tif", {}),
-        ("lzw.tif", {"compression": "tiff_lzw"}),
-        ("raw.bmp", {}),
-        ("a.png", {"compress_level": 0}),
-    ]
-    contents = []
-    for name, settings in forms:
-        buffer = io.BytesIO()
-        noise.save(buffer, {"tif": "TIFF", "bmp": "BMP", "png": "PNG"}[name[-3:]], **settings)
-        contents.append((name, buffer.getvalue()))
+    noise, contents = Image.effect_noise((1500, 1500), 90), []
+    for name, settings in {
+        "raw.tif": {},
+        "lzw.tif": {"compression": "tiff_lzw"},
+        "raw.bmp": {},
+        "a.png": {"compress_level": 0},
+    }.items():
+        noise.save(folder / name, **settings)
+        contents.append((name, (folder / name).read_bytes()))
     outcomes, failures = Counter(), []
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", READ],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        bufsize=1,
-    ) as reader:
+    command = [sys.executable, "-W", "ignore", "-c", READ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=ROOT, **pipes, text=True, bufsize=1) as reader:
         for number in range(SHORTENED):
             name, content = chance.choice(contents)
             path = folder / f"{number}_{name}"
@@ -173,20 +156,20 @@ def shortened_files(chance: random.Random, folder: Path) -> Row:
             shorten.join()
             path.unlink()
             if not outcome:
-                failures.append(f"file {number}, {name}: the process that read it ended with {reader.wait()}")
+                failures.append(f"file {number}, {name}: the reading process ended with {reader.wait()}")
                 break
             outcomes[outcome] += 1
         reader.stdin.close()
     return Row(
-        "files shortened by another process while they are read",
+        "files shortened by another process during reading",
         SHORTENED,
-        f"{outcomes['picture']} read before, {outcomes['reason']} with a reason, the reader lives on",
+        f"{outcomes['picture']} read before, {outcomes['reason']} with a reason, the reader survives",
         failures,
     )
 
 
 def traps(folder: Path) -> Row:
-    """Small files that claim, or are, enormous pictures."""
+    """Small files that claim to be, or are, enormous images."""
     target = folder / "traps"
     target.mkdir()
 
@@ -211,55 +194,43 @@ def traps(folder: Path) -> Row:
     with open(target / "sparse.png", "wb") as file:
         file.truncate(2**36)
     files = {str(path) for path in target.iterdir()}
-    code, said, explained = explain(folder, target)
-    left_out = reasons(said, target)
+    summary, explained, reasons, failures = explain(folder, target)
     good = {str(target / name) for name in ("tall.png", "wide.png", "is_6000.png", "is_6000.tif", "is_6000.gif")}
-    failures = [f"the folder command ended with {code}: {said[-300:]}"] if code != 0 else []
-    failures += [f"{file}: neither row nor reason" for file in files - explained - left_out.keys()]
-    failures += [f"{file}: {left_out.get(file)}" for file in good - explained]
-    return Row(
-        f"traps in a folder, with {GIGABYTES} GB of memory: bombs, false sizes, strips, a program, 64 GB of nothing",
-        len(files),
-        f"{len(explained)} explained, {len(left_out)} left out with a reason; exit code {code}",
-        failures,
-    )
+    failures += [f"{file}: neither row nor reason" for file in files - explained - reasons.keys()]
+    failures += [f"{file}: {reasons.get(file)}" for file in good - explained]
+    what = f"traps in a folder, with {GIGABYTES} GB of memory: bombs, false sizes, strips, a program, 64 GB of nothing"
+    return Row(what, len(files), summary, failures)
 
 
 def odd_names(folder: Path) -> Row:
     target = odd_folder(folder / "odd")
-    code, said, explained = explain(folder, target)
-    left_out = reasons(said, target)
-    wanted = {encodable(os.fsdecode(os.path.join(os.fsencode(target), name))) for name in NAMES}
-    failures = [f"the folder command ended with {code}: {said[-300:]}"] if code != 0 else []
-    failures += [f"no row for {file!r}" for file in wanted - explained]
+    summary, explained, reasons, failures = explain(folder, target)
+    expected = {encodable(os.fsdecode(os.path.join(os.fsencode(target), name))) for name in NAMES}
+    failures += [f"no row for {file!r}" for file in expected - explained]
     for name, reason in NO_FILES.items():
-        if reason not in left_out.get(str(target / name), ""):
-            failures.append(f"{name}: {left_out.get(str(target / name))}")
-    return Row(
-        "odd names (no UTF-8, both normal forms, line breaks) and pipes, sockets, devices, link loops in a folder",
-        len(wanted) + len(NO_FILES),
-        f"{len(explained)} explained, {len(left_out)} left out with a reason; exit code {code}",
-        failures,
-    )
+        if reason not in reasons.get(str(target / name), ""):
+            failures.append(f"{name}: {reasons.get(str(target / name))}")
+    what = "odd names (not UTF-8, both normal forms, line breaks) and pipes, sockets, devices, link loops in a folder"
+    return Row(what, len(expected) + len(NO_FILES), summary, failures)
 
 
 def servers() -> Row:
     outcomes, failures = Counter(), []
-    for _ in range(ROUNDS_OF_SERVERS):
-        for behaviour, (talk, expected) in BEHAVIOURS.items():
-            began = time.monotonic()
-            with serving(talk) as address:
-                try:
-                    outcome = None if open_picture(address, TIMEOUT, None, MEGABYTES).size == SIZE else "another size"
-                except ValueError as error:
-                    outcome = str(error)
-            is_right = outcome is None if expected is None else re.search(expected, outcome or "")
-            if not is_right or time.monotonic() - began > TIMEOUT + 3:
-                failures.append(f"a server that {behaviour}: {outcome} after {time.monotonic() - began:.1f} s")
-            outcomes["picture" if outcome is None else "reason"] += 1
+    for behaviour, (talk, expected) in list(BEHAVIOURS.items()) * ROUNDS_OF_SERVERS:
+        start = time.monotonic()
+        with serving(talk) as address:
+            try:
+                outcome = None if open_image(address, TIMEOUT, None, MEGABYTES).size == SIZE else "another size"
+            except ValueError as error:
+                outcome = str(error)
+        seconds = time.monotonic() - start
+        is_right = outcome is None if expected is None else re.search(expected, outcome or "")
+        if not is_right or seconds > TIMEOUT + 3:
+            failures.append(f"a server that {behaviour}: {outcome} after {seconds:.1f} s")
+        outcomes["picture" if outcome is None else "reason"] += 1
     return Row(
-        f"{len(BEHAVIOURS)} kinds of servers (hang, drip, redirect, lie, send without end), {TIMEOUT:g} s and "
-        f"{MEGABYTES} MB allowed",
+        f"{len(BEHAVIOURS)} kinds of servers (hang, drip, redirect, lie, send without end), with limits of "
+        f"{TIMEOUT:g} s and {MEGABYTES} MB",
         sum(outcomes.values()),
         f"{outcomes['picture']} pictures, {outcomes['reason']} reasons, all in time",
         failures,

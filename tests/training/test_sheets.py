@@ -14,7 +14,7 @@ import train
 from modeling_sevlm import callbacks
 from modeling_sevlm.callbacks import ExplanationSheets, explain
 from processing.artemis import EMOTIONS
-from processing.images import open_picture
+from processing.images import open_image
 from tests.helpers.tiny import tiny_model
 from tests.training.test_scripts import TINY_RUN
 
@@ -93,7 +93,7 @@ def test_the_model_sees_a_picture_of_any_mode_as_in_an_evaluation(processor, tmp
     picture, seen = Image.new("RGBA", (20, 30), (0, 0, 0, 0)), []
     monkeypatch.setattr(callbacks, "explain", lambda model, processor, images: seen.extend(images) or [ANSWER])
     evaluated(processor, tiny_model(processor), fixed_paintings(tmp_path, picture), tmp_path)
-    assert seen[0].getpixel((0, 0)) == open_picture(picture).getpixel((0, 0)) == (255, 255, 255)
+    assert seen[0].getpixel((0, 0)) == open_image(picture).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_scripts_do_not_load_matplotlib_before_there_is_something_to_draw(tmp_path):
