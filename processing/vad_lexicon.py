@@ -285,11 +285,8 @@ class VADTokenReader:
 
 def _word_pieces(tokenizer: Any) -> tuple[list[str | None], list[bool]]:
     """Returns each token's casefolded piece (None: not a word piece), and whether it has a leading space."""
-    texts = tokenizer.batch_decode(
-        [[token_id] for token_id in range(len(tokenizer))],
-        skip_special_tokens=False,
-        clean_up_tokenization_spaces=False,
-    )
+    unchanged = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))], **unchanged)
     probe = " a a"
     if "".join(texts[i] for i in tokenizer.encode(probe, add_special_tokens=False)).count(" ") < probe.count(" "):
         raise ValueError(
@@ -463,10 +460,10 @@ def _about_table(path: Path, columns: list[str]) -> dict[str, Any]:
 
 def _about_saved(path: Path, header: dict[str, str], num_listed: int, num_inflected: int) -> dict[str, Any]:
     """Returns the metadata of a saved file's header, after checking it against the entries."""
-    resave = "the file was cut short or edited: save it again, or correct its header"
+    resave = "the file is cut short or edited: save it again"
     for key, allowed, remedy in (
         (FORMAT_KEY, [FORMAT_VERSION], "a newer version of this code wrote it: update"),
-        ("redistributable", ["true", "false"], "correct its header"),
+        ("redistributable", ["true", "false"], resave),
         ("num_listed", [str(num_listed)], resave),
         ("num_inflected", [str(num_inflected)], resave),
     ):

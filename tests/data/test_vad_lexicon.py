@@ -284,7 +284,7 @@ def test_metadata_of_a_saved_file_can_be_overridden(tmp_path):
     [
         ("_format: 1", "_format: 2", "vad_lexicon_format is '2', not 1; .*update"),
         ("redistributable: true", "redistributable: perhaps", "redistributable is 'perhaps', not true or false"),
-        ("\nhappy\t1.0\t0.0\t-1.0", "", "num_listed is '5', not 4; the file was cut short or edited"),
+        ("\nhappy\t1.0\t0.0\t-1.0", "", "num_listed is '5', not 4; the file is cut short or edited"),
         ("\tinflected", "", "num_listed is '5', not 6"),
         ("\tinflected", "\tguessed", "expected 4 fields"),
         ("happy\t1.0", "happy\t1.1", "off the bipolar scale"),
