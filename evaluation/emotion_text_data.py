@@ -8,7 +8,6 @@ the splits that `load_artemis` gives the captioner trained on the same file; a p
 have is put into a split by the same rule, among the new paintings of its file; and no picture is needed.
 """
 
-import unicodedata
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -16,6 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from processing.annotations import read_annotations
 from processing.artemis import EMOTIONS, SPLITS, assign_splits, check_rows, select_v2
+from processing.images import nfc
 from processing.script_utils import DataArguments, load_data
 
 
@@ -92,28 +92,28 @@ def _embedded_rows(args: EmotionTextArguments) -> pd.DataFrame:
 def _artemis_rows(args: EmotionTextArguments) -> pd.DataFrame:
     rows, sources, usable = _read(args.annotations, args.version, args)
     rows = assign_splits(rows, sources, MAX_REPETITION)
-    split_of = dict(zip(rows["painting"].map(_nfc), rows["split"], strict=True))
+    split_of = dict(zip(rows["painting"].map(nfc), rows["split"], strict=True))
     rows = rows[usable]
     parts = [select_v2(rows) if args.version == "v2" else rows]
     seen = _identity(rows)
     for file in args.more_annotations or []:
         rows, sources, usable = _read(file, "v1", args)
-        known = rows["painting"].map(_nfc).map(split_of)
+        known = rows["painting"].map(nfc).map(split_of)
         new = rows[known.isna()]
         if len(new):
             try:
                 new = assign_splits(new, sources, MAX_REPETITION)
             except ValueError as error:
                 raise ValueError(f"{file}, paintings that the files before it do not have: {error}") from error
-            split_of |= dict(zip(new["painting"].map(_nfc), new["split"], strict=True))
-        rows = rows.assign(split=rows["painting"].map(_nfc).map(split_of))[usable]
+            split_of |= dict(zip(new["painting"].map(nfc), new["split"], strict=True))
+        rows = rows.assign(split=rows["painting"].map(nfc).map(split_of))[usable]
         # A larger file may hold the rows of a smaller one: they count once.
         repeated = _identity(rows).isin(seen)
         seen = seen.append(_identity(rows))
         parts.append(rows[~repeated])
     rows = pd.concat(parts, ignore_index=True).rename(columns={"utterance": "explanation"})
     # One spelling, so that the same painting is the same in every file.
-    return rows.assign(painting=rows["painting"].map(_nfc))
+    return rows.assign(painting=rows["painting"].map(nfc))
 
 
 def _read(files, version: str, args: EmotionTextArguments) -> tuple[pd.DataFrame, list, pd.Series]:
@@ -126,8 +126,4 @@ def _read(files, version: str, args: EmotionTextArguments) -> tuple[pd.DataFrame
 
 
 def _identity(rows: pd.DataFrame) -> pd.MultiIndex:
-    return pd.MultiIndex.from_arrays([rows["painting"].map(_nfc), rows["emotion"], rows["utterance"]])
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    return pd.MultiIndex.from_arrays([rows["painting"].map(nfc), rows["emotion"], rows["utterance"]])

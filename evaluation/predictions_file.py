@@ -13,11 +13,11 @@ or csv, with the fields
 
 import json
 import logging
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from processing.csv_files import csv_rows, not_utf8, shown
+from processing.images import nfc
 
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _read_text(path: Path) -> str:
 
 def _no_name_twice(path, pairs: list[tuple]) -> dict:
     """json keeps the last of several values of a name, silently."""
-    _refuse(path, "named twice", _twice([_nfc(name) for name, _ in pairs]))
+    _refuse(path, "named twice", _twice([nfc(name) for name, _ in pairs]))
     return dict(pairs)
 
 
@@ -195,16 +195,16 @@ def read_painting_list(path: str | Path, paintings: Sequence[str]) -> list[int]:
         # Not splitlines(): garbled names hold what it takes for ends of lines.
         lines = _read_text(path).split("\n")
         records = [{"painting": line.strip()} for line in lines if line.strip()]
-    position = {_nfc(name): index for index, name in enumerate(paintings)}
-    named = [_nfc(record["painting"]) for record in records]
+    position = {nfc(name): index for index, name in enumerate(paintings)}
+    named = [nfc(record["painting"]) for record in records]
     _refuse(path, "not in the chosen split", [name for name in named if name not in position])
     _refuse(path, "named twice", _twice(named))
     return [position[name] for name in named]
 
 
 def _in_order(path, records: list[dict], paintings: Sequence[str], complete: bool) -> list[dict]:
-    wanted = [_nfc(name) for name in paintings]
-    named = [_nfc(str(record["painting"])) for record in records]
+    wanted = [nfc(name) for name in paintings]
+    named = [nfc(str(record["painting"])) for record in records]
     if complete:
         known = set(wanted)
         _refuse(path, "not in the chosen split", [name for name in named if name not in known])
@@ -239,7 +239,3 @@ def _label(text, labels: Sequence[str]) -> str | None:
 def first_few(names: Iterable, limit: int = 3) -> str:
     names = [repr(name) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)

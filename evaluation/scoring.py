@@ -4,7 +4,6 @@
 import hashlib
 import json
 import logging
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.utils import cached_file
 
 from metrics.emotion_prediction.emotion_prediction import emotion_prediction_scores
 from metrics.emotional_alignment.emotional_alignment import emotional_alignment_scores
+from processing.images import nfc
 
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def score(
 
 def painting_digest(name: str) -> str:
     """Twelve hexadecimal digits that stand for a painting's name, whatever its Unicode normal form."""
-    return hashlib.sha256(unicodedata.normalize("NFC", name).encode()).hexdigest()[:12]
+    return hashlib.sha256(nfc(name).encode()).hexdigest()[:12]
 
 
 def check_judge(judge: str, labels: Sequence[str], paintings: Sequence[str]) -> None:

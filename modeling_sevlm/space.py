@@ -27,9 +27,10 @@ from .hub import PushError, commit_folder, hub_errors, push_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 MESSAGE = "Upload the SEVLM app"
-PACKAGES = ("modeling_sevlm", "processing", "web")
-SUFFIXES = (".py", ".css", ".tsv")
-OUTDATED = re.compile(rf"({'|'.join(PACKAGES)})/.+|app_\w+\.py")
+PACKAGES = ("modeling_sevlm", "processing")
+SUFFIXES = (".py", ".css", ".toml", ".tsv")
+# Version 0.1.0 published a package `web`.
+OUTDATED = re.compile(r"(modeling_sevlm|processing|web)/.+|app_\w+\.(py|css)")
 CARD = """\
 ---
 title: SEVLM
@@ -65,8 +66,8 @@ def stage_space(folder: Path, model: str) -> None:
     [`PushError`] if this is not a checkout with the app, or if a package that the app needs is not installed."""
     if not (ROOT / "app.py").is_file() or not (ROOT / "setup.cfg").is_file():
         raise PushError(f"{ROOT} has no app.py: publish a Space from a checkout of the project.")
-    files = [ROOT / "app.py", ROOT / "LICENSE", *ROOT.glob("app_*.py")]
-    files += [file for package in PACKAGES for file in (ROOT / package).rglob("*") if file.suffix in SUFFIXES]
+    found = [*ROOT.glob("app*"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*"))]
+    files = [ROOT / "LICENSE", *(file for file in found if file.suffix in SUFFIXES)]
     for file in files:
         target = folder / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)

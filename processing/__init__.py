@@ -7,8 +7,8 @@ from .vad_lexicon import VADLexicon
 
 
 class _SEVLMProcessorKey(PreTrainedConfig):
-    """AutoProcessor files processors under configuration classes. This package does not import the model's, and the
-    look-up goes by the processor's class name, so any class serves as the key."""
+    """The configuration class that AutoProcessor needs as a key. It looks processors up by class name, so any key
+    works, and this package does not import the model's."""
 
     model_type = "sevlm"
 

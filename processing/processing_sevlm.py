@@ -1,18 +1,18 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""SEVLMProcessor: pictures and words into what the model takes, generated tokens back into words.
+"""SEVLMProcessor turns images and text into the model's inputs, and generated tokens back into text.
 
     processor(images=image, return_tensors="pt")                               # a prompt for `generate`
     processor(images=image, emotions="awe", return_tensors="pt")               # "why would this move someone to awe?"
     processor(images=images, emotions=labels, explanations=sentences, return_tensors="pt")   # training rows
     processor.read(model.generate(**inputs))                                   # [{"emotion": ..., "explanation": ...}]
 
-The sentence is `<bos> the emotion is LABEL because EXPLANATION<eos>`; everything up to the label is the emotion
-segment, " because" opens the explanation segment.
+A sentence is `<bos> the emotion is LABEL because EXPLANATION<eos>`. The emotion segment ends after the label; the
+explanation segment starts with " because".
 """
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,25 +42,25 @@ ARTEMIS_EMOTIONS = (
 PROMPT = " the emotion is"
 BECAUSE = " because"
 PAD_TOKEN, EMOTION_TOKEN, EXPLANATION_TOKEN = "<pad>", "<emotion>", "<explanation>"
-# <prefix> is unused; the authors have it, and with it their ids and ours agree.
+# <prefix> is unused. The authors' tokenizer has it, and with it our ids equal theirs.
 ADDED_TOKENS = (PAD_TOKEN, "<prefix>", EMOTION_TOKEN, EXPLANATION_TOKEN)
 VAD_LEXICON_FILE = "vad_lexicon.tsv"
 IMAGE_STATISTICS = {
     "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
-    # What the authors normalise with, although their tower is CLIP's.
+    # The authors normalise with these, although their tower is CLIP's.
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 }
 
 
 class SEVLMProcessor(ProcessorMixin):
-    r"""
+    """
     Args:
-        image_processor: any image processor; see [`SEVLMProcessor.from_tokenizer`] for the default one.
-        tokenizer: a byte-level BPE tokenizer (GPT-2 family) that has `<pad>`, `<emotion>` and `<explanation>`.
-        vad_lexicon (`VADLexicon`, *optional*): where the per-token VAD comes from; without one it is zero.
-        emotions (`list[str]`): the labels, ArtEmis' nine by default.
-        prompt (`str`): what stands before the label, with a leading space.
-        max_length (`int`): tokens at which a training sentence is cut (the paper's 30).
+        image_processor: any image processor. [`SEVLMProcessor.from_tokenizer`] makes the default one.
+        tokenizer: a byte-level BPE tokenizer (GPT-2's family) that has `<pad>`, `<emotion>` and `<explanation>`.
+        vad_lexicon (`VADLexicon`, *optional*): source of the tokens' VAD values. Without one they are zero.
+        emotions (`list[str]`): the emotion labels (default: ArtEmis' nine).
+        prompt (`str`): text before the label, with a leading space.
+        max_length (`int`): length in tokens at which a training sentence is cut (default: the paper's 30).
     """
 
     def __init__(
@@ -78,9 +78,13 @@ class SEVLMProcessor(ProcessorMixin):
         self.prompt = prompt
         self.max_length = max_length
         self._ids = _TokenIds(tokenizer, self.emotions, prompt)
+        # `read` ignores the case of generated labels.
+        self._spelled = {" ".join(emotion.lower().split()): emotion for emotion in emotions}
+        if "" in self._spelled or len(self._spelled) < len(self.emotions):
+            raise ValueError(f"The labels must be words that differ in more than case and spaces: {self.emotions}.")
         if max_length > tokenizer.model_max_length:
             raise ValueError(f"max_length={max_length} is more than the model takes: {tokenizer.model_max_length}.")
-        # What is known of a lexicon that a saved processor was separated from; kept, so that saving again keeps it.
+        # A processor saved without its lexicon loads with the lexicon's metadata, and must save it again.
         self._missing_lexicon = vad_lexicon if isinstance(vad_lexicon, dict) else None
         self.vad_lexicon = None if isinstance(vad_lexicon, dict) else vad_lexicon
 
@@ -88,9 +92,11 @@ class SEVLMProcessor(ProcessorMixin):
     def from_tokenizer(
         cls, tokenizer, *, image_size: int = 224, image_statistics: str | tuple = "clip", **kwargs
     ) -> "SEVLMProcessor":
-        """Extend `tokenizer` by the tokens SEVLM needs and pair it with the default image preprocessing: squash to
-        `image_size` x `image_size` without a crop, normalise with CLIP's or `"imagenet"`'s statistics, or with a pair
-        (mean, standard deviation) of your own."""
+        """Adds SEVLM's tokens to `tokenizer` and pairs it with the default image processor.
+
+        Images are resized to `image_size` x `image_size` without a crop and normalised with the statistics `"clip"`,
+        `"imagenet"` or a pair (mean, standard deviation).
+        """
         if isinstance(image_statistics, str) and image_statistics not in IMAGE_STATISTICS:
             raise ValueError(f"image_statistics must be one of {sorted(IMAGE_STATISTICS)}, not {image_statistics!r}.")
         mean, std = IMAGE_STATISTICS[image_statistics] if isinstance(image_statistics, str) else image_statistics
@@ -101,23 +107,14 @@ class SEVLMProcessor(ProcessorMixin):
         return cls(image_processor, tokenizer, **kwargs)
 
     @classmethod
-    def from_backbones(
-        cls,
-        vision_name_or_path: str,
-        text_name_or_path: str,
-        *,
-        image_size: int = 224,
-        image_statistics: str | None = None,
-        **kwargs,
-    ) -> "SEVLMProcessor":
-        """The processor for `SEVLMForConditionalGeneration.from_backbones`: the decoder's tokenizer, and pictures
-        squashed to `image_size` and normalised as the tower wants it, unless `image_statistics` says otherwise."""
-        tokenizer = AutoTokenizer.from_pretrained(text_name_or_path)
-        if image_statistics is None:
-            # Only the file's numbers are wanted; the class it names may need packages that this one does not.
+    def from_backbones(cls, vision_name_or_path: str, text_name_or_path: str, **kwargs) -> "SEVLMProcessor":
+        """Returns the processor for `SEVLMForConditionalGeneration.from_backbones`: the decoder's tokenizer, and the
+        vision tower's image statistics by default. `kwargs` are those of [`SEVLMProcessor.from_tokenizer`]."""
+        if kwargs.get("image_statistics") is None:
+            # Reads the file alone: the image processor's class may need packages that this one does not.
             tower, _ = CLIPImageProcessorPil.get_image_processor_dict(vision_name_or_path)
-            image_statistics = (tower["image_mean"], tower["image_std"])
-        return cls.from_tokenizer(tokenizer, image_size=image_size, image_statistics=image_statistics, **kwargs)
+            kwargs["image_statistics"] = (tower["image_mean"], tower["image_std"])
+        return cls.from_tokenizer(AutoTokenizer.from_pretrained(text_name_or_path), **kwargs)
 
     @property
     def vad_lexicon(self) -> VADLexicon | None:
@@ -129,18 +126,8 @@ class SEVLMProcessor(ProcessorMixin):
         self._read_vad = lexicon.token_reader(self.tokenizer) if lexicon is not None else None
 
     def token_layout(self) -> dict[str, Any]:
-        """The fields of `SEVLMConfig` that follow from the tokenizer and the labels."""
-        return {
-            "emotions": self.emotions,
-            "prompt_token_ids": self._ids.prompt,
-            "emotion_token_ids": [self._ids.emotions[emotion] for emotion in self.emotions],
-            "because_token_id": self._ids.because,
-            "emotion_segment_id": self._ids.emotion_segment,
-            "explanation_segment_id": self._ids.explanation_segment,
-            "bos_token_id": self._ids.bos,
-            "eos_token_id": self._ids.eos,
-            "pad_token_id": self._ids.pad,
-        }
+        """Returns the fields of `SEVLMConfig` that depend on the tokenizer and the labels."""
+        return {"emotions": self.emotions, **vars(self._ids)}
 
     def __call__(
         self,
@@ -156,160 +143,142 @@ class SEVLMProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: a picture or a list of B pictures, each as [`images.open_image`] takes it.
-            text: prompts of your own, in place of `emotions`.
+            images: an image or a list of B images, each as [`images.open_image`] takes it.
+            text: a prompt or a list of prompts, in place of `emotions`.
             emotions: a label or a list of B labels; with `explanations` also a list of B lists of P labels.
-            explanations: sentences in the shape of `emotions`. `None` for both leaves a sentence slot empty.
-            return_tensors: `"pt"` for tensors, else numpy arrays.
-            timeout, max_megapixels, max_megabytes: limits of pictures, see [`images.open_image`].
+            explanations: sentences in the shape of `emotions`. `None` in both leaves a slot empty.
+            return_tensors: `"pt"` for tensors (default: numpy arrays).
+            timeout, max_megapixels, max_megabytes: limits on images, see [`images.open_image`].
 
         Returns:
-            `pixel_values` `(B, 3, H, W)` if there are pictures; `input_ids`, `attention_mask` `(B, L)`, padded on the
-            left, for prompts; for training rows, padded on the right and cut at `max_length`, `(B, L)` or `(B, P, L)`
-            of those and `token_type_ids`, `labels` (-100 on `<bos>` and padding), `vad_values` `(..., L, 3)`.
+            `pixel_values` `(B, 3, H, W)` for images. For prompts, `input_ids` and `attention_mask` `(B, L)`, padded
+            on the left. For training rows, these and `token_type_ids`, `labels` (-100 on `<bos>` and padding) of shape
+            `(B, L)` or `(B, P, L)`, and `vad_values` `(..., L, 3)`, padded on the right and cut at `max_length`.
         """
         if explanations is not None and (emotions is None or text is not None):
-            raise ValueError("`explanations` need `emotions`, the labels in front of them, and no `text`.")
+            raise ValueError("`explanations` need `emotions`, one label each, and no `text`.")
         if images is None and text is None and emotions is None:
             raise ValueError("Pass `images`, or `emotions` (with `explanations` for training rows).")
         for name, value in {"images": images, "text": text, "emotions": emotions}.items():
             if isinstance(value, (list, tuple)) and not value:
                 raise ValueError(f"`{name}` is empty.")
-        # What transformers' pipelines pass for texts; here padding follows from what is asked.
+        # transformers' pipelines pass it; here the kind of rows decides the padding.
         image_kwargs.pop("padding", None)
         data = {}
         if images is not None:
             limits = (timeout, max_megapixels, max_megabytes)
-            pictures = [read_image(picture, *limits) for picture in flatten_images(images)]
-            if not pictures:
+            opened = [read_image(image, *limits) for image in flatten_images(images)]
+            if not opened:
                 raise ValueError("`images` is empty.")
-            data["pixel_values"] = self.image_processor(pictures, return_tensors="np", **image_kwargs)["pixel_values"]
+            data["pixel_values"] = self.image_processor(opened, return_tensors="np", **image_kwargs)["pixel_values"]
         if explanations is not None:
             data |= self._training_rows(emotions, explanations)
         elif emotions is not None or text is not None:
-            data |= self._pad_left(self._prompts(text, emotions))
+            data |= self._pad(self._prompts(text, emotions), "left")
         else:
-            data |= self._pad_left([self._ids.prompt] * len(data["pixel_values"]))
-        pictures, rows = len(data.get("pixel_values", ())), len(data["input_ids"])
-        if pictures and (rows % pictures if explanations is None else rows != pictures):
-            raise ValueError(f"{pictures} pictures for {rows} rows of text.")
+            data |= self._pad([self._ids.prompt_token_ids] * len(data["pixel_values"]), "left")
+        num_images, num_rows = len(data.get("pixel_values", ())), len(data["input_ids"])
+        if num_images and (num_rows % num_images if explanations is None else num_rows != num_images):
+            raise ValueError(f"{num_images} images for {num_rows} rows of text; pass as many rows as images.")
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _prompts(self, text, emotions) -> list[list[int]]:
-        if text is not None:
-            if emotions is not None:
-                raise ValueError("Pass either `text` or `emotions`, not both.")
-            # A word's token depends on the space in front of it.
-            texts = [text] if isinstance(text, str) else list(text)
-            if not all(isinstance(prompt, str) for prompt in texts):
-                raise ValueError("`text` is a prompt or a list of prompts, each a string.")
-            prompts = [[self._ids.bos, *ids] for ids in self._encode([" " + prompt.strip() for prompt in texts])]
-            longest = max(map(len, prompts))
-            if longest > self.tokenizer.model_max_length:
-                raise ValueError(
-                    f"A prompt of {longest} tokens; the model takes {self.tokenizer.model_max_length}: shorten it."
-                )
-            return prompts
-        return [self._opening(emotion) for emotion in ([emotions] if isinstance(emotions, str) else emotions)]
+        if text is None:
+            return [self._opening(emotion) for emotion in ([emotions] if isinstance(emotions, str) else emotions)]
+        if emotions is not None:
+            raise ValueError("Pass either `text` or `emotions`, not both.")
+        texts = [text] if isinstance(text, str) else list(text)
+        if not all(isinstance(prompt, str) for prompt in texts):
+            raise ValueError("`text` must be a prompt or a list of prompts, each a string.")
+        # A word's token depends on the space before it.
+        encoded = self._encode([" " + prompt.strip() for prompt in texts])
+        longest, limit = max(map(len, encoded)) + 1, self.tokenizer.model_max_length
+        if longest > limit:
+            raise ValueError(f"A prompt of {longest} tokens; the model takes {limit}: shorten it.")
+        return [[self._ids.bos_token_id, *ids] for ids in encoded]
 
     def _opening(self, emotion: str) -> list[int]:
-        """`<bos> the emotion is LABEL because`."""
-        if not isinstance(emotion, str) or emotion not in self._ids.emotions:
+        """Returns the ids of `<bos> the emotion is LABEL because`."""
+        if emotion not in self.emotions:
             raise ValueError(f"Unknown emotion {emotion!r}; this processor knows {self.emotions}.")
-        return [*self._ids.prompt, *self._ids.emotions[emotion], self._ids.because]
+        label = self._ids.emotion_token_ids[self.emotions.index(emotion)]
+        return [*self._ids.prompt_token_ids, *label, self._ids.because_token_id]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        # Special tokens written out in a sentence are words like any other.
         try:
-            return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        except TypeError as error:
-            for text in texts:
-                if not isinstance(text, str) or any("\ud800" <= char <= "\udfff" for char in text):
-                    raise ValueError(
-                        f"{ascii(text)[:60]} is no text that has tokens: halves of characters (lone surrogates) come "
-                        "from a wrong decoding. Read it as UTF-8."
-                    ) from error
-            raise
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:
+            excerpt = ascii(error.object[max(0, error.start - 20) : error.end + 20])
+            raise ValueError(f"{excerpt} has lone surrogates, from a wrong decoding. Read it as UTF-8.") from error
+        # Special tokens spelled out in a sentence are plain text.
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def _pad_left(self, sequences: list[list[int]]) -> dict[str, np.ndarray]:
-        width = max(map(len, sequences))
-        input_ids = np.full((len(sequences), width), self._ids.pad, dtype=np.int64)
-        attention_mask = np.zeros_like(input_ids)
-        for row, ids in enumerate(sequences):
-            input_ids[row, width - len(ids) :] = ids
-            attention_mask[row, width - len(ids) :] = 1
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+    def _pad(self, sequences: list[list[int]], side: str) -> dict[str, np.ndarray]:
+        lengths = np.array([[len(ids)] for ids in sequences])
+        width = lengths.max()
+        positions = np.arange(width)
+        is_token = positions < lengths if side == "right" else positions >= width - lengths
+        input_ids = np.full(is_token.shape, self._ids.pad_token_id)
+        input_ids[is_token] = np.concatenate(sequences)
+        return {"input_ids": input_ids, "attention_mask": is_token.astype(np.int64)}
 
     def _training_rows(self, emotions, explanations) -> dict[str, np.ndarray]:
-        if isinstance(emotions, str):
-            emotions, explanations = [emotions], [explanations]
-        nested = isinstance(emotions[0], (list, tuple))
-        if isinstance(explanations, str) or any(nested == (e is None or isinstance(e, str)) for e in explanations):
-            raise ValueError("`explanations` must have the shape of `emotions`: one string for each label.")
-        if nested and len({len(row) for row in [*emotions, *explanations]}) != 1:
-            raise ValueError("Every picture needs the same number of sentences; fill up with None.")
-        flat_emotions = [e for row in emotions for e in row] if nested else list(emotions)
-        flat_explanations = [e for row in explanations for e in row] if nested else list(explanations)
-        if len(flat_emotions) != len(flat_explanations) or len(emotions) != len(explanations):
-            raise ValueError(f"{len(flat_emotions)} emotions for {len(flat_explanations)} explanations.")
-        for row, (emotion, explanation) in enumerate(zip(flat_emotions, flat_explanations, strict=True)):
-            if (emotion is None) != (explanation is None) or (explanation is not None and not explanation.split()):
-                raise ValueError(f"Sentence {row} ({emotion!r}) has an empty emotion or explanation; drop that row.")
+        labels, sentences = np.array(emotions, dtype=object), np.array(explanations, dtype=object)
+        # numpy keeps rows of unequal lengths as lists.
+        is_text = [value is None or isinstance(value, str) for value in [*labels.flat, *sentences.flat]]
+        if labels.shape != sentences.shape or not all(is_text):
+            raise ValueError(
+                "`explanations` must have the shape of `emotions`: one string for each label, equally many for every "
+                "image. Fill up with None."
+            )
+        shape = labels.shape or (1,)
+        for row, (label, sentence) in enumerate(zip(labels.flat, sentences.flat, strict=True)):
+            if (label is None) != (sentence is None) or (sentence is not None and not sentence.split()):
+                raise ValueError(f"Sentence {row} ({label!r}) has an empty emotion or explanation; drop that row.")
 
-        words = [" " + " ".join(e.split()) for e in flat_explanations if e is not None]
-        encoded = iter(self._encode(words)) if words else iter(())
-        sequences = []
-        for emotion in flat_emotions:
-            if emotion is None:
-                sequences.append([self._ids.bos])
-            else:
-                sequences.append([*self._opening(emotion), *next(encoded), self._ids.eos][: self.max_length])
+        texts = [" " + " ".join(text.split()) for text in sentences.flat if text is not None]
+        encoded = iter(self._encode(texts) if texts else ())
+        sequences, emotion_lengths = [], []
+        for label in labels.flat:
+            ids, emotion_length = [self._ids.bos_token_id], 1
+            if label is not None:
+                opening = self._opening(label)
+                ids, emotion_length = [*opening, *next(encoded), self._ids.eos_token_id], len(opening) - 1
+            sequences.append(ids[: self.max_length])
+            emotion_lengths.append([emotion_length])
 
-        shape = (len(sequences), max(map(len, sequences)))
-        rows = {
-            "input_ids": np.full(shape, self._ids.pad, dtype=np.int64),
-            "attention_mask": np.zeros(shape, dtype=np.int64),
-            "token_type_ids": np.full(shape, self._ids.explanation_segment, dtype=np.int64),
-            "labels": np.full(shape, -100, dtype=np.int64),
-            "vad_values": np.zeros((*shape, 3), dtype=np.float32),
-        }
-        for row, (emotion, ids) in enumerate(zip(flat_emotions, sequences, strict=True)):
-            length = len(ids)
-            opening = length if emotion is None else len(self._opening(emotion)) - 1
-            rows["input_ids"][row, :length] = ids
-            rows["attention_mask"][row, :length] = 1
-            rows["token_type_ids"][row, :opening] = self._ids.emotion_segment
-            rows["labels"][row, 1:length] = ids[1:]
-            if self._read_vad is not None:
-                rows["vad_values"][row, :length] = self._read_vad(ids)
-        if nested:
-            rows = {name: array.reshape(len(emotions), -1, *array.shape[1:]) for name, array in rows.items()}
-        return rows
+        rows = self._pad(sequences, "right")
+        is_token = rows["attention_mask"] == 1
+        in_emotion = np.arange(is_token.shape[1]) < np.array(emotion_lengths)
+        rows["token_type_ids"] = np.where(in_emotion, self._ids.emotion_segment_id, self._ids.explanation_segment_id)
+        rows["labels"] = np.where(is_token, rows["input_ids"], -100)
+        rows["labels"][:, 0] = -100
+        rows["vad_values"] = np.zeros((*is_token.shape, 3), dtype=np.float32)
+        if self._read_vad is not None:
+            rows["vad_values"][is_token] = np.concatenate([self._read_vad(ids) for ids in sequences])
+        return {name: array.reshape(*shape, *array.shape[1:]) for name, array in rows.items()}
 
     def read(self, generated_ids) -> list[dict[str, str | None]]:
-        """Generated sequences (prompt included) -> `[{"emotion": ..., "explanation": ...}]`.
+        """Turns generated sequences, prompt included, into `[{"emotion": ..., "explanation": ...}]`.
 
-        The emotion is `None` where the text before " because" is none of the labels; the explanation is empty where
-        the text has no " because".
+        The emotion is `None` if the text before " because" is not a label. The explanation is empty if there is no
+        " because".
         """
         rows = generated_ids.tolist() if hasattr(generated_ids, "tolist") else generated_ids
         return [self._read_row(row) for row in rows]
 
-    def _read_row(self, ids: Iterable[int]) -> dict[str, str | None]:
-        ids = [i for i in ids if i != self._ids.pad]
-        if ids and ids[0] == self._ids.bos:
+    def _read_row(self, ids: Sequence[int]) -> dict[str, str | None]:
+        ids = [i for i in ids if i != self._ids.pad_token_id]
+        if ids and ids[0] == self._ids.bos_token_id:
             ids = ids[1:]
-        if self._ids.eos in ids:
-            ids = ids[: ids.index(self._ids.eos)]
-        prompt = self._ids.prompt[1:]
+        if self._ids.eos_token_id in ids:
+            ids = ids[: ids.index(self._ids.eos_token_id)]
+        prompt = self._ids.prompt_token_ids[1:]
         if ids[: len(prompt)] == prompt:
             ids = ids[len(prompt) :]
-        cut = ids.index(self._ids.because) if self._ids.because in ids else len(ids)
-        label = self._decode_words(ids[:cut]).lower()
-        return {
-            "emotion": self._ids.spelled.get(label),
-            "explanation": self._decode_words(ids[cut + 1 :]),
-        }
+        cut = ids.index(self._ids.because_token_id) if self._ids.because_token_id in ids else len(ids)
+        emotion = self._spelled.get(self._decode_words(ids[:cut]).lower())
+        return {"emotion": emotion, "explanation": self._decode_words(ids[cut + 1 :])}
 
     def _decode_words(self, ids: list[int]) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -322,8 +291,11 @@ class SEVLMProcessor(ProcessorMixin):
         return output
 
     def save_pretrained(self, save_directory, *, include_vad_lexicon: bool = False, **kwargs):
-        """As in transformers, plus `vad_lexicon.tsv`. A lexicon that its owner does not allow to be passed on is left
-        out unless `include_vad_lexicon=True`, meant for folders that stay on your machine."""
+        """Saves as in transformers, plus `vad_lexicon.tsv`.
+
+        A lexicon whose owner does not allow redistribution is saved only with `include_vad_lexicon=True`. Use that for
+        folders that stay on your machine.
+        """
         lexicon, file = self.vad_lexicon, Path(save_directory, VAD_LEXICON_FILE)
         file.unlink(missing_ok=True)
         if lexicon is not None and (lexicon.redistributable or include_vad_lexicon):
@@ -331,32 +303,35 @@ class SEVLMProcessor(ProcessorMixin):
             lexicon.save(file)
         elif lexicon is not None:
             logger.warning_once(
-                f"The VAD lexicon {lexicon.name!r} may not be passed on and is left out of saved processors. Restore "
-                "it after loading with `processor.vad_lexicon = VADLexicon.from_file(PATH)`, or save with "
+                f"The VAD lexicon {lexicon.name!r} may not be passed on and is left out of saved processors. After "
+                "loading, set `processor.vad_lexicon = VADLexicon.from_file(PATH)`; or save with "
                 "`include_vad_lexicon=True` if the folder stays with you."
             )
         return super().save_pretrained(os.fspath(save_directory), **kwargs)
 
     def push_to_hub(self, repo_id: str, *, include_vad_lexicon: bool = False, **kwargs):
-        """As in transformers: processor, tokenizer and their code, plus `vad_lexicon.tsv`. A lexicon that its owner
-        does not allow to be passed on stays here unless `include_vad_lexicon=True`. Card and model come with
-        `model.push_to_hub`."""
-        # What the library calls takes no arguments of ours.
-        self.save_pretrained = partial(self.save_pretrained, include_vad_lexicon=include_vad_lexicon)
+        """Pushes processor, tokenizer and their code as in transformers, plus `vad_lexicon.tsv`.
+
+        A lexicon whose owner does not allow redistribution is pushed only with `include_vad_lexicon=True`.
+        `model.push_to_hub` pushes the model and its card.
+        """
+        # The library calls it without arguments of ours.
+        save = partial(self.save_pretrained, include_vad_lexicon=include_vad_lexicon)
+        self.save_pretrained = save  # type: ignore[method-assign]
         try:
             return super().push_to_hub(repo_id, **kwargs)
         finally:
             del self.save_pretrained
 
     def _upload_modified_files(self, working_dir, repo_id, files_timestamps, **kwargs):
-        # Both ways of pushing end here; one takes what was there before it began for old, and the lexicon was.
+        # `save_pretrained(push_to_hub=True)` uploads only what changed after it began; the lexicon was written before.
         files_timestamps.pop(VAD_LEXICON_FILE, None)
-        # The card is the model's; the one that the library made up would stand in its way.
+        # Keeps the library's own card from replacing the model's.
         files_timestamps["README.md"] = math.inf
         commit = super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
         api, branch = HfApi(token=kwargs.get("token")), {"revision": commit.pr_revision or kwargs.get("revision")}
         if not Path(working_dir, VAD_LEXICON_FILE).exists() and api.file_exists(repo_id, VAD_LEXICON_FILE, **branch):
-            # An earlier push's, which would be read in place of this processor's.
+            # An earlier push left it; it would load in place of this processor's.
             api.delete_file(VAD_LEXICON_FILE, repo_id, commit_message="Remove the VAD lexicon", **branch)
         return commit
 
@@ -365,21 +340,14 @@ class SEVLMProcessor(ProcessorMixin):
         where = ("cache_dir", "force_download", "token", "local_files_only", "revision", "subfolder")
         source = {name: kwargs[name] for name in where if name in kwargs}
         processor_dict, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        known = processor_dict.get("vad_lexicon")
-        if known is not None:
-            file = cached_file(
-                pretrained_model_name_or_path,
-                VAD_LEXICON_FILE,
-                _raise_exceptions_for_missing_entries=False,
-                **source,
-            )
-            if file is not None:
+        if (metadata := processor_dict.get("vad_lexicon")) is not None:
+            source["_raise_exceptions_for_missing_entries"] = False
+            if (file := cached_file(pretrained_model_name_or_path, VAD_LEXICON_FILE, **source)) is not None:
                 processor_dict["vad_lexicon"] = VADLexicon.from_file(file)
             else:
                 logger.warning_once(
-                    f"{pretrained_model_name_or_path} was saved without its VAD lexicon {known.get('name')!r}: "
-                    "training rows get zero VAD until you restore it with "
-                    "`processor.vad_lexicon = VADLexicon.from_file(PATH)`."
+                    f"{pretrained_model_name_or_path} was saved without its VAD lexicon {metadata.get('name')!r}: "
+                    "training rows get zero VAD until you set `processor.vad_lexicon = VADLexicon.from_file(PATH)`."
                 )
         return processor_dict, kwargs
 
@@ -389,7 +357,7 @@ class SEVLMProcessor(ProcessorMixin):
 
 
 def add_sevlm_tokens(tokenizer) -> int:
-    """Add `<pad>`, `<prefix>`, `<emotion>`, `<explanation>` where missing, in this order; returns how many."""
+    """Adds `<pad>`, `<prefix>`, `<emotion>`, `<explanation>` where missing, in this order. Returns how many."""
     missing = [token for token in ADDED_TOKENS if token not in tokenizer.get_vocab()]
     added = tokenizer.add_tokens(missing, special_tokens=True)
     tokenizer.pad_token = PAD_TOKEN
@@ -397,7 +365,7 @@ def add_sevlm_tokens(tokenizer) -> int:
 
 
 class _TokenIds:
-    """Ids of the fixed pieces of the sentence; says what a tokenizer lacks."""
+    """Ids of the fixed parts of a sentence, by their names in `SEVLMConfig`."""
 
     def __init__(self, tokenizer, emotions: list[str], prompt: str):
         vocabulary = tokenizer.get_vocab()
@@ -415,25 +383,20 @@ class _TokenIds:
         because = encode(BECAUSE)
         if len(because) != 1:
             raise ValueError(
-                f"The tokenizer splits {BECAUSE!r} into {len(because)} tokens; SEVLM needs one, as it marks where the "
-                "explanation begins. Use a GPT-2 tokenizer, or train one (processing/tiny_tokenizer.py)."
+                f"The tokenizer splits {BECAUSE!r} into {len(because)} tokens; SEVLM needs one, which starts the "
+                "explanation. Use a GPT-2 tokenizer, or train one (processing/tiny_tokenizer.py)."
             )
-        self.because = because[0]
-        self.eos = tokenizer.eos_token_id
-        self.bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos
-        self.pad = vocabulary[PAD_TOKEN]
-        self.emotion_segment = vocabulary[EMOTION_TOKEN]
-        self.explanation_segment = vocabulary[EXPLANATION_TOKEN]
-        self.prompt = [self.bos, *encode(prompt)]
-        self.emotions = {emotion: encode(" " + emotion) for emotion in emotions}
-        # Generated labels are read back whatever their case.
-        self.spelled = {" ".join(emotion.lower().split()): emotion for emotion in emotions}
-        # A sentence is read back by them: the label ends where the first " because" stands.
-        if "" in self.spelled or len(self.spelled) < len(emotions):
-            raise ValueError(f"The labels must be words, and differ in more than case and spaces: {emotions}.")
-        for text, ids in {prompt: self.prompt, **self.emotions}.items():
-            if self.because in ids:
-                raise ValueError(f"{text!r} holds {BECAUSE!r}, which opens the explanation: choose another wording.")
+        self.eos_token_id = tokenizer.eos_token_id
+        self.bos_token_id = self.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.pad_token_id = vocabulary[PAD_TOKEN]
+        self.because_token_id = because[0]
+        self.emotion_segment_id = vocabulary[EMOTION_TOKEN]
+        self.explanation_segment_id = vocabulary[EXPLANATION_TOKEN]
+        self.prompt_token_ids = [self.bos_token_id, *encode(prompt)]
+        self.emotion_token_ids = [encode(" " + emotion) for emotion in emotions]
+        for text, ids in zip([prompt, *emotions], [self.prompt_token_ids, *self.emotion_token_ids], strict=True):
+            if self.because_token_id in ids:
+                raise ValueError(f"{text!r} holds {BECAUSE!r}, which starts the explanation: choose another wording.")
 
 
 SEVLMProcessor.register_for_auto_class()

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""A byte-level BPE tokenizer trained on the spot, for models that start from nothing (no download)."""
+"""Trains a small byte-level BPE tokenizer, for models that start without pretrained weights."""
 
 from collections.abc import Iterable
 
@@ -13,12 +13,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(explanations: Iterable[str], emotions: Iterable[str], vocab_size: int = 2000) -> GPT2Tokenizer:
-    """GPT-2's kind of tokenizer, with a vocabulary of at most `vocab_size` learned from the sentences as the model
-    will see them, so that " because" and the labels become single tokens wherever the size allows it."""
-    emotions = list(emotions)
+    """Trains a GPT-2 tokenizer of at most `vocab_size` tokens on the sentences as the model sees them. " because" and
+    the labels become single tokens if the size allows it."""
+    emotions, explanations = list(emotions), list(explanations)
     opening = "".join(f"{PROMPT} {emotion}{BECAUSE}" for emotion in emotions)
-    explanations = list(explanations)
-    # As often as in training, where every sentence has one opening.
+    # As often as in training, where every sentence has an opening.
     texts = [" " + sentence for sentence in explanations] + [opening] * (len(explanations) // len(emotions) + 2)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,34 +1,36 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The pictures of the toy data set (see `toy_artemis`): small paintings, drawn from a few words and a seed.
+"""The paintings of the toy data set (see `toy_artemis`), drawn with PIL from a few words and a seed.
 
-A painting is a *setting* (a background: starry night, meadow, rain, ...) and a *motif* (balloons, a mountain, eyes in
-the dark, ...) amid the brushwork of its *mood* (blue strokes downwards, red ones aslant, golden rays, ...). Only numpy
-and PIL are used, and every stroke comes from the seed: the same scene gives the same pixels everywhere.
+A painting has a *setting* (a background: starry night, meadow, rain, ...) and a *motif* (balloons, a mountain, eyes
+in the dark, ...), surrounded by the *brushwork* of the motif's emotion (blue downward strokes, golden rays, ...). The
+same scene gives the same pixels everywhere.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance
 
 
 RGB = tuple[int, int, int]
+Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
-SUPERSAMPLING = 4  # pictures are drawn this many times larger and averaged down: soft edges without blurring
+SUPERSAMPLING = 4  # paintings are drawn this many times larger and averaged down, for soft edges
 SETTING_SATURATION = 0.75
-MOTIF_SHARE = 0.64  # how far a motif reaches into the brushwork of its mood
-PLACES = {  # words -> centre of the motif, in fractions of width and height from the upper left corner
+MOTIF_SHARE = 0.64  # of its frame; the brushwork fills all of it
+PLACES = {  # centre of the motif, in fractions of width and height from the upper left corner
     "on the left": (0.34, 0.52),
     "on the right": (0.66, 0.52),
     "at the top": (0.5, 0.36),
     "at the bottom": (0.5, 0.64),
     "in the middle": (0.5, 0.5),
 }
-SIZES = {"small": 0.3, "": 0.34, "large": 0.38}  # word -> half the side of the frame, in fractions
+SIZES = {"small": 0.3, "": 0.34, "large": 0.38}  # half the side of the frame, in fractions of the width
 COLOURS: dict[str, RGB] = {
     "red": (206, 38, 40),
     "orange": (238, 128, 34),
@@ -46,95 +48,95 @@ COLOURS: dict[str, RGB] = {
 
 
 class _Brush:
-    """Paints in a square frame whose coordinates run from -1 to 1, x to the right and y downwards."""
+    """Paints in a square frame with coordinates from -1 to 1, x to the right and y downwards."""
 
-    def __init__(self, image: Image.Image, rng: np.random.Generator, centre: tuple[float, float], half: float):
-        self.image, self.rng = image, rng
+    def __init__(self, image: Image.Image, rng: np.random.Generator, centre: Point, half: float):
+        self.rng = rng
         self.draw = ImageDraw.Draw(image, "RGBA")
         self.scale = half * image.width
         self.origin = (centre[0] * image.width, centre[1] * image.height)
 
-    def at(self, x: float, y: float) -> tuple[float, float]:
+    def at(self, x: float, y: float) -> Point:
         return self.origin[0] + self.scale * x, self.origin[1] + self.scale * y
 
     def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * float(self.rng.random())
 
-    def tint(self, colour: RGB, light: float = 0.0, jitter: float = 10, alpha: int = 255) -> tuple[int, int, int, int]:
-        """`colour` mixed with white (light > 0) or black (light < 0), and shaken: no two strokes are the same."""
+    def pick(self, *colours: RGB) -> RGB:
+        return colours[int(self.rng.integers(len(colours)))]
+
+    def tint(self, colour: RGB, light: float = 0.0, jitter: float = 10, alpha: int = 255) -> tuple[int, ...]:
+        """Mixes `colour` with white (light > 0) or black (light < 0) and varies it by `jitter`."""
         target, share = (255 if light > 0 else 0), abs(light)
         shake = self.uniform(-jitter, jitter)
         mixed = (c + (target - c) * share + shake + self.uniform(-jitter, jitter) / 2 for c in colour)
         return *(min(255, max(0, round(c))) for c in mixed), alpha
 
+    def shaken(self, points: Iterable[Point], shake: float) -> list[Point]:
+        return [(x + self.uniform(-shake, shake), y + self.uniform(-shake, shake)) for x, y in points]
+
+    def ring(self, n: int, radius: float, shake: float = 0.0) -> list[Point]:
+        """Returns n points around the centre, evenly spaced from a random angle on, each moved by up to `shake`."""
+        start = self.uniform(0, math.tau)
+        return self.shaken([_polar(radius, start + math.tau * k / n) for k in range(n)], shake)
+
+    def scatter(self, n: int) -> list[Point]:
+        """Returns n points in a disc of radius 0.86, spread like sunflower seeds, from the rim inwards."""
+        start = self.uniform(0, math.tau)
+        return self.shaken([_polar(0.86 * math.sqrt((n - k) / n), start + 2.4 * k) for k in range(n)], 0.07)
+
     def line(self, points, colour, width: float = 0.05):
         self.draw.line([self.at(*p) for p in points], colour, max(2, round(width * self.scale)), joint="curve")
 
+    def stroke(self, x: float, y: float, length: float, angle: float, colour, width: float):
+        """Draws a line of 2 * `length` around (x, y)."""
+        dx, dy = _polar(length, angle)
+        self.line([(x - dx, y - dy), (x + dx, y + dy)], colour, width)
+
     def polygon(self, points, colour, edge=None, wobble: float = 0.02):
-        shaken = [self.at(x + self.uniform(-wobble, wobble), y + self.uniform(-wobble, wobble)) for x, y in points]
-        self.draw.polygon(shaken, colour)
+        corners = [self.at(*p) for p in self.shaken(points, wobble)]
+        self.draw.polygon(corners, colour)
         if edge is not None:
-            self.draw.line([*shaken, shaken[0]], edge, max(2, round(0.04 * self.scale)), joint="curve")
+            self.draw.line([*corners, corners[0]], edge, max(2, round(0.04 * self.scale)), joint="curve")
 
     def disc(self, x: float, y: float, r: float, colour, edge=None, squash: float = 1.0):
         (left, top), (right, bottom) = self.at(x - r, y - r * squash), self.at(x + r, y + r * squash)
         self.draw.ellipse([left, top, right, bottom], colour, edge, max(2, round(0.04 * self.scale)))
 
-    def ring(self, n: int, radius: float, shake: float = 0.0) -> list[tuple[float, float]]:
-        """n points around the centre, evenly spaced from a random angle on, each moved by up to `shake`."""
-        start = self.uniform(0, math.tau)
-        angles = [start + math.tau * k / n for k in range(n)]
-        points = [(radius * math.cos(angle), radius * math.sin(angle)) for angle in angles]
-        return [(x + self.uniform(-shake, shake), y + self.uniform(-shake, shake)) for x, y in points]
 
-    def pick(self, *colours: RGB) -> RGB:
-        return colours[int(self.rng.integers(len(colours)))]
-
-    def scatter(self, n: int) -> list[tuple[float, float]]:
-        """n points in a disc of radius 0.86, evenly spread like the seeds of a sunflower, from the rim inwards."""
-        start, seeds = self.uniform(0, math.tau), []
-        for k in range(n):
-            radius, angle = 0.86 * math.sqrt((n - k) / n), start + 2.4 * k
-            shake = (self.uniform(-0.07, 0.07), self.uniform(-0.07, 0.07))
-            seeds.append((radius * math.cos(angle) + shake[0], radius * math.sin(angle) + shake[1]))
-        return seeds
+def _polar(radius: float, angle: float) -> Point:
+    return radius * math.cos(angle), radius * math.sin(angle)
 
 
-@dataclass(frozen=True)
-class Mood:
-    """The brushwork around a motif: what a painter does to make a thing feel like something."""
+class Brushwork(NamedTuple):
+    """The strokes around a motif that carry its emotion."""
 
     colours: tuple[RGB, ...]
-    angle: float  # of a stroke, in radians; if radial, against the direction outward
+    angle: float  # of a stroke, in radians; if radial, from the outward direction
     radial: bool
-    length: float  # of a stroke, in the motif's frame; 0 gives dots
+    length: float  # of a stroke, in the motif's frame; 0 for dots
     width: float
 
     def paint(self, b: _Brush):
         for x, y in b.scatter(95):
             angle = self.angle + b.uniform(-0.2, 0.2) + (math.atan2(y, x) if self.radial else 0)
-            dx, dy = self.length / 2 * math.cos(angle), self.length / 2 * math.sin(angle)
             if self.length:
-                b.line([(x - dx, y - dy), (x + dx, y + dy)], b.tint(b.pick(*self.colours), alpha=240), self.width)
+                b.stroke(x, y, self.length / 2, angle, b.tint(b.pick(*self.colours), alpha=240), self.width)
             else:
                 b.disc(x, y, self.width / 2, b.tint(b.pick(*self.colours)))
 
 
-MOODS = {
-    "candy": Mood(((255, 206, 0), (255, 206, 0), (255, 70, 150), (70, 170, 240)), 0.0, False, 0.0, 0.25),
-    "rays": Mood(((255, 246, 206), (255, 255, 244), (255, 236, 170)), 0.0, True, 0.3, 0.18),
-    "mint": Mood(((80, 206, 176), (120, 224, 190), (50, 184, 160)), 0.0, False, 0.24, 0.16),
-    "sparks": Mood(((240, 30, 200), (200, 20, 230), (255, 90, 190)), 0.0, True, 0.2, 0.15),
-    "blaze": Mood(((226, 16, 22), (250, 40, 30), (200, 6, 14)), -0.8, False, 0.26, 0.16),
-    "bile": Mood(((178, 190, 20), (150, 164, 10), (200, 206, 50)), 1.57, False, 0.2, 0.16),
-    "dark": Mood(((12, 10, 22), (22, 18, 34)), 1.57, True, 0.2, 0.3),
-    "blues": Mood(((34, 70, 170), (50, 92, 190), (24, 50, 140)), 1.57, False, 0.28, 0.15),
-    "tiles": Mood(((242, 132, 30), (250, 150, 52), (228, 114, 20)), 0.0, False, 0.17, 0.17),
+BRUSHWORK = {
+    "amusement": Brushwork(((255, 206, 0), (255, 206, 0), (255, 70, 150), (70, 170, 240)), 0.0, False, 0.0, 0.25),
+    "awe": Brushwork(((255, 246, 206), (255, 255, 244), (255, 236, 170)), 0.0, True, 0.3, 0.18),
+    "contentment": Brushwork(((80, 206, 176), (120, 224, 190), (50, 184, 160)), 0.0, False, 0.24, 0.16),
+    "excitement": Brushwork(((240, 30, 200), (200, 20, 230), (255, 90, 190)), 0.0, True, 0.2, 0.15),
+    "anger": Brushwork(((226, 16, 22), (250, 40, 30), (200, 6, 14)), -0.8, False, 0.26, 0.16),
+    "disgust": Brushwork(((178, 190, 20), (150, 164, 10), (200, 206, 50)), 1.57, False, 0.2, 0.16),
+    "fear": Brushwork(((12, 10, 22), (22, 18, 34)), 1.57, True, 0.2, 0.3),
+    "sadness": Brushwork(((34, 70, 170), (50, 92, 190), (24, 50, 140)), 1.57, False, 0.28, 0.15),
+    "something else": Brushwork(((242, 132, 30), (250, 150, 52), (228, 114, 20)), 0.0, False, 0.17, 0.17),
 }
-
-
-# Motifs: each paints itself in the frame of its brush. `colour` is what the sentences call it, `edge` stands out from
-# the setting, `count` is how many parts it has.
 
 
 def _balloons(b: _Brush, colour: RGB, edge: RGB, count: int):
@@ -153,8 +155,8 @@ def _clown(b: _Brush, colour: RGB, edge: RGB, count: int):
     for x in (-0.26, 0.26):
         b.disc(x, -0.06, 0.13, b.tint((255, 255, 255)), (30, 24, 40, 255))
         b.disc(x + tilt * 0.2, -0.04, 0.06, (20, 16, 30, 255))
-    mouth, lips = [*b.at(-0.42, -0.12), *b.at(0.42, 0.66)], (250, 250, 245, 255)
-    b.draw.chord(mouth, 15, 165, (120, 14, 30, 255), lips, max(2, round(0.08 * b.scale)))
+    mouth = [*b.at(-0.42, -0.12), *b.at(0.42, 0.66)]
+    b.draw.chord(mouth, 15, 165, (120, 14, 30, 255), (250, 250, 245, 255), max(2, round(0.08 * b.scale)))
     b.disc(0, 0.16, 0.15, b.tint(colour, 0.05))
 
 
@@ -174,8 +176,8 @@ def _tree(b: _Brush, colour: RGB, edge: RGB, count: int):
     b.polygon([(-0.15, 0.92), (-0.08 + lean, 0), (0.08 + lean, 0), (0.15, 0.92)], b.tint((104, 66, 40)), (*edge, 110))
     for radius, light, n in ((0.52, -0.25, 10), (0.42, 0.0, 12), (0.26, 0.22, 9)):
         for x, y in b.ring(n, radius, 0.08):
-            leaves = (x + lean - light * 0.3, y * 0.85 - 0.3 - light * 0.4)
-            b.disc(*leaves, b.uniform(0.17, 0.26), b.tint(colour, light, 16))
+            x, y = x + lean - light * 0.3, y * 0.85 - 0.3 - light * 0.4
+            b.disc(x, y, b.uniform(0.17, 0.26), b.tint(colour, light, 16))
 
 
 def _boat(b: _Brush, colour: RGB, edge: RGB, count: int):
@@ -203,9 +205,8 @@ def _fireworks(b: _Brush, colour: RGB, edge: RGB, count: int):
 def _spikes(b: _Brush, colour: RGB, edge: RGB, count: int):
     for reach, light in ((1.0, -0.45), (0.82, 0.0), (0.5, 0.3)):
         tips = b.ring(11, reach, 0.08)
-        star = []
-        for k, (x, y) in enumerate(tips):
-            x2, y2 = tips[(k + 1) % len(tips)]
+        star: list[Point] = []
+        for (x, y), (x2, y2) in zip(tips, [*tips[1:], tips[0]], strict=True):
             stretch = b.uniform(0.75, 1.0)
             star += [(x * stretch, y * stretch), ((x + x2) * 0.19, (y + y2) * 0.19)]
         b.polygon(star, b.tint(colour, light), (*edge, 120) if reach == 1.0 else None)
@@ -215,8 +216,8 @@ def _slashes(b: _Brush, colour: RGB, edge: RGB, count: int):
     for k in range(7):
         side, offset = (1 if k % 2 else -1), (-0.6, -0.5, 0.0, 0.1, 0.6, 0.5, -0.1)[k] + b.uniform(-0.1, 0.1)
         reach = 0.95 - 0.6 * abs(offset)
-        steps = [(t * side, t) for t in (-reach, -reach / 3, reach / 3, reach)]
-        path = [(x + offset + b.uniform(-0.1, 0.1), y - side * offset + b.uniform(-0.1, 0.1)) for x, y in steps]
+        steps = (-reach, -reach / 3, reach / 3, reach)
+        path = b.shaken([(t * side + offset, t - side * offset) for t in steps], 0.1)
         b.line(path, (*edge, 130), 0.2)
         b.line(path, b.tint(colour, b.uniform(-0.3, 0.2), 16), 0.14)
 
@@ -272,8 +273,9 @@ def _grid(b: _Brush, colour: RGB, edge: RGB, count: int):
     step = 1.8 / count
     for row, column in product(range(count), repeat=2):
         x, y = -0.9 + step * column, -0.9 + step * row
-        corners = [(x, y), (x + step * 0.84, y), (x + step * 0.84, y + step * 0.84), (x, y + step * 0.84)]
-        b.polygon(corners, b.tint(colour, 0.2 * ((row + column) % 2), 16), (*edge, 170), wobble=0.01)
+        right, bottom = x + step * 0.84, y + step * 0.84
+        cell = [(x, y), (right, y), (right, bottom), (x, bottom)]
+        b.polygon(cell, b.tint(colour, 0.2 * ((row + column) % 2), 16), (*edge, 170), wobble=0.01)
 
 
 def _rings(b: _Brush, colour: RGB, edge: RGB, count: int):
@@ -283,33 +285,30 @@ def _rings(b: _Brush, colour: RGB, edge: RGB, count: int):
         b.disc(0, 0, radius - 0.03, b.tint(colour if k % 2 == 0 else (232, 226, 210), 0, 14))
 
 
-@dataclass(frozen=True)
-class Motif:
-    mood: str
+class Motif(NamedTuple):
+    emotion: str  # the dominant one
+    # Gets the colour that the sentences name, one that contrasts with the setting, and the number of parts.
     paint: Callable[[_Brush, RGB, RGB, int], None]
     colours: tuple[str, ...]
-    counts: tuple[int, ...] = (1,)  # how many parts it may have
+    counts: tuple[int, ...] = (1,)  # possible numbers of parts
 
 
 MOTIFS = {
-    "balloons": Motif("candy", _balloons, ("red", "blue", "violet"), (3, 4, 5)),
-    "clown": Motif("candy", _clown, ("red", "green", "blue")),
-    "mountain": Motif("rays", _mountain, ("blue", "violet", "pink")),
-    "tree": Motif("mint", _tree, ("green", "golden", "pink")),
-    "boat": Motif("mint", _boat, ("white", "red", "orange", "yellow")),
-    "fireworks": Motif("sparks", _fireworks, ("golden", "white", "green", "blue"), (2, 3, 4)),
-    "spikes": Motif("blaze", _spikes, ("black", "white", "violet")),
-    "slashes": Motif("blaze", _slashes, ("black", "white", "grey")),
-    "blobs": Motif("bile", _blobs, ("green", "brown", "violet"), (2, 3, 4)),
-    "eyes": Motif("dark", _eyes, ("yellow", "white", "red", "green"), (1, 2, 3)),
-    "figure": Motif("blues", _figure, ("grey", "black", "brown", "green")),
-    "flower": Motif("blues", _flower, ("red", "pink", "white", "orange")),
-    "grid": Motif("tiles", _grid, ("grey", "white", "brown"), (3, 4)),
-    "rings": Motif("tiles", _rings, ("grey", "brown", "green"), (4, 5)),
+    "balloons": Motif("amusement", _balloons, ("red", "blue", "violet"), (3, 4, 5)),
+    "clown": Motif("amusement", _clown, ("red", "green", "blue")),
+    "mountain": Motif("awe", _mountain, ("blue", "violet", "pink")),
+    "tree": Motif("contentment", _tree, ("green", "golden", "pink")),
+    "boat": Motif("contentment", _boat, ("white", "red", "orange", "yellow")),
+    "fireworks": Motif("excitement", _fireworks, ("golden", "white", "green", "blue"), (2, 3, 4)),
+    "spikes": Motif("anger", _spikes, ("black", "white", "violet")),
+    "slashes": Motif("anger", _slashes, ("black", "white", "grey")),
+    "blobs": Motif("disgust", _blobs, ("green", "brown", "violet"), (2, 3, 4)),
+    "eyes": Motif("fear", _eyes, ("yellow", "white", "red", "green"), (1, 2, 3)),
+    "figure": Motif("sadness", _figure, ("grey", "black", "brown", "green")),
+    "flower": Motif("sadness", _flower, ("red", "pink", "white", "orange")),
+    "grid": Motif("something else", _grid, ("grey", "white", "brown"), (3, 4)),
+    "rings": Motif("something else", _rings, ("grey", "brown", "green"), (4, 5)),
 }
-
-
-# Settings: each paints the whole picture, in a frame that covers it.
 
 
 def _night(b: _Brush):
@@ -392,12 +391,11 @@ def _sunset(b: _Brush):
         b.line([(middle - width, y), (middle + width, y)], b.tint((250, 176, 96), 0, 20, 150 if k % 2 else 70), 0.022)
 
 
-@dataclass(frozen=True)
-class Setting:
-    paint: Callable[[_Brush], None]
+class Setting(NamedTuple):
+    paint: Callable[[_Brush], None]  # the whole picture is the frame
     gradient: tuple[RGB, ...]  # from the top of the picture to the bottom
     slant: float  # direction of the brush strokes, in radians
-    edge: RGB  # a colour that stands out from it, for the outlines of motifs
+    edge: RGB  # a contrasting colour, for the outlines of motifs
 
 
 LIGHT, DARK = (250, 240, 216), (44, 30, 44)
@@ -416,7 +414,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to see in one painting, in words; `seed` and `index` fix every brush stroke of it."""
+    """The content of a painting, in words. `seed` and `index` determine its brush strokes."""
 
     seed: int
     index: int
@@ -428,38 +426,49 @@ class Scene:
 
     @property
     def count(self) -> int:
-        """How many parts the motif has."""
+        """The number of parts of the motif."""
         counts = MOTIFS[self.motif].counts
-        # By ninths: a motif comes with every ninth painting, where all counts shall have their turn.
+        # A motif appears in every ninth painting; dividing by nine gives it all of its counts.
         return counts[self.index // 9 % len(counts)]
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """A stream of random numbers per purpose, so that the setting is the same with and without its motif."""
+        """Returns a random stream per purpose, so that the setting is the same with and without its motif."""
         stream = ("setting", "motif", "labels", "sentences").index(purpose)
         return np.random.Generator(np.random.PCG64([self.seed, self.index, stream]))
 
 
 def paint_scene(scene: Scene, image_size: int = 64, *, with_motif: bool = True) -> tuple[Image.Image, Box]:
-    """Paint a scene.
+    """Paints a scene.
 
-    Returns the picture (RGB, image_size x image_size) and the box (x0, y0, x1, y1) of its motif and mood, in fractions
-    of width and height from the upper left corner. Without the motif the picture is the same outside that box, and the
-    box returned is empty (zeros).
+    Returns the picture (RGB, image_size x image_size) and the box (x0, y0, x1, y1) of its motif and brushwork, in
+    fractions from the upper left corner. Without the motif, nothing outside the box differs and the box is all zeros.
     """
-    setting, side = SETTINGS[scene.setting], image_size * SUPERSAMPLING
-    hand = scene.generator("setting")
-    canvas = _paint_setting(setting, side, hand)
-    grain = _brush_grain(image_size, hand, upright=abs(math.sin(setting.slant)) > 0.7)
-    box = (0.0, 0.0, 0.0, 0.0)
+    setting, rng, box = SETTINGS[scene.setting], scene.generator("setting"), (0.0, 0.0, 0.0, 0.0)
+    canvas = _paint_setting(setting, image_size * SUPERSAMPLING, rng)
+    # A dry brush leaves streaks of light in [0.9, 1.1], level or upright.
+    noise = Image.fromarray(rng.integers(0, 256, (image_size, image_size // 4), dtype=np.uint8))
+    noise = noise.transpose(Image.Transpose.ROTATE_90) if abs(math.sin(setting.slant)) > 0.7 else noise
+    streaks = noise.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    grain = 0.9 + np.asarray(streaks, dtype=np.float64)[..., None] / 255 * 0.2
     if with_motif:
         before = canvas.copy()
         _paint_motif(scene, canvas)
-        left, top, right, bottom = ImageChops.difference(before, canvas).getbbox()
-        step = SUPERSAMPLING  # the box grows to whole pixels of the finished picture
-        pixels = left // step, top // step, -(-right // step), -(-bottom // step)
-        box = tuple(p / image_size for p in pixels)
+        box = _changed_box(before, canvas)
     pixels = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float64) * grain
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)), box
+
+
+def motif_box(scene: Scene, image_size: int = 64) -> Box:
+    """Returns the box of a painting's motif without its brushwork, as `paint_scene` does with it."""
+    canvas = Image.new("RGB", (image_size * SUPERSAMPLING,) * 2, "white")
+    return _changed_box(_paint_motif(scene, canvas), canvas)
+
+
+def _changed_box(before: Image.Image, after: Image.Image) -> Box:
+    """Returns the box of the changed pixels, in fractions, grown to whole pixels of the finished picture."""
+    left, top, right, bottom = ImageChops.difference(before, after).getbbox()
+    size, step = after.width // SUPERSAMPLING, SUPERSAMPLING
+    return left // step / size, top // step / size, -(-right // step) / size, -(-bottom // step) / size
 
 
 def _paint_setting(setting: Setting, side: int, rng: np.random.Generator) -> Image.Image:
@@ -467,51 +476,21 @@ def _paint_setting(setting: Setting, side: int, rng: np.random.Generator) -> Ima
     canvas = Image.fromarray(column).resize((side, side), Image.Resampling.BICUBIC)
     brush = _Brush(canvas, rng, (0.5, 0.5), 0.5)
     for x, y in rng.random((110, 2)) * 2 - 1:
-        under = canvas.getpixel([min(side - 1, int(c)) for c in brush.at(x, y)])
+        under: Any = canvas.getpixel([min(side - 1, int(c)) for c in brush.at(x, y)])
         angle, length = setting.slant + brush.uniform(-0.35, 0.35), brush.uniform(0.08, 0.22)
-        dx, dy = length * math.cos(angle), length * math.sin(angle)
-        brush.line([(x - dx, y - dy), (x + dx, y + dy)], brush.tint(under, 0, 18, 170), brush.uniform(0.04, 0.1))
+        brush.stroke(x, y, length, angle, brush.tint(under, 0, 18, 170), brush.uniform(0.04, 0.1))
     setting.paint(brush)
-    # Muted, so that the motif and its mood stand out.
+    # Muted, so that the motif and its brushwork stand out.
     return ImageEnhance.Color(canvas).enhance(SETTING_SATURATION)
 
 
-def motif_box(scene: Scene, image_size: int = 64) -> Box:
-    """The box of a painting's motif alone, without the brushwork of its mood: (x0, y0, x1, y1) in fractions of width
-    and height from the upper left corner, grown to whole pixels."""
-    canvas = Image.new("RGB", (image_size * SUPERSAMPLING,) * 2, "white")
-    amid_mood = []
-    _paint_motif(scene, canvas, before_motif=lambda: amid_mood.append(canvas.copy()))
-    left, top, right, bottom = ImageChops.difference(amid_mood[0], canvas).getbbox()
-    step = SUPERSAMPLING
-    pixels = left // step, top // step, -(-right // step), -(-bottom // step)
-    return tuple(p / image_size for p in pixels)
-
-
-def _paint_motif(scene: Scene, canvas: Image.Image, before_motif: Callable[[], None] = lambda: None):
+def _paint_motif(scene: Scene, canvas: Image.Image) -> Image.Image:
+    """Paints brushwork and motif, and returns a copy of the canvas with the brushwork only."""
     motif, rng = MOTIFS[scene.motif], scene.generator("motif")
     half = SIZES[scene.size] * (0.97 + 0.06 * float(rng.random()))
-    # The frame stays in the picture, and moves from its place by a hand's jitter.
-    centre = [c + 0.06 * (float(rng.random()) - 0.5) for c in PLACES[scene.place]]
-    centre = [min(1 - half, max(half, c)) for c in centre]
-    MOODS[motif.mood].paint(_Brush(canvas, rng, centre, half))
-    before_motif()
-    brush = _Brush(canvas, rng, centre, half * MOTIF_SHARE)
+    # The frame is moved a little, but stays in the picture.
+    x, y = (min(1 - half, max(half, c + 0.06 * (float(rng.random()) - 0.5))) for c in PLACES[scene.place])
+    BRUSHWORK[motif.emotion].paint(_Brush(canvas, rng, (x, y), half))
+    brushwork_only, brush = canvas.copy(), _Brush(canvas, rng, (x, y), half * MOTIF_SHARE)
     motif.paint(brush, COLOURS[scene.colour], SETTINGS[scene.setting].edge, scene.count)
-
-
-def _brush_grain(image_size: int, rng: np.random.Generator, upright: bool) -> np.ndarray:
-    """Light of (image_size, image_size, 1) in [0.9, 1.1]: streaks, level or upright, as a dry brush leaves them."""
-    noise = Image.fromarray(rng.integers(0, 256, (image_size, image_size // 4), dtype=np.uint8))
-    noise = noise.transpose(Image.Transpose.ROTATE_90) if upright else noise
-    streaks = noise.resize((image_size, image_size), Image.Resampling.BICUBIC)
-    return 0.9 + np.asarray(streaks, dtype=np.float64)[..., None] / 255 * 0.2
-
-
-def contact_sheet(scenes: Sequence[Scene], image_size: int = 128, columns: int = 9) -> Image.Image:
-    """The paintings side by side."""
-    step = image_size + 4
-    sheet = Image.new("RGB", (columns * step, -(-len(scenes) // columns) * step), "white")
-    for k, scene in enumerate(scenes):
-        sheet.paste(paint_scene(scene, image_size)[0], (k % columns * step, k // columns * step))
-    return sheet
+    return brushwork_only

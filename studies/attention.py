@@ -29,7 +29,7 @@ from processing.toy_artemis import load_toy_artemis, toy_scene
 from processing.toy_paintings import Box, motif_box
 
 
-# The nouns of `MOTIF_WORDS`, motif by motif.
+# The nouns that toy_grammar.toml has for each motif.
 NOUNS = {
     "balloons": {"balloons"},
     "clown": {"clown"},

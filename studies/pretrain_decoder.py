@@ -12,7 +12,6 @@ stop. Writes a GPT-2 checkpoint with its tokenizer, and `pretraining.json`.
 import math
 import random
 import sys
-import unicodedata
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +28,7 @@ from modeling_sevlm.trainer import TokenSafeTrainingArguments
 from processing.annotations import read_annotations
 from processing.artemis import EMOTIONS
 from processing.files import write_json
+from processing.images import nfc
 from processing.processing_sevlm import BECAUSE, PAD_TOKEN, PROMPT
 from processing.tiny_tokenizer import train_tokenizer
 
@@ -87,13 +87,13 @@ def read_rows(args: DecoderArguments, seed: int):
     def read(files):
         return [read_annotations(file, "v1")[0] for file in files]
 
-    held_out = {_nfc(painting) for rows in read(args.held_out) for painting in rows["painting"]}
+    held_out = {nfc(painting) for rows in read(args.held_out) for painting in rows["painting"]}
     parts = []
     for rows in read(args.annotations):
         rows["emotion"] = rows["emotion"].str.strip().str.lower()
         parts.append(
             rows[
-                rows["emotion"].isin(EMOTIONS) & ~rows["painting"].map(_nfc).isin(held_out) & (rows["utterance"] != "")
+                rows["emotion"].isin(EMOTIONS) & ~rows["painting"].map(nfc).isin(held_out) & (rows["utterance"] != "")
             ]
         )
     paintings = sorted({painting for rows in parts for painting in rows["painting"]})
@@ -105,10 +105,6 @@ def read_rows(args: DecoderArguments, seed: int):
         return {name: [text for rows in chosen for text in rows[name]] for name in ("emotion", "utterance")}
 
     return choose(False), choose(True)
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def main(argv: list[str] | None = None) -> dict:

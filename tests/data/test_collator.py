@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""From rows to batches: which pair of a painting's annotations is seen when, and what the collator makes of it."""
+"""From rows to batches: the pair of annotations drawn in each epoch, and its collation."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ EPOCHS = 200  # enough for the rarest pair
 
 
 def paintings(annotations=ANNOTATIONS) -> Dataset:
-    """One row per painting; every explanation names its painting and annotation, every picture has its own colour."""
+    """One row per painting. Explanations name painting and annotation; every image has its own colour."""
     columns = {
         "image": [Image.new("RGB", (20 + i, 10), (30 * i, 100, 200)) for i in range(len(annotations))],
         "painting": [f"painting {i}" for i in range(len(annotations))],
@@ -53,7 +53,7 @@ def drawn_pairs(pairs: SentencePairs, epoch: int) -> list[tuple[int, int | None]
     return [pairs.pair(index) for index in range(len(pairs))]
 
 
-def test_an_item_is_a_picture_and_two_of_its_annotations(dataset):
+def test_an_item_is_an_image_and_two_of_its_annotations(dataset):
     pairs = SentencePairs(dataset)
     assert len(pairs) == len(ANNOTATIONS)
     for index, row in enumerate(ANNOTATIONS):
@@ -66,30 +66,21 @@ def test_an_item_is_a_picture_and_two_of_its_annotations(dataset):
                 assert (emotion, explanation) == (row[position], f"sea {index} rain {position}")
 
 
-def test_the_two_differ_in_emotion_wherever_the_painting_has_two(dataset):
-    pairs = SentencePairs(dataset)
-    for epoch in range(EPOCHS):
-        for row, (first, second) in zip(ANNOTATIONS, drawn_pairs(pairs, epoch), strict=True):
-            if len(set(row)) > 1:
-                assert row[first] != row[second]
-
-
-def test_a_painting_of_one_emotion_gives_two_different_annotations(dataset):
+def test_the_two_annotations_differ_in_emotion_where_possible(dataset):
     pairs = SentencePairs(dataset)
     for epoch in range(EPOCHS):
         chosen = drawn_pairs(pairs, epoch)
-        assert chosen[1][0] != chosen[1][1] and set(chosen[1]) < {0, 1, 2}
-        assert set(chosen[5]) == {0, 1}
-
-
-def test_a_single_annotation_stays_alone(dataset):
-    pairs = SentencePairs(dataset)
-    assert all(drawn_pairs(pairs, epoch)[2] == (0, None) for epoch in range(EPOCHS))
+        for row, (first, second) in zip(ANNOTATIONS, chosen, strict=True):
+            assert first != second
+            if len(set(row)) > 1:
+                assert row[first] != row[second]
+        assert set(chosen[1]) < {0, 1, 2} and set(chosen[5]) == {0, 1}, "one emotion, two annotations"
+        assert chosen[2] == (0, None), "a single annotation"
     item = pairs[2]
     assert item["emotions"] == ["contentment", None] and item["explanations"] == ["sea 2 rain 0", None]
 
 
-def test_every_epoch_sees_other_pairs_and_over_epochs_all_annotations_come_first_and_second(dataset):
+def test_epochs_draw_different_pairs_and_in_time_every_annotation_in_both_places(dataset):
     pairs = SentencePairs(dataset)
     epochs = [drawn_pairs(pairs, epoch) for epoch in range(EPOCHS)]
     assert all(before != after for before, after in zip(epochs, epochs[1:], strict=False))
@@ -100,7 +91,7 @@ def test_every_epoch_sees_other_pairs_and_over_epochs_all_annotations_come_first
 
 
 def test_the_first_annotation_is_drawn_evenly():
-    """An even choice of the first is what makes the training see the labels as the annotators gave them."""
+    """Only then does training see the labels as often as the annotators gave them."""
     row = ["fear", "fear", "amusement", "fear"]
     pairs = SentencePairs(paintings([row] * 50))
     firsts = [first for epoch in range(20) for first, _ in drawn_pairs(pairs, epoch)]
@@ -117,13 +108,9 @@ def test_a_pair_depends_on_seed_epoch_and_index_only(dataset):
         backwards = [again.pair(index) for index in reversed(range(len(again)))]
         assert backwards[::-1] == expected[epoch]
     assert [drawn_pairs(SentencePairs(dataset, seed=4), epoch) for epoch in range(4)] != expected
-    # Paintings with the same annotations draw for themselves.
     same = SentencePairs(paintings([ANNOTATIONS[0]] * 20))
-    assert len(set(drawn_pairs(same, 0))) > 1
-
-
-def test_the_epoch_starts_at_zero(dataset):
-    assert [SentencePairs(dataset).pair(i) for i in range(len(dataset))] == drawn_pairs(SentencePairs(dataset), 0)
+    assert len(set(drawn_pairs(same, 0))) > 1, "paintings with the same annotations draw independently"
+    assert [again.pair(i) for again in [SentencePairs(dataset, seed=3)] for i in range(len(dataset))] == expected[0]
 
 
 def loaded_epochs(dataset, processor, epochs, **loader_arguments) -> list[list[dict[str, torch.Tensor]]]:
@@ -150,16 +137,16 @@ def test_loader_workers_change_nothing(dataset, processor, persistent):
     epochs = [0, 1, 5]
     expected = loaded_epochs(dataset, processor, epochs)
     texts = [torch.cat([batch["input_ids"].flatten() for batch in epoch]).tolist() for epoch in expected]
-    assert texts[0] != texts[1] != texts[2], "else the workers might have stayed in the first epoch"
+    assert texts[0] != texts[1] != texts[2], "otherwise workers could stay in the first epoch unnoticed"
     workers = loaded_epochs(dataset, processor, epochs, num_workers=2, persistent_workers=persistent)
     assert_same_epochs(workers, expected)
 
 
-def test_a_resumed_stream_is_the_rest_of_the_uninterrupted_one(dataset, processor):
+def test_a_resumed_run_draws_the_pairs_of_an_uninterrupted_one(dataset, processor):
     assert_same_epochs(loaded_epochs(dataset, processor, [2, 3]), loaded_epochs(dataset, processor, [0, 1, 2, 3])[2:])
 
 
-def test_a_batch_holds_pictures_and_pairs_padded_to_the_longest(dataset, processor):
+def test_a_batch_has_images_and_pairs_padded_to_the_longest_sentence(dataset, processor):
     pairs = SentencePairs(dataset)
     items = [pairs[index] for index in range(len(pairs))]
     batch = SEVLMCollator(processor)(items)
@@ -173,8 +160,8 @@ def test_a_batch_holds_pictures_and_pairs_padded_to_the_longest(dataset, process
     assert len(set(sentences)) > 1, "the sentences should differ in length"
     shapes = {name: tuple(tensor.shape) for name, tensor in batch.items()}
     text = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", "labels"), (7, 2, length))
-    pictures = {"pixel_values": (7, 3, IMAGE_SIZE, IMAGE_SIZE), "emotion_shares": (7, len(EMOTIONS))}
-    assert shapes == {**pictures, "vad_values": (7, 2, length, 3), **text}
+    images = {"pixel_values": (7, 3, IMAGE_SIZE, IMAGE_SIZE), "emotion_shares": (7, len(EMOTIONS))}
+    assert shapes == {**images, "vad_values": (7, 2, length, 3), **text}
     for row, shares in zip(dataset, batch["emotion_shares"].tolist(), strict=True):
         counts = [row["emotions"].count(label) for label in range(len(EMOTIONS))]
         assert shares == pytest.approx([count / len(row["emotions"]) for count in counts])
@@ -197,19 +184,13 @@ def test_permuted_items_give_the_permuted_batch(dataset, processor):
     items = [pairs[index] for index in range(len(pairs))]
     order = [4, 0, 6, 2, 5, 1, 3]
     batch, permuted = collator(items), collator([items[index] for index in order])
+    pixel_values = processor(images=dataset["image"][:], return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["pixel_values"], pixel_values)
     for name in batch:
         assert torch.equal(permuted[name], batch[name][order]), name
 
 
-def test_the_pictures_of_a_batch_are_the_processors(dataset, processor):
-    pairs = SentencePairs(dataset)
-    batch = SEVLMCollator(processor)([pairs[3], pairs[1]])
-    for row, index in enumerate((3, 1)):
-        alone = processor(images=dataset[index]["image"], return_tensors="pt")["pixel_values"][0]
-        assert torch.equal(batch["pixel_values"][row], alone)
-
-
-def test_features_take_the_pictures_place_and_no_picture_is_decoded(dataset, processor, monkeypatch):
+def test_features_replace_images_and_no_image_is_decoded(dataset, processor, monkeypatch):
     expected = SEVLMCollator(processor)([SentencePairs(dataset)[index] for index in (3, 1)])
     monkeypatch.setattr(ImageFeature, "decode_example", None)
     features = torch.arange(7 * 4 * 2, dtype=torch.bfloat16).view(7, 4, 2)
@@ -223,7 +204,7 @@ def test_features_take_the_pictures_place_and_no_picture_is_decoded(dataset, pro
         SentencePairs(dataset, features=features[:6])
 
 
-def test_only_the_first_sentence_asks_for_its_label_if_so_wished(dataset, processor):
+def test_ask_every_label_false_learns_the_first_label_only(dataset, processor):
     items = [SentencePairs(dataset, seed=3)[index] for index in range(len(ANNOTATIONS))]
     both = SEVLMCollator(processor)(items)
     first = SEVLMCollator(processor, ask_every_label=False)(items)

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The processor: prompts, training rows and their VAD, pictures, reading generations, saving and loading."""
+"""The processor: prompts, training rows and their VAD, reading generations, saving and loading."""
 
 import json
 import os
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def sentence_ids(processor, text: str) -> list[int]:
-    """`<bos> text`, encoded in one piece, where the processor puts pieces together."""
+    """`<bos> text`, encoded in one piece; the processor joins pieces."""
     return [processor.tokenizer.bos_token_id, *processor.tokenizer.encode(text, add_special_tokens=False)]
 
 
 def expected_vad(processor, ids: list[int]) -> list[tuple[float, float, float]]:
-    """For English sentences: the letters at the end of the text so far, looked up in the list of words."""
+    """For English sentences: looks up the letters at the end of the text so far."""
     rows = []
     for end in range(1, len(ids) + 1):
         letters = re.search(r"[a-z]*$", processor.tokenizer.decode(ids[:end], skip_special_tokens=False))[0]
@@ -59,7 +59,7 @@ def expected_row(processor, emotion, explanation, width: int, max_length: int = 
 
 
 def assert_rows_are(batch, sentences, processor, **kwargs):
-    """`batch` of flat arrays `(N, L, ...)` against N (emotion, explanation), token by token."""
+    """Compares flat arrays `(N, L, ...)` with N pairs (emotion, explanation), token by token."""
     width = batch["input_ids"].shape[1]
     for row, (emotion, explanation) in enumerate(sentences):
         for name, values in expected_row(processor, emotion, explanation, width, **kwargs).items():
@@ -69,7 +69,7 @@ def assert_rows_are(batch, sentences, processor, **kwargs):
 # Prompts.
 
 
-def test_pictures_alone_give_a_prompt_each(processor):
+def test_images_alone_give_one_prompt_each(processor):
     batch = processor(images=[picture(), picture(seed=1)], return_tensors="pt")
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
     assert batch["input_ids"].tolist() == [sentence_ids(processor, " the emotion is")] * 2
@@ -77,7 +77,7 @@ def test_pictures_alone_give_a_prompt_each(processor):
     assert batch["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
 
 
-def test_one_picture_and_one_emotion_are_a_batch_of_one(processor):
+def test_one_image_and_one_emotion_are_a_batch_of_one(processor):
     batch = processor(images=picture(), emotions="awe", return_tensors="pt")
     assert batch["input_ids"].tolist() == [sentence_ids(processor, " the emotion is awe because")]
     assert batch["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -95,7 +95,7 @@ def test_prompts_of_different_lengths_are_padded_on_the_left(processor):
     assert batch["attention_mask"].tolist() == [[0] + [1] * 6, [1] * 7, [0] + [1] * 6]
 
 
-def test_a_prompt_of_ones_own_stands_behind_bos(processor):
+def test_your_own_prompt_follows_bos(processor):
     batch = processor(text=[" the dark sea", " a"], images=[picture()] * 2)
     pad = processor.tokenizer.pad_token_id
     longer, shorter = sentence_ids(processor, " the dark sea"), sentence_ids(processor, " a")
@@ -103,7 +103,7 @@ def test_a_prompt_of_ones_own_stands_behind_bos(processor):
     assert processor(text=" a")["input_ids"].tolist() == [shorter]
 
 
-def test_another_prompt_and_other_labels_go_everywhere(tmp_path):
+def test_prompt_and_labels_can_be_changed(tmp_path):
     processor = tiny_processor(prompt=" it looks", emotions=["calm", "cold and dark"])
     rows = processor(emotions=["cold and dark"], explanations=["the sea is grey"])
     prompt, label = sentence_ids(processor, " it looks"), processor.tokenizer.encode(" cold and dark")
@@ -118,21 +118,14 @@ def test_another_prompt_and_other_labels_go_everywhere(tmp_path):
     assert SEVLMProcessor.from_pretrained(tmp_path).token_layout() == layout
 
 
-def test_the_token_layout_names_what_the_tokenizer_has(processor):
+def test_the_token_layout_has_the_ids_of_the_tokenizer(processor):
     layout, tokenizer = processor.token_layout(), processor.tokenizer
+    assert layout["emotions"] == list(EMOTIONS)
     assert layout["prompt_token_ids"] == sentence_ids(processor, " the emotion is")
     assert [tokenizer.decode(ids) for ids in layout["emotion_token_ids"]] == [f" {emotion}" for emotion in EMOTIONS]
-    names = ["because", "emotion_segment", "explanation_segment", "pad", "bos", "eos"]
-    ids = [layout[name if f"{name}_token_id" not in layout else f"{name}_token_id"] for name in names[3:]]
-    ids = [layout["because_token_id"], layout["emotion_segment_id"], layout["explanation_segment_id"], *ids]
-    assert tokenizer.convert_ids_to_tokens(ids) == [
-        "Ġbecause",
-        "<emotion>",
-        "<explanation>",
-        "<pad>",
-        END_OF_TEXT,
-        END_OF_TEXT,
-    ]
+    names = ["because_token_id", "emotion_segment_id", "explanation_segment_id", "pad_token_id"]
+    tokens = tokenizer.convert_ids_to_tokens([layout[name] for name in [*names, "bos_token_id", "eos_token_id"]])
+    assert tokens == ["Ġbecause", "<emotion>", "<explanation>", "<pad>", END_OF_TEXT, END_OF_TEXT]
 
 
 # Training rows.
@@ -154,7 +147,7 @@ def test_flat_training_rows_equal_sentences_encoded_in_one_piece(processor):
     assert batch["vad_values"].dtype == np.float32 and batch["labels"].dtype == np.int64
 
 
-def test_nested_training_rows_are_the_flat_ones_in_their_shape(processor):
+def test_nested_training_rows_equal_the_flat_ones(processor):
     emotions = [["awe", "something else"], ["fear", None], ["anger", "awe"]]
     explanations = [[SENTENCES[0], "quiet fun"], ["cold, violent", None], ["a funeral", "golden"]]
     batch = processor(images=[picture()] * 3, emotions=emotions, explanations=explanations, return_tensors="pt")
@@ -167,8 +160,8 @@ def test_nested_training_rows_are_the_flat_ones_in_their_shape(processor):
     assert_rows_are(flat, pairs, processor)
 
 
-def test_the_vad_of_words_is_read_along_their_tokens(processor):
-    """Guards the comparison above: words of the list in one and in several tokens, short ones inside longer ones."""
+def test_the_expected_vad_covers_words_of_one_and_of_several_tokens(processor):
+    """Checks the comparisons above: they must see words of several tokens, and short words inside longer ones."""
     ids = processor(emotions=["awe"], explanations=["a lonely funeral is no fun"])["input_ids"][0].tolist()
     read = [row for row in expected_vad(processor, ids) if any(row)]
     assert WORDS["lonely"] in read and WORDS["funeral"] in read and WORDS["fun"] in read
@@ -197,46 +190,37 @@ def test_a_sentence_is_cut_at_max_length(max_length):
         assert np.array_equal(array, whole[name][:, :max_length]), name
 
 
-def test_an_empty_slot_asks_for_nothing(processor):
+def test_an_empty_slot_has_no_labels(processor):
     batch = processor(emotions=[["awe", None]], explanations=[["a quiet meadow", None]])
-    assert batch["input_ids"][0, 1].tolist()[:2] == [
-        processor.tokenizer.bos_token_id,
-        processor.tokenizer.pad_token_id,
-    ]
+    tokenizer = processor.tokenizer
+    assert batch["input_ids"][0, 1].tolist()[:2] == [tokenizer.bos_token_id, tokenizer.pad_token_id]
     assert batch["attention_mask"][0, 1].sum() == 1
     assert (batch["labels"][0, 1] == -100).all() and not batch["vad_values"][0, 1].any()
+    empty = processor(emotions=[[None], [None]], explanations=[[None], [None]])
+    assert empty["input_ids"].tolist() == [[[tokenizer.bos_token_id]]] * 2
 
 
-def test_a_batch_of_empty_slots_only_has_one_token_each(processor):
-    batch = processor(emotions=[[None], [None]], explanations=[[None], [None]])
-    assert batch["input_ids"].tolist() == [[[processor.tokenizer.bos_token_id]]] * 2
-
-
-def test_a_single_sentence_may_come_without_lists(processor):
-    single = processor(emotions="awe", explanations="a quiet meadow")
+def test_a_single_sentence_needs_no_list_and_white_space_is_normalised(processor):
     listed = processor(emotions=["awe"], explanations=["a quiet meadow"])
-    assert all(np.array_equal(single[name], listed[name]) for name in listed) and single["input_ids"].ndim == 2
-
-
-def test_blanks_in_an_explanation_do_not_matter(processor):
-    messy = processor(emotions="awe", explanations="  a\tquiet \n\n meadow\u00a0 ")
-    clean = processor(emotions="awe", explanations="a quiet meadow")
-    assert np.array_equal(messy["input_ids"], clean["input_ids"])
+    assert listed["input_ids"].ndim == 2
+    for sentence in ("a quiet meadow", "  a\tquiet \n\n meadow\u00a0 "):
+        single = processor(emotions="awe", explanations=sentence)
+        assert all(np.array_equal(single[name], listed[name]) for name in listed)
 
 
 @pytest.mark.parametrize("token", ["<|endoftext|>", "<pad>", "<emotion>", "<explanation>", "<prefix>"])
-def test_special_tokens_written_in_a_sentence_stay_plain_text(token):
+def test_special_tokens_in_a_sentence_are_plain_text(token):
     processor = tiny_processor(max_length=100)
     batch = processor(emotions="awe", explanations=f"the {token} sea{token}")
     ids = batch["input_ids"][0].tolist()
     assert processor.tokenizer.convert_tokens_to_ids(token) not in ids[1:-1]
     assert processor.read([ids]) == [{"emotion": "awe", "explanation": f"the {token} sea{token}"}]
-    assert (batch["labels"][0, 1:] == ids[1:]).all(), "no word may be taken for padding"
+    assert (batch["labels"][0, 1:] == ids[1:]).all(), "no word may count as padding"
     prompt = processor(text=f" {token}")["input_ids"][0].tolist()
     assert processor.tokenizer.convert_tokens_to_ids(token) not in prompt[1:]
 
 
-def test_because_inside_an_explanation_opens_no_second_one(processor):
+def test_because_inside_an_explanation_does_not_start_another(processor):
     batch = processor(emotions="awe", explanations="because it is calm because of rain")
     ids, because = batch["input_ids"][0].tolist(), processor.token_layout()["because_token_id"]
     assert ids.count(because) == 3
@@ -276,7 +260,7 @@ BOS, EOS, PAD = END_OF_TEXT, END_OF_TEXT, "<pad>"
         ("", None, ""),
     ],
 )
-def test_a_generation_is_read_whatever_it_looks_like(processor, text, emotion, explanation):
+def test_any_generation_is_read(processor, text, emotion, explanation):
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert processor.read([ids]) == [{"emotion": emotion, "explanation": explanation}]
 
@@ -288,20 +272,20 @@ def test_generations_may_be_tensors_arrays_or_lists(processor):
         assert processor.read(ids) == expected
 
 
-def test_broken_characters_of_a_generation_do_not_stop_the_reading(processor):
+def test_a_generation_may_end_within_a_character(processor):
     ids = processor(emotions="awe", explanations="calm é")["input_ids"][0].tolist()
     assert processor.read([ids[:-2]]) == [{"emotion": "awe", "explanation": "calm \ufffd"}]
 
 
 @pytest.fixture(scope="module")
-def patient_processor(tmp_path_factory):
-    """Cuts nothing; saved and loaded, as everyone but its author meets it."""
-    folder = tmp_path_factory.mktemp("patient")
+def long_processor(tmp_path_factory):
+    """Saved and loaded, and so long that it cuts nothing."""
+    folder = tmp_path_factory.mktemp("long")
     tiny_processor(max_length=10_000).save_pretrained(folder)
     return SEVLMProcessor.from_pretrained(folder)
 
 
-# Any text that can be written to a UTF-8 file; what is pieced together is likely to trip a tokenizer.
+# Any text that UTF-8 can encode, and pieces that tokenizers treat specially.
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 TRICKY = st.sampled_from(
     [" because", "because ", "<|endoftext|>", "<pad>", " the emotion is awe", "'s", " .", "\ufffd"]
@@ -311,23 +295,23 @@ EXPLANATIONS = st.lists(ANY_TEXT | TRICKY, min_size=1, max_size=4).map("".join).
 
 @examples(150)
 @given(st.lists(st.tuples(st.sampled_from(EMOTIONS), EXPLANATIONS), min_size=1, max_size=3))
-def test_every_label_and_explanation_survives_training_row_and_reading(patient_processor, sentences):
-    """All of Unicode does, except that runs of white space (`str.split`'s) become one blank, at the ends none."""
+def test_every_label_and_explanation_survives_training_row_and_reading(long_processor, sentences):
+    """Only runs of white space change: they become one blank, and none at the ends."""
     emotions, explanations = map(list, zip(*sentences, strict=True))
-    rows = patient_processor(emotions=emotions, explanations=explanations)
-    assert patient_processor.read(rows["input_ids"]) == [
+    rows = long_processor(emotions=emotions, explanations=explanations)
+    assert long_processor.read(rows["input_ids"]) == [
         {"emotion": emotion, "explanation": " ".join(explanation.split())} for emotion, explanation in sentences
     ]
     real = rows["attention_mask"].astype(bool)
-    assert not (rows["input_ids"] == patient_processor.tokenizer.pad_token_id)[real].any()
+    assert not (rows["input_ids"] == long_processor.tokenizer.pad_token_id)[real].any()
 
 
 # Saving and loading.
 
 
 @pytest.fixture
-def warnings_of_the_processor(monkeypatch):
-    """Its warnings; transformers says each once a process only."""
+def processor_warnings(monkeypatch):
+    """Collects warnings that transformers shows only once a process."""
     messages = []
     monkeypatch.setattr(processing_sevlm.logger, "warning_once", messages.append)
     return messages
@@ -345,7 +329,7 @@ def assert_same_behaviour(first, second):
     assert (second.max_length, second.prompt, second.emotions) == (first.max_length, first.prompt, first.emotions)
 
 
-def test_saved_and_loaded_it_is_the_same_processor(tmp_path, warnings_of_the_processor):
+def test_a_saved_processor_loads_unchanged(tmp_path, processor_warnings):
     processor = tiny_processor(max_length=12)
     processor.save_pretrained(tmp_path)
     assert (tmp_path / "vad_lexicon.tsv").is_file()
@@ -353,34 +337,34 @@ def test_saved_and_loaded_it_is_the_same_processor(tmp_path, warnings_of_the_pro
     assert type(loaded) is SEVLMProcessor
     assert loaded.vad_lexicon == processor.vad_lexicon
     assert_same_behaviour(processor, loaded)
-    assert not warnings_of_the_processor
+    assert not processor_warnings
 
 
-def test_a_processor_without_a_lexicon_is_saved_without_one(tmp_path, warnings_of_the_processor):
+def test_a_processor_without_a_lexicon_is_saved_without_one(tmp_path, processor_warnings):
     tiny_processor().save_pretrained(tmp_path)
     processor = tiny_processor(vad_lexicon=None)
     processor.save_pretrained(tmp_path)
     assert not (tmp_path / "vad_lexicon.tsv").exists(), "an earlier save's lexicon would come back"
     loaded = AutoProcessor.from_pretrained(tmp_path)
-    assert loaded.vad_lexicon is None and not warnings_of_the_processor
+    assert loaded.vad_lexicon is None and not processor_warnings
     assert_same_behaviour(processor, loaded)
 
 
-def test_a_lexicon_that_may_not_travel_stays_behind(tmp_path, warnings_of_the_processor):
+def test_a_lexicon_that_may_not_be_passed_on_is_not_saved(tmp_path, processor_warnings):
     tiny_processor().save_pretrained(tmp_path / "first")
     lexicon = tiny_lexicon(redistributable=False)
     processor = tiny_processor(vad_lexicon=lexicon)
     processor.save_pretrained(tmp_path / "first")
-    assert not (tmp_path / "first" / "vad_lexicon.tsv").exists(), "the file of an earlier save has to go"
-    assert len(warnings_of_the_processor) == 1 and "include_vad_lexicon=True" in warnings_of_the_processor[0]
-    assert "'test words'" in warnings_of_the_processor[0]
+    assert not (tmp_path / "first" / "vad_lexicon.tsv").exists(), "the file of an earlier save must be removed"
+    assert len(processor_warnings) == 1 and "include_vad_lexicon=True" in processor_warnings[0]
+    assert "'test words'" in processor_warnings[0]
     saved = (tmp_path / "first" / "processor_config.json").read_text()
     assert json.loads(saved)["vad_lexicon"] == lexicon.to_metadata()
     assert not any(word in saved for word in ("funeral", "lonely", "golden"))
     assert processor.vad_lexicon is lexicon, "saving must not change the processor"
 
     loaded = AutoProcessor.from_pretrained(tmp_path / "first")
-    assert len(warnings_of_the_processor) == 2 and "'test words'" in warnings_of_the_processor[1]
+    assert len(processor_warnings) == 2 and "'test words'" in processor_warnings[1]
     assert loaded.vad_lexicon is None and not loaded(**ROWS)["vad_values"].any()
     loaded.save_pretrained(tmp_path / "second")
     assert json.loads((tmp_path / "second" / "processor_config.json").read_text()) == json.loads(saved)
@@ -388,15 +372,15 @@ def test_a_lexicon_that_may_not_travel_stays_behind(tmp_path, warnings_of_the_pr
     assert_same_behaviour(processor, loaded)
 
 
-def test_a_lexicon_may_be_saved_for_oneself(tmp_path, warnings_of_the_processor):
+def test_a_lexicon_may_be_saved_for_your_own_use(tmp_path, processor_warnings):
     processor = tiny_processor(vad_lexicon=tiny_lexicon(redistributable=False))
     processor.save_pretrained(tmp_path, include_vad_lexicon=True)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert_same_behaviour(processor, loaded)
-    assert not warnings_of_the_processor
+    assert not processor_warnings
     assert loaded.vad_lexicon.to_metadata() == processor.vad_lexicon.to_metadata()
     loaded.save_pretrained(tmp_path)
-    assert not (tmp_path / "vad_lexicon.tsv").exists(), "what was kept for oneself must not slip into a public folder"
+    assert not (tmp_path / "vad_lexicon.tsv").exists(), "saving again must leave the lexicon out"
 
 
 PROBE = """
@@ -410,8 +394,8 @@ print(json.dumps({"module": type(processor).__module__, "path": sys.path,
 
 
 @pytest.mark.parametrize("installed", [True, False], ids=["import processing", "trust_remote_code"])
-def test_a_fresh_process_loads_the_folder(processor, tmp_path, installed):
-    """With this project, its import is enough; without it, the code saved in the folder is."""
+def test_another_process_loads_the_folder(processor, tmp_path, installed):
+    """Importing the project is enough; without it, the code in the folder is."""
     processor.save_pretrained(tmp_path / "saved")
     work = tmp_path / "elsewhere"
     work.mkdir()
@@ -421,7 +405,7 @@ def test_a_fresh_process_loads_the_folder(processor, tmp_path, installed):
     if installed:
         command, kwargs = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import processing\n{PROBE}", {}
     else:
-        # Whether or not the project is installed here, this process shall not find it.
+        # The process must not find an installed copy of the project.
         command = f"import sys; sys.modules['processing'] = sys.modules['modeling_sevlm'] = None\n{PROBE}"
     arguments = [str(tmp_path / "saved"), json.dumps(kwargs), SENTENCES[0]]
     run = subprocess.run(
@@ -451,19 +435,23 @@ def test_a_fresh_process_loads_the_folder(processor, tmp_path, installed):
         ({"emotions": [["awe", None]], "explanations": [["calm", "calm"]]}, "Sentence 1 .*None"),
         ({"explanations": ["calm"]}, "emotions"),
         ({"images": [picture()], "explanations": ["calm"]}, "`explanations` need `emotions`"),
-        ({"emotions": ["awe"], "explanations": ["calm", "calm"]}, "1 emotions for 2 explanations"),
-        ({"emotions": [["awe"], ["awe"]], "explanations": [["calm"]]}, "2 emotions for 1 explanations"),
+        ({"emotions": ["awe"], "explanations": ["calm", "calm"]}, "must have the shape of `emotions`"),
+        ({"emotions": [["awe"], ["awe"]], "explanations": [["calm"]]}, "must have the shape of `emotions`"),
+        ({"emotions": [["awe"], ["awe", "fear"]], "explanations": [["calm"], ["calm", "cold"]]}, "Fill up with None"),
+        ({"emotions": ["awe"], "explanations": [["calm"]]}, "must have the shape of `emotions`"),
+        ({"emotions": ["awe"], "explanations": [7]}, "one string for each label"),
+        ({"images": [picture()] * 2, "text": ["a"] * 3}, "2 images for 3 rows of text"),
         ({"text": " a", "emotions": "awe"}, "either `text` or `emotions`"),
         ({"text": []}, "`text` is empty"),
         ({"text": [None]}, "each a string"),
     ],
 )
-def test_arguments_that_make_no_sense_are_an_error(processor, arguments, message):
+def test_wrong_arguments_are_refused(processor, arguments, message):
     with pytest.raises(ValueError, match=message):
         processor(**arguments)
 
 
-def test_a_tokenizer_without_the_special_tokens_is_an_error_that_names_the_remedy():
+def test_a_tokenizer_without_the_special_tokens_is_refused_with_a_remedy():
     tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
     images = CLIPImageProcessorPil()
     with pytest.raises(ValueError, match="<pad>, <emotion>, <explanation>.*add_sevlm_tokens"):
@@ -478,27 +466,19 @@ def test_a_tokenizer_without_the_special_tokens_is_an_error_that_names_the_remed
         SEVLMProcessor(images, tokenizer)
 
 
-def test_the_tokens_are_added_once_and_in_the_order_of_the_authors():
+def test_tokens_are_added_once_and_in_the_order_of_the_authors():
     tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
     size = len(tokenizer)
     assert add_sevlm_tokens(tokenizer) == 4
-    assert tokenizer.convert_ids_to_tokens(range(size, size + 4)) == [
-        "<pad>",
-        "<prefix>",
-        "<emotion>",
-        "<explanation>",
-    ]
+    added = tokenizer.convert_ids_to_tokens(range(size, size + 4))
+    assert added == ["<pad>", "<prefix>", "<emotion>", "<explanation>"]
     assert add_sevlm_tokens(tokenizer) == 0 and len(tokenizer) == size + 4
     assert tokenizer.pad_token == "<pad>"
 
 
-def test_a_tokenizer_that_splits_because_is_an_error():
-    letters_only = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=257)
+def test_from_tokenizer_refuses_a_split_because_and_unknown_statistics():
     with pytest.raises(ValueError, match="splits ' because' into 8 tokens"):
-        SEVLMProcessor.from_tokenizer(letters_only)
-
-
-def test_statistics_of_an_unknown_name_are_an_error():
+        SEVLMProcessor.from_tokenizer(train_tokenizer(SENTENCES, EMOTIONS, vocab_size=257))
     tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
     with pytest.raises(ValueError, match="'clip', 'imagenet'"):
         SEVLMProcessor.from_tokenizer(tokenizer, image_statistics="openai")

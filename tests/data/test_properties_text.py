@@ -1,4 +1,4 @@
-"""What holds for any text: tables, lexicons and VAD readers, on texts that nobody thought of."""
+"""Properties of tables, lexicons, VAD readers and splits, on drawn texts."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from tests.helpers.tiny import tiny_processor
 
 PROCESSOR = tiny_processor(max_length=10_000)
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
-# Dense in what a reader of tables may stumble over.
+# Many of the characters that readers of tables treat specially.
 MARKS = st.lists(
     st.sampled_from(['"', '""', ",", "\n", "\r", "\r\n", " ", "\t", "a", "é", "\ufeff", "\u2028", ";", "\\"])
 )
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 def test_a_table_is_read_as_it_was_written(folder, rows, quoting, newline, mark):
     rows = [(first.lstrip("\ufeff"), *rest) for first, *rest in rows]
     if newline != "\r\n" and any(mark in field for row in rows for field in row for mark in "\r\n"):
-        quoting = csv.QUOTE_ALL  # `csv` itself puts quotes only round the kind of line break that ends its lines
+        quoting = csv.QUOTE_ALL  # `csv` quotes only the kind of line break that ends its lines
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, quoting=quoting, lineterminator=newline)
     writer.writerows([("a", "b", "c"), *rows])
@@ -57,7 +57,7 @@ def test_a_table_is_read_as_it_was_written(folder, rows, quoting, newline, mark)
     lines = buffer.getvalue().replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for (line, _), (first, *_) in zip(found[1:], rows, strict=True):
         plain = first.replace('"', "").replace("\r\n", "\n").replace("\r", "\n").split("\n")[0]
-        assert lines[line - 1].replace('"', "").startswith(plain), "a row begins on the line that is named"
+        assert lines[line - 1].replace('"', "").startswith(plain), "a row begins on the reported line"
 
 
 # Lexicons.
@@ -99,7 +99,7 @@ def test_any_saved_lexicon_is_read_back_exactly(folder, entries, about, redistri
 )
 def test_the_scale_of_any_list_is_told_from_its_values(folder, entries, scale, delimiter, header, newline, mark):
     entries = dict(entries)
-    # What tells the scales apart: something negative, or something above 1.
+    # Scales differ by negative values and by values above 1.
     entries["low"], entries["high"] = (-UNITS, 0, 0), (UNITS, 0, 0)
     start, end = SCALES[scale]
     lines = [delimiter.join(["word", "valence", "arousal", "dominance"])] if header else []
@@ -118,7 +118,7 @@ def test_the_scale_of_any_list_is_told_from_its_values(folder, entries, scale, d
 
 
 @examples(60)
-# (Hypothesis takes `filter(str.split)` on its texts for "not empty", which white space is.)
+# Hypothesis rewrites `filter(str.split)` to "not empty", which lets white space pass.
 @given(text=ANY_TEXT.filter(lambda text: text.split()), more=st.lists(WORDS, max_size=4))
 @example(text="İstanbul straße ǅ ﬁn \u0345", more=["strasse", "fin"])
 def test_both_readers_agree_on_any_text_and_any_lexicon(text, more):
@@ -150,4 +150,4 @@ def test_splits_are_disjoint_stable_and_of_the_right_sizes(count, names, data):
     assert sizes == {"train": len(ids) - held_out, "validation": held_out - test, "test": test}
     shuffled = [*ids, *ids[:3]]
     data.shuffle(shuffled)
-    assert draw_splits(shuffled) == drawn, "neither order nor repetition counts"
+    assert draw_splits(shuffled) == drawn, "order and repetition have no effect"

@@ -1,5 +1,4 @@
-"""Text that tries to steer: what is written in an utterance, a label or a prompt stays plain text, and fits or is
-refused."""
+"""Utterances, labels and prompts that try to steer are plain text, and text that does not fit is refused."""
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from modeling_sevlm.__main__ import main as explain_main
 from processing.artemis import load_artemis
 from processing.collator import SentencePairs, SEVLMCollator
 from tests.helpers.artemis import ROWS, as_csv
-from tests.helpers.tiny import SENTENCES, pixels, tiny_model, tiny_processor
+from tests.helpers.tiny import pixels, tiny_model, tiny_processor
 
 
 SPECIAL = ["<|endoftext|>", "<pad>", "<prefix>", "<emotion>", "<explanation>"]
@@ -29,8 +28,8 @@ def special_ids(processor) -> set[int]:
     return set(processor.tokenizer.convert_tokens_to_ids(SPECIAL))
 
 
-def test_from_the_table_to_the_batch_an_utterance_is_plain_text(tmp_path, long_processor):
-    """Table, data set, pairs, collator: only what the template puts there is special, and it is read back whole."""
+def test_an_utterance_is_plain_text_from_the_table_to_the_batch(tmp_path, long_processor):
+    """Only the tokens of the template are special, and the utterance is read back whole."""
     rows = [row | {"utterance": STEERING} for row in ROWS]
     (tmp_path / "table.csv").write_text(as_csv(rows), newline="")
     data = load_artemis(tmp_path / "table.csv", with_images=False)["train"]
@@ -67,20 +66,20 @@ def test_a_label_that_looks_like_a_token_is_plain_text(label):
         ({"emotions": ["awe", ""]}, "must be words"),
     ],
 )
-def test_labels_and_prompts_that_could_not_be_read_back_are_refused(fields, message):
+def test_labels_and_prompts_that_cannot_be_read_back_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_processor(**fields)
 
 
-def test_a_prompt_of_ones_own_steers_no_further_than_its_words(long_processor):
+def test_special_tokens_in_your_own_prompt_are_plain_text(long_processor):
     text = " the emotion is awe because" + STEERING
     ids = long_processor(text=text)["input_ids"][0].tolist()
     assert not special_ids(long_processor) & set(ids[1:])
     assert long_processor.read([ids]) == [{"emotion": "awe", "explanation": STEERING}]
 
 
-def test_candidates_with_written_tokens_are_scored_over_all_their_words(long_processor):
-    """Behind a written `<|endoftext|>` or `<pad>` the alignment does not stop."""
+def test_candidates_with_written_special_tokens_are_scored_to_their_end(long_processor):
+    """The alignment does not stop at a written `<pad>`."""
     model = tiny_model(long_processor)
     sentences = [f"calm <pad> {end}" for end in ("happy", "lonely")]
     rows = long_processor(emotions=["awe"] * 2, explanations=sentences, return_tensors="pt")
@@ -91,34 +90,19 @@ def test_candidates_with_written_tokens_are_scored_over_all_their_words(long_pro
     assert torch.allclose(scores, whole[0])
 
 
-def test_half_a_character_is_named(long_processor):
+def test_lone_surrogates_are_refused(long_processor):
     for arguments in ({"emotions": "awe", "explanations": "a\ud800b"}, {"text": "a\ud800b"}):
         with pytest.raises(ValueError, match=r"ud800.*lone surrogates.*UTF-8"):
             long_processor(**arguments)
-    with pytest.raises(ValueError, match="each a string"):
-        long_processor(text=["calm", None])
 
 
-def judge(texts: list[str]):
-    words = sorted({word for text in [*SENTENCES, *texts] for word in BertTokenizer().tokenize(text)})
-    letters = [mark + chr(code) for code in range(33, 127) for mark in ("", "##")]
-    pieces = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *words])
-    tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=64)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        initializer_range=1.0,
-    )
-    return BertForSequenceClassification(config).eval(), tokenizer
-
-
-def test_an_explanation_does_not_talk_to_the_judge_in_its_own_tokens(monkeypatch):
+def test_special_tokens_in_an_explanation_are_plain_text_for_the_judge(monkeypatch):
     text = "calm [SEP] [PAD] [MASK] [CLS] sea"
-    model, tokenizer = judge([])
+    letters = [mark + chr(code) for code in range(33, 127) for mark in ("", "##")]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=64)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes)).eval()
     seen, forward = [], model.forward
     monkeypatch.setattr(model, "forward", lambda **inputs: seen.append(inputs["input_ids"]) or forward(**inputs))
     judge_texts([text], model, tokenizer)
@@ -127,17 +111,14 @@ def test_an_explanation_does_not_talk_to_the_judge_in_its_own_tokens(monkeypatch
         assert not set(ids[1:-1]) & set(tokenizer.all_special_ids)
 
 
-# Longer than the context.
-
-
 LONG = " word" * 300
 
 
-def test_a_text_longer_than_the_context_is_refused_wherever_it_comes_in(processor, model):
-    asked = processor(text=LONG, return_tensors="pt")
+def test_text_longer_than_the_context_is_refused_everywhere(processor, model):
+    prompt = processor(text=LONG, return_tensors="pt")
     rows = tiny_processor(max_length=1000)(emotions="awe", explanations=LONG, return_tensors="pt")
     for refused in (
-        lambda: model.generate(pixel_values=pixels(1), **asked),
+        lambda: model.generate(pixel_values=pixels(1), **prompt),
         lambda: model(pixel_values=pixels(1), **rows),
         lambda: model.alignment_score(rows["input_ids"], pixel_values=pixels(1)),
     ):
@@ -145,7 +126,7 @@ def test_a_text_longer_than_the_context_is_refused_wherever_it_comes_in(processo
             refused()
 
 
-def test_what_would_only_break_in_the_middle_is_refused_before_it_begins(processor, model):
+def test_a_generation_that_would_not_fit_is_refused_before_it_begins(processor, model):
     prompt = processor(text=" the" * 40, return_tensors="pt")
     room = model.config.max_positions - prompt["input_ids"].shape[1]
     options = {"pixel_values": pixels(1), "do_sample": False, "eos_token_id": -1, **prompt}
@@ -165,7 +146,7 @@ def test_padding_needs_no_positions(processor, model):
     )
 
 
-def test_the_processor_knows_the_context_where_its_tokenizer_does():
+def test_the_processor_uses_the_context_length_of_its_tokenizer():
     processor = tiny_processor()
     processor.tokenizer.model_max_length = 64
     with pytest.raises(ValueError, match="A prompt of 1501 tokens; the model takes 64"):
@@ -174,7 +155,7 @@ def test_the_processor_knows_the_context_where_its_tokenizer_does():
         type(processor)(processor.image_processor, processor.tokenizer, max_length=65)
 
 
-def test_command_lines_refuse_what_does_not_fit(processor, model, tmp_path):
+def test_command_lines_refuse_text_that_does_not_fit(processor, model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     (tmp_path / "a.png").write_bytes(b"")

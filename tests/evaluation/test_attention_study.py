@@ -8,7 +8,7 @@ from PIL import ImageChops
 from transformers import ResNetConfig
 
 import train
-from processing.toy_artemis import MOTIF_WORDS, toy_scene
+from processing.toy_artemis import load_grammar, toy_scene
 from processing.toy_paintings import COLOURS, motif_box, paint_scene
 from studies.attention import NOUNS, area, main, mass_inside
 
@@ -47,11 +47,11 @@ def test_a_model_that_looks_anywhere_has_a_ratio_of_one():
 
 
 def test_the_nouns_are_those_of_the_sentences():
-    assert set(NOUNS) == set(MOTIF_WORDS)
-    for motif, words in MOTIF_WORDS.items():
-        spoken = " ".join(words.names).split()
+    assert set(NOUNS) == set(load_grammar()["motifs"])
+    for motif, words in load_grammar()["motifs"].items():
+        spoken = " ".join(words["names"]).split()
         assert NOUNS[motif] <= set(spoken)
-        assert all(NOUNS[motif] & set(name.split()) for name in words.names), "every name has one"
+        assert all(NOUNS[motif] & set(name.split()) for name in words["names"]), "every name has one"
 
 
 @pytest.mark.parametrize("index", range(0, 45, 4))

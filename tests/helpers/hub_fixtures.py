@@ -29,7 +29,7 @@ MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safe
 MODULES = "card checkpoint configuration decoder emotion heads label_tree modeling packed_linear pipeline vision"
 MODEL_FILES |= {f"{name}_sevlm.py" for name in MODULES.split()}
 PROCESSOR_FILES = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-PROCESSOR_FILES |= {"downloads.py", "images.py", "processing_sevlm.py", "vad_lexicon.py"}
+PROCESSOR_FILES |= {"images.py", "processing_sevlm.py", "vad_lexicon.py"}
 COMPLETE = MODEL_FILES | PROCESSOR_FILES
 WITHOUT_PROJECT = """
 import sys

@@ -37,8 +37,8 @@ def test_a_space_has_a_card_pinned_requirements_and_the_code(tmp_path):
     space.stage_space(tmp_path, "org/sevlm-artemis")
     names = files(tmp_path)
     assert {"app.py", "LICENSE", "README.md", "requirements.txt", "model.txt"} <= names
-    assert {"modeling_sevlm/__init__.py", "processing/embedded_vad.tsv"} <= names
-    assert names >= {path.name for path in ROOT.glob("app_*.py")}
+    assert {"modeling_sevlm/__init__.py", "processing/embedded_vad.tsv", "processing/toy_grammar.toml"} <= names
+    assert {"app_page.py", "app_page.css"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
     card = yaml.safe_load((tmp_path / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and card["license"] == "apache-2.0"

@@ -1,4 +1,4 @@
-"""The properties of the tests on ten times as many examples, drawn with another seed each time."""
+"""Runs the property tests on ten times as many examples, drawn with another seed each time."""
 
 import os
 import random
@@ -12,18 +12,18 @@ from trial import Row
 
 
 TESTS = Path(__file__).resolve().parent.parent
-TIME_LIMIT = 900  # seconds a file: only what hangs takes that long
+TIME_LIMIT = 900  # seconds per file
 
 
 def run(chance: random.Random, folder: Path) -> Iterator[Row]:
     seed = chance.randrange(2**32)
-    for file in sorted(TESTS.glob("test_*.py")):
+    for file in sorted(TESTS.rglob("test_*.py")):
         if "@examples(" not in file.read_text(encoding="utf-8"):
             continue
         options = ["-q", "-p", "no:cacheprovider", "-m", "", "--hypothesis-show-statistics"]
         options += ["--hypothesis-profile=torture", f"--hypothesis-seed={seed}"]
         command = [sys.executable, "-m", "pytest", *options, file.relative_to(TESTS.parent).as_posix()]
-        # Outside the project nothing is written, and hypothesis' own notes neither.
+        # Keeps hypothesis' files out of the project.
         environment = {**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis")}
         try:
             done = subprocess.run(
@@ -41,7 +41,7 @@ def run(chance: random.Random, folder: Path) -> Iterator[Row]:
 
 
 def statistics(report: str) -> Iterator[tuple[str, int, int]]:
-    """(test, examples that passed, that failed) of what pytest prints of hypothesis' work."""
+    """Yields (test, passed examples, failed examples) from the statistics that hypothesis adds to pytest's report."""
     for part in re.split(r"^(?=tests/\S+::)", report, flags=re.M)[1:]:
         name = re.match(r"tests/\S+?::([^:\s]+):", part)
         counts = re.findall(r"(\d+) passing, (\d+) failing", part.replace(" examples", "")) if name else []
