@@ -1,14 +1,14 @@
-"""The benchmarks at a tiny size: every command writes what it says, the yardstick computes what the model computes,
-and what must be equal is checked. No test looks at how long something took."""
+"""The benchmarks at a tiny size: every command writes its results, the yardstick computes what the model computes, and
+unequal outputs are errors. No test looks at times."""
 
 import json
 
 import pytest
 import torch
 
-from benchmarks import fresh, generation, growth, inputs, measure, training
+from benchmarks import generation, inputs, measure, training
 from benchmarks.__main__ import main, parse
-from benchmarks.floors import decode_step_floors, decode_step_work
+from benchmarks.floors import step_floors
 from benchmarks.recompute import Recompute
 from benchmarks.results import markdown
 from processing.artemis import EMOTIONS
@@ -58,7 +58,7 @@ def test_generate_measures_yardstick_tower_and_model_and_finds_their_tokens_equa
         *["tower alone float32", "ours float32"],
         *["tower alone bfloat16", "ours bfloat16"],
     ]
-    for text in ("free", "behind a label"):
+    for text in ("free", "after a label"):
         assert result["checks"][f"float32 tokens equal to the yardstick's, {text}"] == 1
         assert result["checks"][f"bfloat16 tokens equal to the yardstick's, {text}"] <= 1
         assert abs(result["checks"][f"bfloat16 change of log-likelihood per token, {text}"]) < 0.1
@@ -110,11 +110,9 @@ def test_metrics_says_that_meteor_is_missing_where_there_is_no_java(run, monkeyp
     assert "without METEOR: no Java here" in result["tables"][0]["rows"][0][0]
 
 
-def test_growth_writes_exponents_and_plots_and_sees_the_tower_once(run, tmp_path, monkeypatch):
-    # The process of its own that it is measured in takes its time to start.
-    monkeypatch.setattr(growth, "fresh", lambda task, file, threads: fresh.artemis(file))
+def test_growth_writes_exponents_and_plots_and_checks_the_tower(run, tmp_path):
     result = run("growth", "--plots", str(tmp_path / "plots"))
-    assert result["checks"] == {"pictures through the tower at every number of candidates": [1, 1, 1]}
+    assert result["checks"] == {"images through the tower at every number of candidates": [1, 1, 1]}
     assert len(result["series"]) == len(result["tables"][0]["rows"]) == 7
     assert all(len(entry["sizes"]) == len(entry["seconds"]) for entry in result["series"].values())
     kinds = [path.read_bytes()[:4] for path in sorted((tmp_path / "plots").iterdir())]
@@ -163,34 +161,39 @@ def test_tokens_that_differ_from_the_yardsticks_are_an_error(made, model):
         generation.compare_tokens(made, yardstick, model, {"float32": made.model(seed=1)}, pixel_values)
 
 
-def test_losses_that_differ_from_the_yardsticks_are_an_error(made, model):
+@pytest.fixture
+def steps(made):
     args = parse(["train", "--size", "tiny", "--batch_size", "2"])
-    batch = training.make_batch(made, model, args)
-    kinds = {training.YARDSTICK: "authors", "ours float32": "pixels"}
-    steps = {name: training.Step(model, made.processor, batch, kind, "float32") for name, kind in kinds.items()}
+    variants = {training.YARDSTICK: ("authors", "float32"), "ours float32": ("pixels", "float32")}
+    return training.make_steps(made, variants, args)
+
+
+def test_losses_that_differ_from_the_yardsticks_are_an_error(steps):
     training.compare_losses(steps)
-    steps["ours float32"].text["vad_values"] = -batch["vad_values"]
+    steps["ours float32"].text["vad_values"] = -steps["ours float32"].text["vad_values"]
     with pytest.raises(AssertionError, match="'ours float32' are not the yardstick's"):
         training.compare_losses(steps)
 
 
-def test_the_authors_step_and_ours_have_the_same_gradients(made, monkeypatch):
-    args = parse(["train", "--size", "tiny", "--batch_size", "2"])
-    gradients = {}
-    for kind in ("authors", "pixels"):
-        model = made.model()
-        step = training.Step(model, made.processor, training.make_batch(made, model, args), kind, "float32")
-        step.max_grad_norm = None
-        for module in [*model.modules(), *(step.yardstick.blocks.modules() if kind == "authors" else ())]:
+def test_the_authors_step_and_ours_have_the_same_gradients(steps, monkeypatch):
+    gradients = []
+    for step in steps.values():
+        model, step.max_grad_norm = step.model, None
+        for module in [*model.modules(), *(step.yardstick.blocks.modules() if step.yardstick else ())]:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        monkeypatch.setattr(step.optimizer, "zero_grad", lambda set_to_none: None)
-        before = model.decoder.wte.weight.clone()
-        step()
-        assert model.decoder.wte.weight.ne(before).any()
-        gradients[kind] = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    assert any(name.startswith("contrastive_head") for name in gradients["authors"])
-    torch.testing.assert_close(gradients["pixels"], gradients["authors"], rtol=1e-3, atol=1e-5)
+        with monkeypatch.context() as patch:
+            # The weights are shared, so they must not move before the second step.
+            patch.setattr(step.optimizer, "zero_grad", lambda set_to_none: None)
+            patch.setattr(step.optimizer, "step", lambda: None)
+            step()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        model.zero_grad()
+    assert any(name.startswith("contrastive_head") for name in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
+    before = model.decoder.wte.weight.clone()
+    step()
+    assert model.decoder.wte.weight.ne(before).any()
 
 
 def test_variants_take_turns_and_medians_are_of_each_alone():
@@ -209,7 +212,7 @@ def test_variants_take_turns_and_medians_are_of_each_alone():
     timings = measure.interleaved(variants, repeats=3, clock=lambda: now[0])
     assert calls == ["a", "b"] + 3 * ["a", "b"]
     assert timings["a"].seconds == [1, 5, 2] and timings["a"].median == 2
-    assert timings["b"].seconds == [10, 30, 20] and timings["b"].quartiles == (15, 25)
+    assert timings["b"].seconds == [10, 30, 20] and timings["b"].spread == [20, 15, 25]
     assert measure.speedup(timings["b"], timings["a"]) == 10  # of 10, 6 and 10
 
 
@@ -228,18 +231,16 @@ def test_exponents_are_slopes():
     assert measure.growth_exponent(sizes, [size**2 for size in sizes]) == pytest.approx(2)
 
 
-def test_a_decoding_step_reads_every_weight_but_those_of_the_cached_patches(made, model):
-    work = decode_step_work(model, patches=16)
-    width, layers = model.config.hidden_size, 2
-    cached = layers * (width * 2 * width + 2 * width)  # keys and values of the patches
+def test_a_decoding_step_reads_all_weights_except_those_of_the_cached_patches(model):
+    width, layers, patches = model.config.hidden_size, 2, 16
+    cached = layers * (width * 2 * width + 2 * width)  # projections to the keys and values of the patches
     # Rows are taken out of the embeddings; the words' matrix is read as the vocabulary projection.
     unread = cached + model.decoder.wpe.weight.numel() + 2 * width  # and the last LayerNorm
-    assert work["weights"] == sum(p.numel() for p in model.decoder.parameters()) - unread
-    assert work["cached_values_per_picture"] == 2 * layers * 16 * width
-    speeds = {"read_bytes_per_second": 4.0, "multiply_adds_per_second": {"float32": 2.0}}
-    floors = decode_step_floors(work, speeds, torch.float32, batch_size=3)
-    assert floors["weights"] == work["weights"]
-    assert floors["memory"] == work["weights"] + 3 * work["cached_values_per_picture"]
+    weights = sum(p.numel() for p in model.decoder.parameters()) - unread
+    floors = step_floors(model, patches, batch_size=3, bytes_per_second=4.0, products_per_second=2.0)
+    assert floors["weights"] == weights
+    assert floors["memory"] == weights + 3 * 2 * layers * patches * width
+    assert floors["products"] == 3 * (weights + 2 * layers * patches * width) / 2
 
 
 def test_made_words_are_many_and_the_same_every_time():
