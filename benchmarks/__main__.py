@@ -10,7 +10,6 @@ measurements and prints its tables; docs/performance.md explains them.
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     result = {"command": settings.pop("command"), "arguments": settings, "environment": environment(args.device)}
     result |= COMMANDS[args.command][0](args)
     measurements = result.get("measurements", {})
-    result["measurements"] = {name: dataclasses.asdict(timing) for name, timing in measurements.items()}
+    result["measurements"] = {name: timing.to_dict() for name, timing in measurements.items()}
     path = args.output or Path("outputs/benchmarks", f"{args.command}.json")
     write_json(path, result)
     print(markdown(result))

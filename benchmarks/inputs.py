@@ -27,7 +27,7 @@ ANNOTATIONS = 5.68  # per painting of ArtEmis v1: 454,684 / 80,031
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of a benchmark. `vision` and `text` are arguments of the configurations; empty means the paper's model."""
+    """Sizes of a benchmark. `vision` and `text` are arguments of the configurations."""
 
     words: int  # different words in the sentences
     lexicon: int  # words in the lexicon
@@ -94,12 +94,10 @@ def write_annotations(words: list[str], file: str, paintings: int) -> None:
 
 @dataclass
 class Inputs:
-    """What the commands share: words, sentences, and a processor with tokenizer and lexicon."""
-
     size: Size
     words: list[str]
     sentences: list[str]
-    processor: SEVLMProcessor
+    processor: SEVLMProcessor  # with tokenizer and lexicon
 
     def model(self, seed: int = 0) -> SEVLMForConditionalGeneration:
         """A float32 model on the CPU in evaluation mode with a frozen tower. Its random weights are enlarged so that

@@ -39,12 +39,12 @@ def run_load(args) -> dict:
         for _ in range(1 + args.repeats):
             start = time.perf_counter()
             printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout
-            runs.append(json.loads(printed.splitlines()[-1]))
-            runs[-1]["seconds"]["whole process"] = time.perf_counter() - start
+            seconds = {"process_seconds": time.perf_counter() - start}
+            runs.append(json.loads(printed.splitlines()[-1]) | seconds)
     # The first run, which reads the files from the disk and writes byte code, is the warm-up.
-    names, memory = list(runs[0]["seconds"]), list(runs[0]["bytes"])
-    rows = [[n, statistics.median(run["seconds"][n] for run in runs[1:]), runs[0]["seconds"][n]] for n in names]
-    peaks = [[name, statistics.median(run["bytes"][name] for run in runs[1:]) / MIB] for name in memory]
+    times = [run["seconds"] | {"whole process": run["process_seconds"]} for run in runs]
+    rows = [[name, statistics.median(run[name] for run in times[1:]), first] for name, first in times[0].items()]
+    peaks = [[name, statistics.median(run["bytes"][name] for run in runs[1:]) / MIB] for name in runs[0]["bytes"]]
     title, columns = "From nothing to a sentence, one image", ["", "seconds, median", "the very first time"]
     return {"tables": [table(title, columns, rows), table("Memory of that process", ["", "MiB"], peaks)], "runs": runs}
 

@@ -1,17 +1,15 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """Interleaved timing and peak memory.
 
-    timings = interleaved({"ours": ours, "yardstick": yardstick}, repeats=5, device=device)
-    speedup(timings["yardstick"], timings["ours"])
-
-A machine's speed drifts within minutes and between days. The variants therefore take turns, one call each per round.
-Compare ratios of one run, not seconds of two runs.
+A machine's speed drifts within minutes and between days. Variants of the same work therefore take turns, one call each
+per round. Compare ratios of one run, not seconds of two runs.
 """
 
 import ctypes
 import gc
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +36,10 @@ class Timing:
     def spread(self) -> list[float]:
         """Median, lower and upper quartile."""
         return np.percentile(self.seconds, [50, 25, 75]).tolist()
+
+    def to_dict(self) -> dict:
+        measured = {"median": self.median, "quartiles": self.spread[1:], "seconds": self.seconds}
+        return measured | {"peak_memory_bytes": self.peak_memory}
 
 
 def interleaved(
@@ -89,19 +91,16 @@ def peak_memory(call: Callable[[], object], device: torch.device | str) -> int |
         call()
         return torch.cuda.max_memory_allocated(device) - before
     before = None
-    try:
+    with suppress(OSError, AttributeError):
         # Freed memory that the process still holds would be used again without being counted.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        before = resident("VmRSS")
-    except (OSError, AttributeError):
-        pass
+        before = _resident("VmRSS")
     call()
-    return None if before is None else max(0, resident("VmHWM") - before)
+    return None if before is None else max(0, _resident("VmHWM") - before)
 
 
-def resident(name: str) -> int:
-    """Bytes of resident memory now (`VmRSS`) or at most (`VmHWM`)."""
+def _resident(name: str) -> int:
     return 1024 * int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
 
 

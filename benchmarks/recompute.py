@@ -5,9 +5,9 @@
     tokens = yardstick.generate(pixel_values, new_tokens=25)       # greedy
     losses = yardstick.training_losses(pixel_values, text)
 
-It is written from the paper and the known behaviour of the authors' procedure, on transformers' own GPT-2 blocks. It
-shares its weights with our model, so that both must give the same tokens. Where the authors compute something else
-than our model (a bidirectional emotion encoder, VAD of single pieces), it follows our model: only the time matters.
+It is written from the paper, on transformers' own GPT-2 blocks, and shares its weights with our model, so that both
+must give the same tokens. Where the authors compute something else than our model (a bidirectional emotion encoder,
+VAD of single pieces), it follows our model: only the time matters.
 """
 
 import copy
@@ -31,14 +31,13 @@ class Recompute:
     Args:
         model: a `SEVLMForConditionalGeneration`; its weights are used, not copied.
         processor: its processor, for tokenizer and lexicon.
-        attn_implementation: "sdpa" is transformers' default today and the faster one; "eager" is what it had when the
-            paper was written.
+        attention: "sdpa", transformers' default today, or "eager", what it had when the paper was written.
     """
 
-    def __init__(self, model, processor, attn_implementation: str = "sdpa"):
+    def __init__(self, model, processor, attention: str = "sdpa"):
         self.model, self.tokenizer, self.lexicon = model, processor.tokenizer, processor.vad_lexicon
         config = copy.deepcopy(model.config.text_config)
-        config._attn_implementation = attn_implementation
+        config._attn_implementation = attention
         with torch.device("meta"):
             self.blocks = nn.ModuleList([GPT2Block(config, layer_idx=i) for i in range(config.n_layer)])
         self.blocks.load_state_dict(model.decoder.h.state_dict(keep_vars=True), assign=True)
@@ -103,16 +102,8 @@ class Recompute:
         return decoder.ln_f(hidden)
 
     def training_losses(self, pixel_values: torch.Tensor, text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The losses of one batch as the authors compute them: every sentence is a row of fixed length with its own
-        pass of its image through the tower, and logits and losses are computed at every position.
-
-        Args:
-            pixel_values: `(B, 3, H, W)`.
-            text: the collator's output, `(B, 2, L)`.
-
-        Returns:
-            `language_loss`, `emotion_loss`, `contrastive_loss`: means over words, VAD targets, sentences.
-        """
+        """The three losses of images `(B, 3, H, W)` and text `(B, 2, L)` as the authors compute them: every sentence
+        is a row of fixed length with its own pass of its image through the tower, and logits at every position."""
         model, config = self.model, self.model.config
         fills = {"input_ids": config.pad_token_id, "labels": -100, "token_type_ids": config.explanation_segment_id}
         missing = TRAINING_LENGTH - text["input_ids"].shape[-1]

@@ -1,7 +1,7 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """`train`: sentences per second of an optimizer step against the authors' step. With `--epoch`: the time of a
-whole epoch through the trainer. Its features are random and at most `DISTINCT_FEATURES` of them are distinct: reading a
-cache from a slow disk is not part of that time, nor are evaluation and checkpoints."""
+whole epoch through the trainer. Its features are random and at most `DISTINCT_FEATURES` of them are distinct: reading
+a cache from a slow disk is not part of that time, nor are evaluation and checkpoints."""
 
 import io
 import tempfile
@@ -128,7 +128,7 @@ def compare_losses(steps: dict[str, Step]) -> dict[str, float]:
 
 
 def decode_images(inputs: Inputs, args) -> dict:
-    """A table of the JPEG files that one core decodes, resizes and normalises per second, as a loader's worker does."""
+    """A table of the JPEG files that one core decodes, resizes and normalises per second, as a worker does."""
     files, draw = [io.BytesIO() for _ in range(JPEGS[args.size])], np.random.default_rng(0)
     for file in files:
         colours = Image.fromarray(draw.integers(0, 256, (7, 7, 3), np.uint8))
