@@ -12,9 +12,9 @@ from modeling_sevlm.packed_linear_sevlm import packed_linears
 
 from .floors import READ_BYTES, machine_speeds, step_floors
 from .inputs import TINY_VISION, Inputs, make_inputs
-from .measure import interleaved, mib, speedup
+from .measure import Timing, interleaved, mib, speedup
 from .recompute import Recompute
-from .results import table
+from .results import rate_table, table
 
 
 YARDSTICK, EAGER = "recompute float32", "recompute, eager attention float32"
@@ -36,17 +36,20 @@ def run_generate(args) -> dict:
         for way, kwargs in ways(args).items():
             variants[f"ours{way} {dtype}"] = partial(model.generate, pixel_values=pixel_values, **kwargs)
     timings = interleaved(variants, args.repeats, device=args.device, warmup=args.warmup)
-    rows = []
-    for name, timing in timings.items():
-        tower = timings.get(f"tower alone {name.rpartition(' ')[2]}")
-        ratios = [speedup(timings[YARDSTICK], timing), speedup(timings[EAGER], timing)]
-        ratios.append(speedup(timing, tower) if tower else None)
-        rows.append([name, args.batch_size / timing.median, timing.spread, *ratios, mib(timing.peak_memory)])
-    columns = ["", "images/s", "seconds (median, quartiles)", "x yardstick", "x eager yardstick", "/ tower time"]
     title = f"Generation, batch {args.batch_size}, {new_tokens} new tokens, images included"
+
+    def tower_ratio(dtype: str, timing: Timing) -> float | None:
+        return speedup(timing, timings[f"tower alone {dtype}"]) if dtype in models else None
+
+    columns = {
+        "x yardstick": lambda name, timing: speedup(timings[YARDSTICK], timing),
+        "x eager yardstick": lambda name, timing: speedup(timings[EAGER], timing),
+        "/ tower time": lambda name, timing: tower_ratio(name.rpartition(" ")[2], timing),
+        "peak MiB on top": lambda name, timing: mib(timing.peak_memory),
+    }
     steps_table, steps = measure_steps(inputs, models, args)
     return {
-        "tables": [table(title, [*columns, "peak MiB on top"], rows), steps_table],
+        "tables": [rate_table(title, timings, args.batch_size, "images", columns), steps_table],
         "checks": compare_tokens(inputs, yardstick, reference, models, pixel_values),
         "measurements": timings,
         "decode_step": steps,
@@ -56,7 +59,7 @@ def run_generate(args) -> dict:
 def run_peers(args) -> dict:
     inputs = make_inputs(args.size)
     pixel_values, new_tokens = inputs.pixel_values(args.batch_size).to(args.device), inputs.size.new_tokens
-    prompt, variants, checks, rows = len(inputs.processor.token_layout()["prompt_token_ids"]), {}, {}, []
+    prompt, variants, checks = len(inputs.processor.token_layout()["prompt_token_ids"]), {}, {}
     for dtype in args.dtype:
         model = inputs.model().to(args.device, getattr(torch, dtype))
         for way, kwargs in ways(args).items():
@@ -72,12 +75,10 @@ def run_peers(args) -> dict:
     if set(checks.values()) != {new_tokens}:
         raise AssertionError(f"Every model must generate {new_tokens} new tokens: {checks}.")
     timings = interleaved(variants, args.repeats, device=args.device, warmup=args.warmup)
-    for name, timing in timings.items():
-        ours = timings[f"SEVLM {name.rpartition(' ')[2]}"]
-        rows.append([name, args.batch_size / timing.median, timing.spread, speedup(timing, ours)])
     title = f"The same work by other models: batch {args.batch_size}, {new_tokens} new tokens, images included"
-    columns = ["", "images/s", "seconds (median, quartiles)", "SEVLM is faster by"]
-    return {"tables": [table(title, columns, rows)], "checks": checks, "measurements": timings}
+    columns = {"SEVLM is faster by": lambda name, timing: speedup(timing, timings[f"SEVLM {name.split()[-1]}"])}
+    tables = [rate_table(title, timings, args.batch_size, "images", columns)]
+    return {"tables": tables, "checks": checks, "measurements": timings}
 
 
 def make_peer(name: str, size: str):

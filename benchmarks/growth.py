@@ -65,6 +65,13 @@ def run_growth(args) -> dict:
         loading,
         reading,
     ]
+    seen = []
+    hook = model.vision_tower.register_forward_hook(lambda *args: seen.append(len(args[-1].last_hidden_state)))
+    for size in (1, 2, 4):
+        sample(num_return_sequences=size)
+    hook.remove()
+    if seen != [1, 1, 1]:
+        raise AssertionError(f"Images through the tower for 1, 2 and 4 candidates of one image: {seen}.")
     series, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for (name, sizes), call in zip(SIZES.items(), calls, strict=True):
@@ -82,25 +89,9 @@ def run_growth(args) -> dict:
     draw(series, args.plots)
     return {
         "tables": [table(f"Growth ({dtype}; exponent 1 is linear, less is better)", [*columns, "at last"], rows)],
-        "checks": {"images through the tower at every number of candidates": images_through_tower(model, sample)},
+        "checks": {"images through the tower at every number of candidates": seen},
         "series": series,
     }
-
-
-def images_through_tower(model, sample) -> list[int]:
-    """How many images went through the tower for 1, 2 and 4 candidates of one image.
-
-    Raises:
-        AssertionError: the image went through it more than once.
-    """
-    seen = []
-    hook = model.vision_tower.register_forward_hook(lambda *args: seen.append(len(args[-1].last_hidden_state)))
-    for size in (1, 2, 4):
-        sample(num_return_sequences=size)
-    hook.remove()
-    if seen != [1, 1, 1]:
-        raise AssertionError(f"Images through the tower for 1, 2 and 4 candidates of one image: {seen}.")
-    return seen
 
 
 def draw(series: dict[str, dict], folder: Path) -> None:

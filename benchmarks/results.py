@@ -3,12 +3,15 @@
 as JSON and printed as markdown. A table is `{"title", "columns", "rows"}` with unformatted numbers."""
 
 import platform
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from evaluation.report import git_commit, versions
+
+from .measure import Timing
 
 
 def environment(device: torch.device) -> dict:
@@ -28,6 +31,17 @@ def environment(device: torch.device) -> dict:
 
 def table(title: str, columns: list[str], rows: list[list]) -> dict:
     return {"title": title, "columns": columns, "rows": rows}
+
+
+def rate_table(title: str, timings: dict[str, Timing], count: int, unit: str, more: dict[str, Callable]) -> dict:
+    """A row per timing of `count` things: how many per second, the seconds, and what the functions of `more` return
+    for its name and timing."""
+    columns = ["", f"{unit}/s", "seconds (median, quartiles)", *more]
+    rows = [
+        [name, count / timing.median, timing.spread, *(value(name, timing) for value in more.values())]
+        for name, timing in timings.items()
+    ]
+    return table(title, columns, rows)
 
 
 def markdown(result: dict) -> str:

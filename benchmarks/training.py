@@ -5,6 +5,7 @@ a cache from a slow disk is not part of that time, nor are evaluation and checkp
 
 import io
 import tempfile
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from processing.collator import SentencePairs, SEVLMCollator
 from .inputs import Inputs, make_inputs, write_annotations
 from .measure import interleaved, mib, peak_memory, speedup
 from .recompute import Recompute
-from .results import table
+from .results import rate_table, table
 
 
 YARDSTICK = "authors' step float32"
@@ -71,7 +72,7 @@ class Step:
 
 
 def run_train(args) -> dict:
-    inputs, sentences = make_inputs(args.size), 2 * args.batch_size
+    inputs = make_inputs(args.size)
     if args.epoch is not None:
         return measure_epoch(inputs, args)
     if args.batch_size < 2:
@@ -82,20 +83,20 @@ def run_train(args) -> dict:
     checks = compare_losses(steps)
     timings = interleaved(steps, args.repeats, device=args.device, warmup=args.warmup)
     del steps
-    peaks, rows = {}, []
-    for name, timing in timings.items():
 
-        def two_steps(variant=variants[name]) -> None:  # with nothing else in memory
-            step = make_steps(inputs, {"": variant}, args)[""]
-            step()
-            step()
+    def two_steps(variant: tuple[str, str]) -> None:
+        step = make_steps(inputs, {"": variant}, args)[""]
+        step()
+        step()
 
-        peaks[name] = peak_memory(two_steps, args.device)
-        ratio = speedup(timings[YARDSTICK], timing)
-        rows.append([name, sentences / timing.median, timing.spread, ratio, mib(peaks[name])])
-    columns = ["", "sentences/s", "seconds a step (median, quartiles)", "x yardstick", "peak MiB, model included"]
+    # With nothing else in memory.
+    peaks = {name: peak_memory(partial(two_steps, variant), args.device) for name, variant in variants.items()}
     title = f"One optimizer step, {args.batch_size} images with 2 sentences each"
-    tables = [table(title, columns, rows), decode_images(inputs, args)]
+    columns = {
+        "x yardstick": lambda name, timing: speedup(timings[YARDSTICK], timing),
+        "peak MiB, model included": lambda name, timing: mib(peaks[name]),
+    }
+    tables = [rate_table(title, timings, 2 * args.batch_size, "sentences", columns), decode_images(inputs, args)]
     return {"tables": tables, "checks": checks, "measurements": timings, "peak_memory_bytes": peaks}
 
 
@@ -156,19 +157,16 @@ def measure_epoch(inputs: Inputs, args) -> dict:
         write_annotations(inputs.words, f"{folder}/annotations.csv", args.epoch)
         splits = load_artemis(f"{folder}/annotations.csv", with_images=False)
         paintings = concatenate_datasets([*splits.values()])
+        quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        quiet |= {"early_stopping_patience": 0, "disable_tqdm": True, "report_to": "none"}
         settings = SEVLMTrainingArguments(
             output_dir=folder,
-            report_to="none",
             use_cpu=args.device.type == "cpu",
             bf16=bf16,
             num_train_epochs=1,
             per_device_train_batch_size=args.batch_size,
             dataloader_num_workers=args.workers,
-            eval_strategy="no",
-            save_strategy="no",
-            load_best_model_at_end=False,
-            early_stopping_patience=0,
-            disable_tqdm=True,
+            **quiet,
         )
         trainer = SEVLMTrainer(
             model=model,

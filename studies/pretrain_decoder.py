@@ -74,14 +74,10 @@ def encode(rows: pd.DataFrame, tokenizer, max_length: int) -> list[dict[str, lis
 
 def read_rows(args: DecoderArguments, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training and validation rows. No painting is in both, none in `held_out`."""
-    rows, *held_out = (
-        pd.concat([read_annotations(file, "v1")[0] for file in files])
-        for files in (args.annotations, args.held_out)
-        if files
-    )
+    rows = pd.concat([read_annotations(file, "v1")[0] for file in args.annotations])
     rows["emotion"] = rows["emotion"].str.strip().str.lower()
-    names = rows["painting"].str.normalize("NFC")
-    known = names.isin(held_out[0]["painting"].str.normalize("NFC")) if held_out else False
+    held_out = [read_annotations(file, "v1")[0]["painting"].str.normalize("NFC") for file in args.held_out]
+    known = rows["painting"].str.normalize("NFC").isin({name for names in held_out for name in names})
     rows = rows[rows["emotion"].isin(EMOTIONS) & ~known & (rows["utterance"] != "")]
     paintings = sorted(rows["painting"].unique())
     random.Random(seed).shuffle(paintings)
