@@ -1,183 +1,185 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""`train`: sentences per second of one optimizer step against the authors' step, and of a whole epoch through the
-trainer (`--epoch`)."""
+"""`train`: sentences per second of an optimizer step against the authors' step. With `--epoch`: the time of a
+whole epoch through the trainer. Its features are random and at most `DISTINCT_FEATURES` of them are distinct: reading
+a cache from a slow disk is not part of that time, nor are evaluation and checkpoints."""
 
 import io
 import tempfile
-from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
+from datasets import concatenate_datasets
 from PIL import Image
+from torch.utils.data import Subset
 
 from modeling_sevlm.trainer import SEVLMTrainer, SEVLMTrainingArguments, parameter_groups
+from processing.artemis import load_artemis
+from processing.collator import SentencePairs, SEVLMCollator
 
-from .epoch import measure_epoch
-from .inputs import Inputs, make_inputs, make_jpeg
-from .measure import PeakMemory, interleaved, speedup
+from .inputs import Inputs, make_inputs, write_annotations
+from .measure import interleaved, mib, peak_memory, speedup
 from .recompute import Recompute
-from .results import table
+from .results import rate_table, table
 
 
 YARDSTICK = "authors' step float32"
-JPEG_SIZE = (1024, 768)
-JPEGS = {"full": 32, "tiny": 2}
-SENTENCES = 2  # of a picture
+IMAGE_INPUT = {"authors": "pixel_values", "pixels": "pixel_values", "cached features": "image_features"}
+JPEG_SIZE, JPEGS = (1024, 768), {"full": 32, "tiny": 2}
+DISTINCT_FEATURES, PAPER_EPOCHS = 4096, 35
 
 
 class Step:
-    """One optimizer step on one batch, in one of the variants that are compared.
+    """One optimizer step on one batch.
 
     Args:
-        model: on its device; variants may share it, each has its own optimizer states.
-        kind: "authors", "pixels" or "features".
+        model: on its device. Variants may share it; each has its own optimizer states.
+        kind: a key of `IMAGE_INPUT`.
         dtype: "bfloat16" for autocast.
     """
 
-    def __init__(self, model, processor, batch: dict[str, torch.Tensor], kind: str, dtype: str):
-        self.model, self.kind = model, kind
+    def __init__(self, model, processor, batch: dict[str, torch.Tensor], kind: str, dtype: str = "float32"):
+        self.model, self.max_grad_norm = model, None
+        self.image = {name: batch[name] for name in [IMAGE_INPUT[kind]]}
+        self.text = {name: batch[name] for name in batch if name not in IMAGE_INPUT.values()}
         self.autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-        self.text = {name: batch[name] for name in batch if name not in ("pixel_values", "image_features")}
-        self.picture = {name: batch[name] for name in (_PICTURE[kind],)}
-        with tempfile.TemporaryDirectory() as folder:
-            use_cpu = model.device.type == "cpu"
-            settings = SEVLMTrainingArguments(output_dir=folder, report_to="none", use_cpu=use_cpu)
+        self.yardstick = Recompute(model, processor) if kind == "authors" else None
+        use_cpu = model.device.type == "cpu"
+        settings = SEVLMTrainingArguments(output_dir=tempfile.gettempdir(), report_to="none", use_cpu=use_cpu)
         groups = parameter_groups(model, settings)
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
         if kind == "authors":
-            self.yardstick = Recompute(model, processor)
-            self.max_grad_norm = None
             self.optimizer = torch.optim.AdamW(groups, foreach=False, fused=False)
         else:
-            self.max_grad_norm = settings.max_grad_norm
             optimizer, kwargs = SEVLMTrainer.get_optimizer_cls_and_kwargs(settings, model)
-            self.optimizer = optimizer(groups, **kwargs)
+            self.optimizer, self.max_grad_norm = optimizer(groups, **kwargs), settings.max_grad_norm
 
     def losses(self) -> dict[str, torch.Tensor]:
-        if self.kind == "authors":
+        if self.yardstick is not None:
             self.yardstick.blocks.train(self.model.training)
-            return self.yardstick.training_losses(self.picture["pixel_values"], self.text)
+            return self.yardstick.training_losses(self.image["pixel_values"], self.text)
         with self.autocast:
-            output = self.model(**self.picture, **self.text, skip_logits=True)  # as the trainer calls it
+            output = self.model(**self.image, **self.text, skip_logits=True)  # as in the trainer
         return {name: output[name] for name in ("language_loss", "emotion_loss", "contrastive_loss")}
 
     def __call__(self) -> None:
         self.model.train()
-        total = sum(getattr(self.model.config, f"{name}_weight") * loss for name, loss in self.losses().items())
-        total.backward()
+        sum(getattr(self.model.config, f"{name}_weight") * loss for name, loss in self.losses().items()).backward()
         if self.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
-_PICTURE = {"authors": "pixel_values", "pixels": "pixel_values", "features": "image_features"}
-VARIANTS = {"authors": "authors' step", "pixels": "ours, pixels", "features": "ours, cached features"}
-
-
 def run_train(args) -> dict:
-    """The command `train`."""
     inputs = make_inputs(args.size)
     if args.epoch is not None:
         return measure_epoch(inputs, args)
     if args.batch_size < 2:
-        raise SystemExit("error: the contrastive loss takes its negatives from a batch of 2 pictures or more.")
-    model = inputs.model().to(args.device)
-    batch = make_batch(inputs, model, args)
-    names = {YARDSTICK: ("authors", "float32")}
-    names |= {f"{VARIANTS[kind]} {dtype}": (kind, dtype) for dtype in args.dtype for kind in ("pixels", "features")}
-    steps = {name: Step(model, inputs.processor, batch, *variant) for name, variant in names.items()}
+        raise SystemExit("error: --batch_size must be 2 or more: the contrastive loss compares the images of a batch.")
+    variants = {YARDSTICK: ("authors", "float32")}
+    variants |= {f"ours, {kind} {dtype}": (kind, dtype) for dtype in args.dtype for kind in list(IMAGE_INPUT)[1:]}
+    steps = make_steps(inputs, variants, args)
     checks = compare_losses(steps)
     timings = interleaved(steps, args.repeats, device=args.device, warmup=args.warmup)
-    sizes = {"sentences": SENTENCES * args.batch_size, "tokens a sentence, longest": batch["input_ids"].shape[-1]}
-    del steps, model
-    peaks = {name: peak_memory(inputs, args, *variant) for name, variant in names.items()}
+    del steps
 
-    rows = []
-    for name, timing in timings.items():
-        rate, peak = SENTENCES * args.batch_size / timing.median, peaks[name]
-        spread = [timing.median, *timing.quartiles]
-        faster = speedup(timings[YARDSTICK], timing)
-        rows.append([name, rate, spread, faster, None if peak is None else peak / 2**20])
-    columns = ["", "sentences/s", "seconds a step (median, quartiles)", "x yardstick", "peak MiB, model included"]
-    title = f"One optimizer step, {args.batch_size} pictures with {SENTENCES} sentences each"
-    decoding = decode_pictures(inputs, args)
-    return {
-        "tables": [table(title, columns, rows), decoding.pop("table")],
-        "checks": checks,
-        "sizes": sizes,
-        "measurements": {name: timing.to_dict() for name, timing in timings.items()},
-        "peak_memory_bytes": peaks,
-        "decoding": decoding,
+    def two_steps(variant: tuple[str, str]) -> None:
+        step = make_steps(inputs, {"": variant}, args)[""]
+        step()
+        step()
+
+    # With nothing else in memory.
+    peaks = {name: peak_memory(partial(two_steps, variant), args.device) for name, variant in variants.items()}
+    title = f"One optimizer step, {args.batch_size} images with 2 sentences each"
+    columns = {
+        "x yardstick": lambda name, timing: speedup(timings[YARDSTICK], timing),
+        "peak MiB, model included": lambda name, timing: mib(peaks[name]),
     }
+    tables = [rate_table(title, timings, 2 * args.batch_size, "sentences", columns), decode_images(inputs, args)]
+    return {"tables": tables, "checks": checks, "measurements": timings, "peak_memory_bytes": peaks}
 
 
-def make_batch(inputs: Inputs, model, args) -> dict[str, torch.Tensor]:
-    """The same sentences for every variant, with pictures and with their features as the cache stores them."""
+def make_steps(inputs: Inputs, variants: dict[str, tuple[str, str]], args) -> dict[str, Step]:
+    """Steps of one model on the same sentences, with images or with their features as the cache stores them."""
+    model = inputs.model().to(args.device)
     batch = inputs.training_text(args.batch_size) | {"pixel_values": inputs.pixel_values(args.batch_size)}
     batch = {name: values.to(args.device) for name, values in batch.items()}
     with torch.no_grad():
         batch["image_features"] = model.get_image_features(batch["pixel_values"]).half()
-    return batch
+    return {name: Step(model, inputs.processor, batch, *variant) for name, variant in variants.items()}
 
 
 @torch.no_grad()
-def compare_losses(steps: dict[str, Step]) -> dict:
-    """Losses of every variant against the yardstick's, without dropout. In float32 they must be equal (from cached
-    features up to the rounding of float16).
+def compare_losses(steps: dict[str, Step]) -> dict[str, float]:
+    """Largest relative difference of a loss from the yardstick's, without dropout, for every other variant.
 
     Raises:
-        AssertionError: they are not.
+        AssertionError: float32 losses differ by more than rounding (the cached features are in float16).
     """
-    checks = {}
-    expected = steps[YARDSTICK]
-    expected.model.eval()
-    wanted = expected.losses()
-    for name, step in steps.items():
-        if name == YARDSTICK:
-            continue
-        found = step.losses()
-        differences = {part: abs(found[part].item() / wanted[part].item() - 1) for part in wanted}
-        checks[f"{name}: largest relative difference of a loss"] = max(differences.values())
-        if name.endswith("float32") and max(differences.values()) > (1e-2 if step.kind == "features" else 1e-4):
-            raise AssertionError(
-                f"The losses of {name!r} are not the yardstick's: relative differences {differences}."
-            )
+    steps[YARDSTICK].model.eval()
+    losses = {name: torch.stack(list(step.losses().values())) for name, step in steps.items()}
+    checks, expected = {}, losses.pop(YARDSTICK)
+    for name, found in losses.items():
+        difference = (found / expected - 1).abs().max().item()
+        checks[f"{name}: largest relative difference of a loss"] = difference
+        if name.endswith("float32") and difference > (1e-2 if "features" in name else 1e-4):
+            raise AssertionError(f"The losses of {name!r} are not the yardstick's: relative difference {difference}.")
     return checks
 
 
-def peak_memory(inputs: Inputs, args, kind: str, dtype: str) -> int | None:
-    """Of two steps with nothing else on the device: weights (the tower's included), gradients, optimizer states,
-    activations. In bytes."""
-    memory = PeakMemory(args.device)
-    model = inputs.model().to(args.device)
-    step = Step(model, inputs.processor, make_batch(inputs, model, args), kind, dtype)
-    for _ in range(2):
-        step()
-    return memory.taken()
-
-
-def decode_pictures(inputs: Inputs, args) -> dict:
-    """How many JPEG files one core decodes, squashes and normalises in a second: what a loader's worker can feed."""
-    width, height = JPEG_SIZE
-    files = [make_jpeg(width, height, seed) for seed in range(JPEGS[args.size])]
-    image_processor = inputs.processor.image_processor
-
-    def each(do: Callable[[Image.Image], object]) -> Callable[[], None]:
-        return lambda: [do(Image.open(io.BytesIO(file))) for file in files] and None
-
+def decode_images(inputs: Inputs, args) -> dict:
+    """A table of the JPEG files that one core decodes, resizes and normalises per second, as a worker does."""
+    files, draw = [io.BytesIO() for _ in range(JPEGS[args.size])], np.random.default_rng(0)
+    for file in files:
+        colours = Image.fromarray(draw.integers(0, 256, (7, 7, 3), np.uint8))
+        soft = np.asarray(colours.resize(JPEG_SIZE, Image.Resampling.BICUBIC), np.int16)
+        grainy = soft + draw.integers(-16, 17, soft.shape, np.int16)
+        Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    side, prepare = inputs.size.image_size, inputs.processor.image_processor
     variants = {
-        "decode": each(lambda picture: picture.convert("RGB")),
-        "decode, squash, normalise": each(lambda picture: image_processor(picture, return_tensors="np")),
+        "decode": lambda: [Image.open(file).convert("RGB") for file in files],
+        "decode, resize, normalise": lambda: [prepare(Image.open(file), return_tensors="np") for file in files],
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        timings = interleaved(variants, args.repeats)
-    finally:
-        torch.set_num_threads(threads)
+    timings = interleaved(variants, args.repeats)
     rows = [[name, len(files) / timing.median] for name, timing in timings.items()]
-    title = f"JPEG files of {width} x {height} pixels to {inputs.size.image_size} x {inputs.size.image_size}"
-    return {
-        "table": table(title, ["", "pictures/s on one core"], rows),
-        "measurements": {name: timing.to_dict() for name, timing in timings.items()},
-    }
+    title = f"JPEG files of {JPEG_SIZE[0]} x {JPEG_SIZE[1]} pixels to {side} x {side}"
+    return table(title, ["", "images/s on one core"], rows)
+
+
+def measure_epoch(inputs: Inputs, args) -> dict:
+    """An epoch of `args.epoch` paintings through the trainer of `train.py`, in bfloat16 if `args.dtype` has it."""
+    model, bf16 = inputs.model(), "bfloat16" in args.dtype
+    vision = model.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    features = torch.randn(min(args.epoch, DISTINCT_FEATURES), patches, vision.hidden_size, dtype=torch.float16)
+    with tempfile.TemporaryDirectory() as folder:
+        write_annotations(inputs.words, f"{folder}/annotations.csv", args.epoch)
+        splits = load_artemis(f"{folder}/annotations.csv", with_images=False)
+        paintings = concatenate_datasets([*splits.values()])
+        quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        quiet |= {"early_stopping_patience": 0, "disable_tqdm": True, "report_to": "none"}
+        settings = SEVLMTrainingArguments(
+            output_dir=folder,
+            use_cpu=args.device.type == "cpu",
+            bf16=bf16,
+            num_train_epochs=1,
+            per_device_train_batch_size=args.batch_size,
+            dataloader_num_workers=args.workers,
+            **quiet,
+        )
+        trainer = SEVLMTrainer(
+            model=model,
+            args=settings,
+            train_dataset=SentencePairs(paintings, features=Subset(features, np.arange(args.epoch) % len(features))),
+            data_collator=SEVLMCollator(inputs.processor),
+            processing_class=inputs.processor,
+        )
+        peak = peak_memory(trainer.train, args.device)
+    state = trainer.state
+    seconds = state.log_history[-1]["train_runtime"]
+    row = [args.epoch, state.global_step, 2 * args.epoch / seconds, seconds, PAPER_EPOCHS * seconds / 3600, mib(peak)]
+    columns = ["paintings", "steps", "sentences/s", "epoch, s", f"{PAPER_EPOCHS} epochs, h", "peak MiB"]
+    dtype = "bfloat16 autocast" if bf16 else "float32"
+    title = f"An epoch through the trainer, cached features, {args.batch_size} paintings a step, {dtype}"
+    return {"tables": [table(title, columns, [row])]}

@@ -1,12 +1,11 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Explain pictures, on the screen and as a sheet.
+"""Explains images on the screen and on a sheet.
 
-python examples/gallery.py outputs/demo --output outputs/demo/gallery.png           # held-out embedded pictures
+python examples/gallery.py outputs/demo --output outputs/demo/gallery.png     # held-out embedded images
 python examples/gallery.py MODEL painting.jpg other.jpg --output gallery.png
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from PIL import Image
@@ -16,23 +15,15 @@ import modeling_sevlm  # noqa: F401 - registers the model with the Auto classes
 import processing  # noqa: F401 - registers the processor
 from modeling_sevlm.callbacks import explain
 from modeling_sevlm.views import gallery_sheet, in_fixed_order
+from processing.files import atomic_write
 from processing.toy_artemis import load_toy_artemis
-
-
-BAR_WIDTH = 24
-
-
-def print_explanation(name: str, result: dict) -> None:
-    print(f"\n{name}: {result['emotion']}, because {result['explanation']}")
-    for emotion, value in in_fixed_order(result["emotion_scores"]).items():
-        print(f"  {emotion:>15} {value:6.1%} {'█' * round(value * BAR_WIDTH)}")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", help="checkpoint folder or name on the Hub")
-    parser.add_argument("images", nargs="*", help="pictures; three held-out pictures of the embedded data by default")
-    parser.add_argument("--output", type=Path, default=Path("gallery.png"))
+    parser.add_argument("images", nargs="*", help="image files (default: three held-out embedded images)")
+    parser.add_argument("--output", type=Path, default=Path("gallery.png"), help="file of the sheet")
     args = parser.parse_args(argv)
     model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
     processor = AutoProcessor.from_pretrained(args.model)
@@ -43,11 +34,11 @@ def main(argv: list[str] | None = None) -> None:
         names, images = rows["painting"][:], rows["image"][:]
     results = explain(model, processor, images)
     for name, result in zip(names, results, strict=True):
-        print_explanation(name, result)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_name(f"{args.output.stem}.tmp{args.output.suffix}")
-    gallery_sheet(images, results).savefig(temporary, dpi=110)
-    os.replace(temporary, args.output)
+        print(f"\n{name}: {result['emotion']}, because {result['explanation']}")
+        for emotion, score in in_fixed_order(result["emotion_scores"]).items():
+            print(f"  {emotion:>15} {score:6.1%} {'█' * round(24 * score)}")
+    with atomic_write(args.output) as temporary:
+        gallery_sheet(images, results).savefig(temporary, dpi=110, format=args.output.suffix[1:])
     print(f"\n{args.output}")
 
 

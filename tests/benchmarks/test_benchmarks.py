@@ -1,14 +1,14 @@
-"""The benchmarks at a tiny size: every command writes what it says, the yardstick computes what the model computes,
-and what must be equal is checked. No test looks at how long something took."""
+"""The benchmarks at a tiny size: every command writes its results, the yardstick computes what the model computes, and
+unequal outputs are errors. No test looks at times."""
 
 import json
 
 import pytest
 import torch
 
-from benchmarks import fresh, generation, growth, inputs, measure, training
+from benchmarks import generation, inputs, measure, training
 from benchmarks.__main__ import main, parse
-from benchmarks.floors import decode_step_floors, decode_step_work
+from benchmarks.floors import step_floors
 from benchmarks.recompute import Recompute
 from benchmarks.results import markdown
 from processing.artemis import EMOTIONS
@@ -26,14 +26,13 @@ def model(made):
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Run a command at the smallest size; its result as json holds it, and what it printed."""
+    """Runs a command at the smallest size and returns its result as read from JSON."""
 
     def run(command, *arguments):
         file = tmp_path / "results" / f"{command}.json"
         settings = ["--size", "tiny", "--repeats", "1", "--threads", "1", "--batch_size", "2"]
         main([command, *settings, *arguments, "--output", str(file)])
         printed = capsys.readouterr().out
-        assert [path.name for path in file.parent.iterdir()] == [file.name]
         result = json.loads(file.read_text(encoding="utf-8"))
         assert result["command"] == command and result["tables"]
         assert result["environment"]["versions"]["torch"] == torch.__version__
@@ -41,7 +40,7 @@ def run(tmp_path, capsys):
         for entry in result["tables"]:
             assert entry["rows"] and all(len(row) == len(entry["columns"]) for row in entry["rows"])
             assert f"**{entry['title']}**" in printed
-        for timing in result.get("measurements", {}).values():
+        for timing in result["measurements"].values():
             assert len(timing["seconds"]) == 1 and timing["median"] > 0
         main(["table", str(file)])
         assert capsys.readouterr().out.strip() in printed
@@ -53,12 +52,10 @@ def run(tmp_path, capsys):
 def test_generate_measures_yardstick_tower_and_model_and_finds_their_tokens_equal(run):
     result = run("generate")
     assert list(result["measurements"]) == [
-        "recompute float32",
-        "recompute, eager attention float32",
-        *["tower alone float32", "ours float32"],
-        *["tower alone bfloat16", "ours bfloat16"],
+        *["recompute float32", "recompute, eager attention float32"],
+        *["tower alone float32", "ours float32", "tower alone bfloat16", "ours bfloat16"],
     ]
-    for text in ("free", "behind a label"):
+    for text in ("free", "after a label"):
         assert result["checks"][f"float32 tokens equal to the yardstick's, {text}"] == 1
         assert result["checks"][f"bfloat16 tokens equal to the yardstick's, {text}"] <= 1
         assert abs(result["checks"][f"bfloat16 change of log-likelihood per token, {text}"]) < 0.1
@@ -66,7 +63,7 @@ def test_generate_measures_yardstick_tower_and_model_and_finds_their_tokens_equa
     assert result["decode_step"]["speeds"]["read_bytes_per_second"] > 0
 
 
-def test_peers_make_as_many_tokens(run):
+def test_peers_generate_equally_many_tokens(run):
     result = run("peers", "--dtype", "float32")
     assert list(result["measurements"]) == ["SEVLM float32", "BLIP-base float32", "GIT-base float32"]
     assert set(result["checks"].values()) == {6}
@@ -80,14 +77,11 @@ def test_train_measures_the_authors_step_and_ours_and_finds_their_losses_equal(r
 
 
 def test_an_epoch_goes_through_the_trainer(run):
+    assert parse(["train", "--epoch"]).epoch == round(0.85 * 80_031), "ArtEmis by default"
     result = run("train", "--epoch", "12", "--dtype", "float32")
     row = dict(zip(result["tables"][0]["columns"], result["tables"][0]["rows"][0], strict=True))
     assert (row["paintings"], row["steps"]) == (12, 6)
     assert row["35 epochs, h"] == pytest.approx(35 * row["epoch, s"] / 3600)
-
-
-def test_the_epoch_has_the_rows_of_artemis_by_default():
-    assert parse(["train", "--epoch"]).epoch == round(0.85 * 80_031)
 
 
 def test_vad_measures_reader_lookup_and_compilation(run):
@@ -103,48 +97,41 @@ def test_load_measures_a_fresh_process(run):
     assert all(run["process_seconds"] > sum(run["seconds"].values()) for run in result["runs"])
 
 
-def test_metrics_says_that_meteor_is_missing_where_there_is_no_java(run, monkeypatch):
+def test_metrics_says_that_meteor_is_missing_without_java(run, monkeypatch):
     monkeypatch.setattr("metrics.coco_caption.coco_caption.find_java", lambda: None)
     result = run("metrics")
     assert "METEOR was not measured" in result["notes"][0]
     assert "without METEOR: no Java here" in result["tables"][0]["rows"][0][0]
 
 
-def test_growth_writes_exponents_and_plots_and_sees_the_tower_once(run, tmp_path, monkeypatch):
-    # The process of its own that it is measured in takes its time to start.
-    monkeypatch.setattr(growth, "fresh", lambda task, file, threads: fresh.artemis(file))
+def test_growth_writes_exponents_and_plots_and_checks_the_tower(run, tmp_path):
     result = run("growth", "--plots", str(tmp_path / "plots"))
-    assert result["checks"] == {"pictures through the tower at every number of candidates": [1, 1, 1]}
+    assert result["checks"] == {"images through the tower at every number of candidates": [1, 1, 1]}
     assert len(result["series"]) == len(result["tables"][0]["rows"]) == 7
     assert all(len(entry["sizes"]) == len(entry["seconds"]) for entry in result["series"].values())
     kinds = [path.read_bytes()[:4] for path in sorted((tmp_path / "plots").iterdir())]
     assert kinds == 3 * [b"\x89PNG", b"<?xm"]
 
 
-def test_the_yardstick_gives_the_models_logits_on_text_with_vad(made, model):
-    yardstick = Recompute(model, made.processor)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_yardstick_gives_the_models_logits_on_text_with_vad(made, model, attention):
     text = made.training_text(3)
     length = int(text["attention_mask"].sum(dim=-1).min())
     ids, features = text["input_ids"][:, 0, :length], model.get_image_features(made.pixel_values(3))
     with torch.no_grad():
-        expected = model(input_ids=ids, image_features=features)
         assert model.vad_lookup(ids).ne(0).any(), "the lexicon should know some of the words"
-        torch.testing.assert_close(yardstick.logits(ids, features), expected.logits)
-        for implementation in ("eager", "sdpa"):
-            other = Recompute(model, made.processor, implementation).logits(ids, features)
-            torch.testing.assert_close(other, expected.logits)
+        found = Recompute(model, made.processor, attention).logits(ids, features)
+        torch.testing.assert_close(found, model(input_ids=ids, image_features=features).logits)
 
 
 def test_the_yardsticks_dictionaries_describe_tokens_as_the_processor_does(made, model):
     yardstick = Recompute(model, made.processor)
     rows = made.processor(emotions=EMOTIONS, explanations=made.sentences[:9], return_tensors="pt")
-    found = 0
     for ids, segments, vad in zip(rows["input_ids"], rows["token_type_ids"], rows["vad_values"], strict=True):
         described = yardstick.describe(ids.tolist())
         assert described[0] == segments.tolist()
         torch.testing.assert_close(torch.tensor(described[2]), vad)
-        found += int(vad.ne(0).any(dim=-1).sum())
-    assert found > 9
+    assert int(rows["vad_values"].ne(0).any(dim=-1).sum()) > 9
 
 
 def test_the_yardstick_recomputes_everything_but_the_tower(made, model):
@@ -156,70 +143,69 @@ def test_the_yardstick_recomputes_everything_but_the_tower(made, model):
 
 
 def test_tokens_that_differ_from_the_yardsticks_are_an_error(made, model):
-    yardstick = Recompute(model, made.processor)
-    pixel_values = made.pixel_values(2)
+    yardstick, pixel_values = Recompute(model, made.processor), made.pixel_values(2)
     generation.compare_tokens(made, yardstick, model, {"float32": model}, pixel_values)
     with pytest.raises(AssertionError, match="Cached tokens are not the yardstick's"):
         generation.compare_tokens(made, yardstick, model, {"float32": made.model(seed=1)}, pixel_values)
 
 
-def test_losses_that_differ_from_the_yardsticks_are_an_error(made, model):
+@pytest.fixture
+def steps(made):
     args = parse(["train", "--size", "tiny", "--batch_size", "2"])
-    batch = training.make_batch(made, model, args)
-    kinds = {training.YARDSTICK: "authors", "ours float32": "pixels"}
-    steps = {name: training.Step(model, made.processor, batch, kind, "float32") for name, kind in kinds.items()}
+    variants = {training.YARDSTICK: ("authors", "float32"), "ours float32": ("pixels", "float32")}
+    return training.make_steps(made, variants, args)
+
+
+def test_losses_that_differ_from_the_yardsticks_are_an_error(steps):
     training.compare_losses(steps)
-    steps["ours float32"].text["vad_values"] = -batch["vad_values"]
+    steps["ours float32"].text["vad_values"] = -steps["ours float32"].text["vad_values"]
     with pytest.raises(AssertionError, match="'ours float32' are not the yardstick's"):
         training.compare_losses(steps)
 
 
-def test_the_authors_step_and_ours_have_the_same_gradients(made, monkeypatch):
-    args = parse(["train", "--size", "tiny", "--batch_size", "2"])
-    gradients = {}
-    for kind in ("authors", "pixels"):
-        model = made.model()
-        step = training.Step(model, made.processor, training.make_batch(made, model, args), kind, "float32")
-        step.max_grad_norm = None
-        for module in [*model.modules(), *(step.yardstick.blocks.modules() if kind == "authors" else ())]:
+def test_the_authors_step_and_ours_have_the_same_gradients(steps, monkeypatch):
+    gradients = []
+    for step in steps.values():
+        model, step.max_grad_norm = step.model, None
+        for module in [*model.modules(), *(step.yardstick.blocks.modules() if step.yardstick else ())]:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        monkeypatch.setattr(step.optimizer, "zero_grad", lambda set_to_none: None)
-        before = model.decoder.wte.weight.clone()
-        step()
-        assert model.decoder.wte.weight.ne(before).any()
-        gradients[kind] = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    assert any(name.startswith("contrastive_head") for name in gradients["authors"])
-    torch.testing.assert_close(gradients["pixels"], gradients["authors"], rtol=1e-3, atol=1e-5)
+        with monkeypatch.context() as patch:
+            # The weights are shared, so they must not move before the second step.
+            patch.setattr(step.optimizer, "zero_grad", lambda set_to_none: None)
+            patch.setattr(step.optimizer, "step", lambda: None)
+            step()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        model.zero_grad()
+    assert any(name.startswith("contrastive_head") for name in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
+    before = model.decoder.wte.weight.clone()
+    step()
+    assert model.decoder.wte.weight.ne(before).any()
 
 
-def test_variants_take_turns_and_medians_are_of_each_alone():
+def test_variants_take_turns_and_each_has_its_own_median():
     now, calls = [0.0], []
 
-    def variant(name, durations):
-        durations = iter(durations)
+    def call(name, durations):
+        calls.append(name)
+        now[0] += next(durations)
 
-        def call():
-            calls.append(name)
-            now[0] += next(durations)
-
-        return call
-
-    variants = {"a": variant("a", [9, 1, 5, 2]), "b": variant("b", [9, 10, 30, 20])}
+    durations = {"a": iter([9, 1, 5, 2]), "b": iter([9, 10, 30, 20])}
+    variants = {name: lambda name=name: call(name, durations[name]) for name in durations}
     timings = measure.interleaved(variants, repeats=3, clock=lambda: now[0])
     assert calls == ["a", "b"] + 3 * ["a", "b"]
     assert timings["a"].seconds == [1, 5, 2] and timings["a"].median == 2
-    assert timings["b"].seconds == [10, 30, 20] and timings["b"].quartiles == (15, 25)
+    assert timings["b"].seconds == [10, 30, 20] and timings["b"].spread == [20, 15, 25]
     assert measure.speedup(timings["b"], timings["a"]) == 10  # of 10, 6 and 10
 
 
-def test_peak_memory_sees_what_a_call_took():
-    variants = {"large": lambda: torch.ones(2**24).sum(), "small": lambda: torch.ones(2**10).sum()}
-    timings = measure.interleaved(variants, repeats=1)
-    if timings["large"].peak_memory is None:
-        pytest.skip("the system does not tell")
-    assert 2**25 < timings["large"].peak_memory < 2**28
-    assert timings["small"].peak_memory < 2**24
+def test_peak_memory_is_that_of_the_call():
+    large = measure.peak_memory(lambda: torch.ones(2**24).sum(), "cpu")
+    if large is None:
+        pytest.skip("the system does not report it")
+    assert 2**25 < large < 2**28
+    assert measure.peak_memory(lambda: torch.ones(2**10).sum(), "cpu") < 2**24
 
 
 def test_exponents_are_slopes():
@@ -228,42 +214,35 @@ def test_exponents_are_slopes():
     assert measure.growth_exponent(sizes, [size**2 for size in sizes]) == pytest.approx(2)
 
 
-def test_a_decoding_step_reads_every_weight_but_those_of_the_cached_patches(made, model):
-    work = decode_step_work(model, patches=16)
-    width, layers = model.config.hidden_size, 2
-    cached = layers * (width * 2 * width + 2 * width)  # keys and values of the patches
+def test_a_decoding_step_reads_all_weights_except_those_of_the_cached_patches(model):
+    width, layers, patches = model.config.hidden_size, 2, 16
+    cached = layers * (width * 2 * width + 2 * width)  # projections to the keys and values of the patches
     # Rows are taken out of the embeddings; the words' matrix is read as the vocabulary projection.
     unread = cached + model.decoder.wpe.weight.numel() + 2 * width  # and the last LayerNorm
-    assert work["weights"] == sum(p.numel() for p in model.decoder.parameters()) - unread
-    assert work["cached_values_per_picture"] == 2 * layers * 16 * width
-    speeds = {"read_bytes_per_second": 4.0, "multiply_adds_per_second": {"float32": 2.0}}
-    floors = decode_step_floors(work, speeds, torch.float32, batch_size=3)
-    assert floors["weights"] == work["weights"]
-    assert floors["memory"] == work["weights"] + 3 * work["cached_values_per_picture"]
+    weights = sum(p.numel() for p in model.decoder.parameters()) - unread
+    floors = step_floors(model, patches, batch_size=3, bytes_per_second=4.0, products_per_second=2.0)
+    assert floors["weights"] == weights
+    assert floors["memory"] == weights + 3 * 2 * layers * patches * width
+    assert floors["products"] == 3 * (weights + 2 * layers * patches * width) / 2
 
 
-def test_made_words_are_many_and_the_same_every_time():
+def test_generated_words_are_distinct_and_reproducible():
     words = inputs.make_words(500)
     assert len(set(words)) == 500 and words == inputs.make_words(500)
     assert all(word.isalpha() and word.islower() for word in words)
 
 
 def test_tables_show_missing_figures_and_ratios():
-    result = {
-        "command": "train",
-        "arguments": {"size": "tiny", "repeats": 3},
-        "environment": {
-            **{"device": "cpu", "device_name": "a processor", "threads": 2, "when": "2000-01-01T00:00:00+00:00"},
-            "versions": {"torch": "2", "transformers": "5"},
-        },
-        "tables": [{"title": "T", "columns": ["", "x"], "rows": [["a", 1.23456], ["b|c", None], ["d", 12345.6]]}],
-        "checks": {"equal": True},
-    }
+    where = {"device": "cpu", "device_name": "a processor", "threads": 2, "when": "2000-01-01T00:00:00+00:00"}
+    rows = [["a", 1.23456], ["b|c", None], ["d", 12345.6]]
+    result = {"command": "train", "arguments": {"size": "tiny"}, "checks": {"equal": True}}
+    result["environment"] = where | {"versions": {"torch": "2", "transformers": "5"}}
+    result["tables"] = [{"title": "T", "columns": ["", "x"], "rows": rows}]
     shown = markdown(result)
     assert "| a | 1.23 |\n| b/c | - |\n| d | 12,346 |" in shown and "equal: yes" in shown
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_an_error():
+def test_a_missing_gpu_is_an_error():
     with pytest.raises(SystemExit, match="no CUDA device"):
         main(["generate", "--device", "cuda"])

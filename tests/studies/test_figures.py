@@ -1,4 +1,4 @@
-"""Every figure command on the embedded data, from saved results: pixels and vectors, whole files, right numbers."""
+"""Every figure command on the embedded data, from saved results."""
 
 import json
 import xml.etree.ElementTree
@@ -11,20 +11,16 @@ import evaluate_sevlm
 import train
 from processing.artemis import EMOTIONS, dominant_emotion
 from processing.toy_artemis import load_toy_artemis
-from studies.figures.__main__ import main
-from studies.figures.ablation import ablation_figure
-from studies.figures.confusion import confusion_figure
-from studies.figures.examples import choose_examples
-from studies.figures.training import training_figure
-from studies.figures.tsne import embed, tsne_figure
+from studies.figures import ablation_figure, choose_examples, confusion_figure, main, training_figure
 from studies.summary import summarise
-from tests.evaluation.test_studies import made_up_runs
+from studies.tsne import embed, tsne_figure
+from tests.helpers.studies import made_up_runs
 from tests.training.test_scripts import TINY_RUN
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """What `make demo` leaves, of a much shorter run."""
+    """The folder that `make demo` writes, from a much shorter run."""
     folder = tmp_path_factory.mktemp("demo")
     steps = ["--max_steps", "60", "--learning_rate", "8e-3", "--vad_learning_rate", "8e-3", "--warmup_steps", "4"]
     more = ["--num_paintings", "120", "--logging_steps", "5"]
@@ -35,7 +31,7 @@ def demo(tmp_path_factory):
 
 
 def check_figure(path, suffixes=(".png", ".svg")):
-    """Whole files of both kinds, with something drawn on them, and no others."""
+    """Complete files of both kinds with something drawn on them, and no other files."""
     files = sorted(file.name for file in path.parent.glob(path.stem + ".*"))
     assert files == sorted(path.stem + suffix for suffix in suffixes)
     picture = np.asarray(Image.open(path.with_suffix(".png")).convert("L"))
@@ -82,7 +78,7 @@ def test_ablation_bars_of_a_study(tmp_path):
     (tmp_path / "ablation" / "table.json").write_text(json.dumps(content))
     main(["ablation", str(tmp_path / "ablation" / "table.json"), "--output", str(tmp_path / "bars.svg")])
     check_figure(tmp_path / "bars.svg")
-    figure = ablation_figure(content)
+    figure = ablation_figure(content, "ablation")
     bars = [bar.get_height() for bar in figure.axes[0].patches]
     means = [100 * variant["means"]["accuracy"] for variant in content["variants"].values()]
     assert bars == pytest.approx(means) and figure.axes[0].get_ylim()[0] == 0
@@ -94,7 +90,7 @@ def test_a_range_of_alpha_becomes_a_line_in_its_order(tmp_path):
         for value, accuracy in ((2, 0.5), (0.1, 0.4), (8, 0.3))
     }
     content = {"seeds": 2, "num_paintings": 9, "prior_label_nll": None, "variants": variants}
-    (line, *_) = ablation_figure(content).axes[0].lines
+    (line, *_) = ablation_figure(content, "ablation").axes[0].lines
     assert list(line.get_xdata()) == [0.1, 2, 8] and list(line.get_ydata()) == [40, 50, 30]
 
 
@@ -120,7 +116,7 @@ def test_examples_are_successes_then_failures_of_many_emotions():
     assert len({truth[row] for row in rows[:4]}) == 4, "no emotion comes twice before all have come"
 
 
-def test_tsne_puts_like_beside_like_and_refuses_what_is_too_little():
+def test_tsne_groups_similar_features_and_refuses_too_few():
     rng = np.random.default_rng(0)
     groups = np.repeat([0, 1], 15)
     features = rng.normal(size=(30, 8)) + 8 * groups[:, None]
@@ -143,7 +139,7 @@ def test_tsne_puts_like_beside_like_and_refuses_what_is_too_little():
         (["examples", "nowhere.json", "--split", "dev", "--num_paintings", "24"], "no split 'dev'"),
     ],
 )
-def test_what_cannot_be_drawn_ends_with_one_line_and_no_file(tmp_path, monkeypatch, arguments, words):
+def test_input_that_cannot_be_drawn_ends_with_one_line_and_no_file(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.json").write_text("{}")
     (tmp_path / "log.json").write_text("[]")

@@ -1,0 +1,344 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The paper's figures from saved results. Every command writes a PNG and an SVG (or a PDF).
+
+    python -m studies.figures confusion outputs/demo/evaluation/results.json --output confusion.png
+    python -m studies.figures examples outputs/demo/evaluation/predictions.json --output examples.png    # Figs. 1, 10
+    python -m studies.figures ablation outputs/studies/ablation/table.json --output ablation.png         # Figs. 5-8
+    python -m studies.figures tsne outputs/demo --output tsne.png                                        # Fig. 9
+    python -m studies.figures training outputs/demo/training_log.json --output curve.png
+
+`examples` takes several systems as NAME=FILE. `tsne` takes a model and writes its features to `NAME.npz` next to the
+figure; it accepts that file instead of a model. Both show the embedded test paintings unless you name other data as
+for evaluate_sevlm.py. Colour-blind readers can tell the colours apart; marks and hatches show the same in grey.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from datasets import Dataset
+from matplotlib.figure import Figure
+from transformers import HfArgumentParser
+
+from evaluation.predictions_file import read_predictions
+from evaluation.significance import stars
+from modeling_sevlm import SEVLMForConditionalGeneration
+from modeling_sevlm.views import emotion_style, plain
+from processing import SEVLMProcessor
+from processing.artemis import dominant_emotion
+from processing.files import atomic_write
+from processing.script_utils import DataArguments, errors_as_exit, load_data
+
+from .summary import shown_figures
+from .tsne import collect_features, tsne_figure
+
+
+# Okabe and Ito's colours.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
+CURVES = {
+    "language_loss": "language loss",
+    "emotion_loss": "emotion loss (VAD)",
+    "contrastive_loss": "contrastive loss",
+    "label_nll": "labels of held-out paintings (nats)",
+    "accuracy": "accuracy on held-out paintings",
+}
+
+
+def save_figure(figure: Figure, output: str | os.PathLike) -> list[Path]:
+    """Writes `NAME.png` and `NAME.svg`, or `NAME.pdf` instead of the second if `output` ends in it. The same figure
+    gives the same bytes."""
+    output = Path(output)
+    stem = output.with_suffix("") if output.suffix in (".png", ".svg", ".pdf") else output
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf" if output.suffix == ".pdf" else ".svg")]
+    for path in paths:
+        # Without a date and with fixed identifiers, a file changes only if its figure does.
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+        with matplotlib.rc_context({"svg.hashsalt": "sevlm"}), atomic_write(path) as temporary:
+            kind = {"format": path.suffix[1:], "metadata": metadata}
+            figure.savefig(temporary, dpi=150, bbox_inches="tight", pad_inches=0.08, **kind)
+    return paths
+
+
+def confusion_figure(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
+    """A row per dominant label of the viewers, a column per label of the system and, if it occurs, one for answers
+    without a label. Shades are shares of a row, numbers are paintings.
+
+    Args:
+        matrix: counts, `(labels, labels + 1)` as in `results.json`.
+    """
+    counts, columns = np.asarray(matrix), [*labels, "(none)"]
+    if counts.shape != (len(labels), len(columns)):
+        raise ValueError(f"A confusion matrix of {len(labels)} labels has {len(columns)} columns, not {counts.shape}.")
+    if not counts[:, -1].any():
+        counts, columns = counts[:, :-1], columns[:-1]
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    figure = Figure(figsize=(0.62 * len(columns) + 2.6, 0.52 * len(labels) + 2.2), layout="constrained")
+    axes = figure.add_subplot(xlabel="named by the system", ylabel="dominant among the viewers")
+    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the row", shrink=0.8)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            colour = "white" if shares[row, column] > 0.55 else "black"
+            weight = "bold" if row == column else "normal"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontweight=weight, fontsize=9)
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    return figure
+
+
+def training_figure(log: Sequence[dict], *, prior: float | None = None) -> Figure:
+    """A panel per logged quantity: training dashed, validation solid with dots.
+
+    Args:
+        log: the trainer's `log_history`.
+        prior: held-out likelihood of the training prior, drawn as a line to beat.
+    """
+    logged = {name for entry in log for name in entry}
+    names = [name for name in CURVES if {name, f"eval_{name}"} & logged]
+    if not names:
+        raise ValueError(f"The log has none of {', '.join(CURVES)}.")
+    figure = Figure(figsize=(3.4 * len(names), 3.2), layout="constrained")
+    lines = (("", "--", "#7f7f7f", "training"), ("eval_", ".-", "#0072B2", "validation"))
+    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for prefix, style, colour, label in lines:
+            points = [(entry["epoch"], entry[prefix + name]) for entry in log if prefix + name in entry]
+            if points:
+                panel.plot(*zip(*points, strict=True), style, color=colour, label=label)
+        if name == "label_nll" and prior is not None:
+            panel.axhline(prior, color="#D55E00", linestyle=":", label="training prior")
+        panel.set_title(CURVES[name], fontsize=10)
+        panel.set_xlabel("epoch")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False)
+    return figure
+
+
+def ablation_figure(content: dict, title: str) -> Figure:
+    """A panel per figure: bars for variants (Figs. 5 to 7) or a line for a range of values (Fig. 8), with standard
+    deviations over seeds. Bars start at zero; above each are its height and the sign of the test against the first
+    variant.
+
+    Args:
+        content: a study's `table.json`.
+    """
+    shown, values = shown_figures(content), [re.fullmatch(r"[^=]+= *(-?[\d.]+)", name) for name in content["variants"]]
+    figure = Figure(figsize=(max(4.5, 2.1 * len(shown)), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for panel, (name, heading, percent) in zip(panels, shown, strict=True):
+        scale = 100 if percent else 1
+        points = [  # position or value, label, mean, deviation, variant
+            (position, label, scale * variant["means"][name], scale * (variant["deviations"].get(name) or 0), variant)
+            for position, (label, variant) in enumerate(content["variants"].items())
+            if name in variant["means"]
+        ]
+        if all(values) and len(values) > 2:
+            _draw_line(panel, points, [float(value.group(1)) for value in values])
+            panel.set_xlabel(next(iter(content["variants"])).partition("=")[0].strip(), fontsize=8)
+        else:
+            _draw_bars(panel, points, name, 1 if percent else 3)
+        if name == "label_nll" and content.get("prior_label_nll") is not None:
+            panel.axhline(content["prior_label_nll"], color="#7f7f7f", linestyle=":", linewidth=1)
+        panel.set_title(heading + (" (%)" if percent else " (nats)"), fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        about = {"loc": "outside lower center", "ncols": min(3, len(labels)), "frameon": False, "fontsize": 8}
+        figure.legend(handles, labels, **about)
+    about = f"mean and standard deviation of {content['seeds']} seeds, {content['num_paintings']} paintings"
+    figure.suptitle(f"{title}: {about}", fontsize=10)
+    return figure
+
+
+def _draw_bars(panel, points: list[tuple], name: str, digits: int) -> None:
+    for position, label, mean, deviation, variant in points:
+        colour = COLOURS[position % len(COLOURS)]
+        look = {"color": colour, "hatch": HATCHES[position % len(HATCHES)]}
+        look["edgecolor"] = "#ffffff" if colour == "#000000" else "#00000088"
+        error = {"yerr": deviation or None, "error_kw": {"capsize": 2.5, "linewidth": 0.8, "ecolor": "#555555"}}
+        panel.bar(position, mean, label=label, **look, **error)
+        sign = "\n" + stars(variant["tests"][name]["holm_p"]) if name in variant["tests"] else ""
+        top = (position, mean + deviation)
+        panel.annotate(f"{mean:.{digits}f}{sign}", top, ha="center", va="bottom", fontsize=6)
+    panel.margins(y=0.2)
+    panel.set_ylim(bottom=0)
+    panel.set_xticks([])
+
+
+def _draw_line(panel, points: list[tuple], values: list[float]) -> None:
+    drawn = sorted((values[position], mean, deviation) for position, _, mean, deviation, _ in points)
+    x, means, deviations = zip(*drawn, strict=True)
+    panel.errorbar(x, means, yerr=deviations, color=COLOURS[1], marker="o", capsize=3)
+    if min(values) > 0:
+        panel.set_xscale("log")
+        panel.minorticks_off()
+    panel.set_xticks(sorted(values), [f"{value:g}" for value in sorted(values)])
+
+
+def choose_examples(
+    predictions: Sequence[Mapping], dataset: Dataset, *, successes: int = 3, failures: int = 3, seed: int = 0
+) -> list[int]:
+    """Rows of paintings with a dominant emotion, drawn at random: first some where the system named it, then some
+    where it did not, with as many different emotions as possible."""
+    labels = dataset.features["emotions"].feature.names
+    truth = [dominant_emotion(histogram) for histogram in dataset["emotion_histogram"][:]]
+    order = [row for row in np.random.default_rng(seed).permutation(len(truth)).tolist() if truth[row] is not None]
+    chosen = []
+    for correct, number in ((True, successes), (False, failures)):
+        rows = [row for row in order if (predictions[row].get("emotion") == labels[truth[row]]) == correct]
+        met, turns = {}, {}
+        for row in rows:  # the first of each emotion, then the second of each, ...
+            turns[row] = met[truth[row]] = met.get(truth[row], -1) + 1
+        chosen += sorted(rows, key=turns.get)[:number]
+    return chosen
+
+
+def examples_figure(
+    systems: Mapping[str, Sequence[Mapping]], dataset: Dataset, rows: Sequence[int], *, references: int = 2
+) -> Figure:
+    """A column per painting: the image, what viewers felt and said, then the emotion (with a tick or a cross) and the
+    explanation of every system.
+
+    Args:
+        systems: name -> predictions in the dataset's order.
+        rows: rows of the paintings to show.
+        references: number of viewers to quote, those of the dominant emotion first.
+    """
+    labels = dataset.features["emotions"].feature.names
+    heights = [3.0, 0.7 * references, *[0.9] * len(systems)]
+    figure = Figure(figsize=(2.9 * len(rows), sum(heights) + 0.1), layout="constrained")
+    panels = figure.subplots(len(heights), len(rows), squeeze=False, height_ratios=heights)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for column, row in enumerate(rows):
+        painting, (image, text, *rest) = dataset[row], panels[:, column]
+        truth = dominant_emotion(painting["emotion_histogram"])
+        title = "no dominant emotion" if truth is None else labels[truth]
+        image.imshow(painting["image"], interpolation="lanczos")
+        image.set_title(f"viewers: {title}", fontsize=10, fontweight="bold")
+        pairs = zip(painting["emotions"], painting["explanations"], strict=True)
+        pairs = sorted(pairs, key=lambda pair: pair[0] != truth)[:references]
+        quotes = "\n\n".join(_wrap(f"{labels[label]}: {sentence}") for label, sentence in pairs)
+        text.text(0, 1, quotes, va="top", fontsize=8, style="italic")
+        for panel, (name, predictions) in zip(rest, systems.items(), strict=True):
+            emotion = predictions[row].get("emotion")
+            verdict = "" if truth is None else ("✓ " if emotion == labels[truth] else "✗ ")
+            box = {"facecolor": "none", "edgecolor": emotion_style(emotion).colour, "pad": 2, "linewidth": 1.5}
+            answer = f"{verdict}{plain(name)}: {emotion or '(none)'}"
+            panel.text(0, 1, answer, va="top", fontsize=9, fontweight="bold", bbox=box)
+            panel.text(0, 0.66, _wrap(f"because {predictions[row]['explanation']}"), va="top", fontsize=8)
+    return figure
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(plain(text), 38)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, DataArguments]:
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    figures = parser.add_subparsers(dest="figure", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--output", type=Path, required=True, help="NAME.png, NAME.svg or NAME.pdf")
+    common.add_argument("--title")
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--split", default="test", help="split to show (default: test)")
+    data.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    figures.add_parser("confusion", parents=[common]).add_argument("file", type=Path, help="results.json")
+    figures.add_parser("ablation", parents=[common]).add_argument("file", type=Path, help="table.json of a study")
+    training = figures.add_parser("training", parents=[common])
+    training.add_argument("file", type=Path, help="training_log.json of a run")
+    training.add_argument("--prior", type=float, help="held-out likelihood of the training prior, a line to beat")
+    tsne = figures.add_parser("tsne", parents=[common, data])
+    tsne.add_argument("source", help="model, or the NAME.npz of an earlier call")
+    tsne.add_argument("--emotion", help="show only the pairs of this emotion on the right")
+    tsne.add_argument(
+        "--max_paintings", type=int, default=2000, help="paintings to draw from the split (default: 2000)"
+    )
+    examples = figures.add_parser("examples", parents=[common, data])
+    examples.add_argument("predictions", nargs="+", help="predictions.json, or NAME=FILE for several systems")
+    examples.add_argument("--successes", type=int, default=3, help="correct answers of the first system (default: 3)")
+    examples.add_argument("--failures", type=int, default=3, help="wrong answers of the first system (default: 3)")
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.figure not in ("tsne", "examples"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    (data_args,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(rest)
+    return args, data_args
+
+
+def draw(args: argparse.Namespace, data_args: DataArguments) -> Figure:
+    if args.figure == "tsne":
+        return draw_tsne(args, data_args)
+    if args.figure == "examples":
+        return draw_examples(args, data_args)
+    content = json.loads(args.file.read_text(encoding="utf-8"))
+    if args.figure == "training":
+        return training_figure(content, prior=args.prior)
+    if args.figure == "confusion":
+        if content.get("confusion_matrix") is None:
+            raise ValueError(f"{args.file} has no confusion matrix: the system named no emotions.")
+        return confusion_figure(content["confusion_matrix"], content["labels"])
+    if "variants" not in content:
+        raise ValueError(f"{args.file} is not a table.json of `python -m studies`.")
+    return ablation_figure(content, args.title or args.file.absolute().parent.name.replace("_", " "))
+
+
+def draw_tsne(args: argparse.Namespace, data_args: DataArguments) -> Figure:
+    if args.source.endswith(".npz"):
+        with np.load(args.source) as file:
+            features = dict(file)
+    else:
+        dataset = read_split(args, data_args)
+        if len(dataset) > args.max_paintings:
+            dataset = dataset.shuffle(seed=args.seed).select(range(args.max_paintings))
+        model = SEVLMForConditionalGeneration.from_pretrained(args.source).eval()
+        features = collect_features(model, SEVLMProcessor.from_pretrained(args.source), dataset)
+        path = args.output.with_suffix(".npz")
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **features)
+        print(path)
+    return tsne_figure(features, emotion=args.emotion, seed=args.seed)
+
+
+def draw_examples(args: argparse.Namespace, data_args: DataArguments) -> Figure:
+    dataset, systems = read_split(args, data_args), {}
+    for given in args.predictions:
+        name, _, path = given.rpartition("=")
+        name = name or ("SEVLM" if len(args.predictions) == 1 else Path(path).absolute().parent.name)
+        if name in systems:
+            raise ValueError(f"two systems are called {name!r}: give each a name, NAME=FILE.")
+        systems[name] = read_predictions(path, dataset["painting"][:], data_args.labels)
+    counts = {"successes": args.successes, "failures": args.failures}
+    rows = choose_examples(next(iter(systems.values())), dataset, **counts, seed=args.seed)
+    if not rows:
+        raise ValueError("no painting of this split has a dominant emotion and such an answer.")
+    return examples_figure(systems, dataset, rows)
+
+
+def read_split(args: argparse.Namespace, data_args: DataArguments) -> Dataset:
+    splits = load_data(data_args, data_args.labels)
+    if args.split not in splits:
+        raise ValueError(f"the data has no split {args.split!r}; it has {sorted(splits)}.")
+    return splits[args.split]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args, data_args = parse(list(sys.argv[1:] if argv is None else argv))
+    with errors_as_exit():
+        figure = draw(args, data_args)
+    if args.title and args.figure != "ablation":
+        figure.suptitle(args.title)
+    for path in save_figure(figure, args.output):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

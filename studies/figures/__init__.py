@@ -1,1 +1,0 @@
-"""The paper's figures from saved results: `python -m studies.figures --help`."""
