@@ -30,7 +30,7 @@ import train
 from evaluation.predictions_file import read_emotions, read_painting_list, read_predictions
 from evaluation.report import PAPER_ROWS, table
 from evaluation.scoring import average, label_distributions, score
-from evaluation.systems import human_predictions, predict, read_reply
+from evaluation.predict import human_predictions, predict, read_reply
 from processing.artemis import EMOTIONS
 from processing.files import write_json
 from processing.tiny_tokenizer import train_tokenizer
