@@ -231,18 +231,16 @@ def without_annotations(dataset: Dataset, positions: Sequence[int]) -> Dataset:
 
 
 def _in_batches(dataset: Dataset, batch_size: int, explain, progress: bool) -> list[dict]:
-    """Lets the processes share fixed batches and returns the predictions of all in order."""
+    """Divides the batches among the processes; each gets all predictions, in the data set's order."""
     state = PartialState()
-    starts = list(enumerate(range(0, len(dataset), batch_size)))[state.process_index :: state.num_processes]
-    done = []
-    for number, start in tqdm(starts, desc="Explaining", disable=not progress or not state.is_main_process):
-        indices = list(range(start, min(start + batch_size, len(dataset))))
-        done.append((number, indices, explain(indices, number)))
+    starts = np.array_split(range(0, len(dataset), batch_size), state.num_processes)[state.process_index]
+    predictions = []
+    for start in tqdm(starts.tolist(), desc="Explaining", disable=not progress or not state.is_main_process):
+        predictions += explain(list(range(start, min(start + batch_size, len(dataset)))), start // batch_size)
     paintings = dataset["painting"][:]
     return [
-        {"painting": paintings[index]} | prediction
-        for _, indices, predictions in sorted(gather_object(done), key=lambda batch: batch[0])
-        for index, prediction in zip(indices, predictions, strict=True)
+        {"painting": painting} | prediction
+        for painting, prediction in zip(paintings, gather_object(predictions), strict=True)
     ]
 
 

@@ -132,8 +132,8 @@ def test_summed_statistics_give_corpus_bleu(ours, direct):
 
 
 def test_statistics_of_one_image_are_these_counts(monkeypatch):
-    """The prediction has 4 words, so the reference of 4 words is closest. The references have "the", "sea" and "the sea"
-    once: 2 of 4 words and 1 of 3 bigrams are correct."""
+    """The prediction has 4 words, so the reference of 4 words is closest. The references have "the", "sea" and their
+    bigram once: 2 of 4 words and 1 of 3 bigrams are correct."""
     monkeypatch.setattr(coco_caption, "find_java", lambda: None)
     with pytest.warns(UserWarning, match="No Java"):
         scores = coco_caption_scores(["the sea the sea"], [["the sea", "sea air is cold"]], per_image=True)
