@@ -52,7 +52,7 @@ from evaluation.report import versions
 from evaluation.scoring import painting_digest
 from modeling_sevlm.trainer import TokenSafeTrainingArguments
 from processing.files import atomic_write, write_json
-from processing.script_utils import errors_as_exit
+from processing.script_utils import errors_as_exit, parse_arguments
 
 from .emotion_text_data import EmotionTextArguments, load_emotion_texts
 
@@ -214,9 +214,10 @@ def draw_confusion(counts: np.ndarray, labels: list[str], path: Path) -> bool:
         return False
     totals = counts.sum(axis=1)
     axes = Figure(figsize=(2.4 + 0.62 * len(labels), 1.8 + 0.55 * len(labels)), layout="constrained").subplots()
-    display = ConfusionMatrixDisplay(100 * counts / np.maximum(totals, 1)[:, None], display_labels=labels)
-    display.plot(ax=axes, cmap="Blues", values_format=".0f", xticks_rotation=40, colorbar=False)
-    axes.set_yticklabels(f"{name} ({total})" for name, total in zip(labels, totals, strict=True))
+    display = ConfusionMatrixDisplay(100 * counts / np.maximum(totals, 1)[:, None])
+    display.plot(ax=axes, cmap="Blues", values_format=".0f", colorbar=False)
+    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(labels)), map("{} ({})".format, labels, totals))
     axes.set(xlabel="judge's label", ylabel="viewer's label (explanations)", title="Percent of the viewer's label")
     with atomic_write(path) as temporary:
         axes.figure.savefig(temporary, format="png", dpi=120)
@@ -224,23 +225,21 @@ def draw_confusion(counts: np.ndarray, labels: list[str], path: Path) -> bool:
 
 
 def parse(argv: list[str]) -> tuple[ModelArguments, EmotionTextArguments, JudgeTrainingArguments]:
-    first_look = argparse.ArgumentParser(add_help=False)
-    for name in ("--model", "--annotations"):
-        first_look.add_argument(name)
-    named, _ = first_look.parse_known_args(argv)
-    model = named.model or ("bert-base-uncased" if named.annotations else "tiny")
     parser = HfArgumentParser(
         (ModelArguments, EmotionTextArguments, JudgeTrainingArguments),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(model=None)
+    named, _ = parser.parse_known_args(argv)
+    model = named.model or ("bert-base-uncased" if named.annotations else "tiny")
     parser.set_defaults(**MODELS.get(model, {}), model=model)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
+    model_args, data_args, training_args = parse_arguments(parser, argv)
     if training_args.resume_from_checkpoint == "true":
-        exists = os.path.isdir(training_args.output_dir)
-        training_args.resume_from_checkpoint = get_last_checkpoint(training_args.output_dir) if exists else None
+        folder = training_args.output_dir
+        training_args.resume_from_checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
         if training_args.resume_from_checkpoint is None:
-            sys.exit(f"error: no checkpoint to resume from in {training_args.output_dir}.")
+            sys.exit(f"error: no checkpoint to resume from in {folder}.")
     return model_args, data_args, training_args
 
 

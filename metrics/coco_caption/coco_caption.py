@@ -270,16 +270,12 @@ class CocoCaption(evaluate.Metric):
     """`coco_caption_scores` as a module of `evaluate`."""
 
     def _info(self):
+        inputs = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
         return evaluate.MetricInfo(
             description=__doc__,
             inputs_description=coco_caption_scores.__doc__,
             citation="Chen et al., Microsoft COCO Captions: Data Collection and Evaluation Server, arXiv:1504.00325",
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
+            features=datasets.Features(inputs),
             reference_urls=["https://github.com/salaniz/pycocoevalcap", "https://www.cs.cmu.edu/~alavie/METEOR/"],
         )
 

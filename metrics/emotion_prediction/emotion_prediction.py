@@ -133,16 +133,12 @@ class EmotionPrediction(evaluate.Metric):
     """`emotion_prediction_scores` as a module of `evaluate`. `scores` go to `compute`, for all paintings at once."""
 
     def _info(self):
+        inputs = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("float64"))}
         return evaluate.MetricInfo(
             description=__doc__,
             inputs_description=emotion_prediction_scores.__doc__,
             citation="Achlioptas et al., ArtEmis: Affective Language for Visual Art, CVPR 2021",
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("float64")),
-                }
-            ),
+            features=datasets.Features(inputs),
             reference_urls=["https://www.artemisdataset.org"],
         )
 
