@@ -26,8 +26,8 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 from transformers import CLIPVisionConfig, GPT2Config, HfArgumentParser, set_seed
 
+from evaluation.predict import predict
 from evaluation.scoring import score
-from evaluation.systems import predict
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
 from modeling_sevlm.callbacks import ExplanationSheets
 from modeling_sevlm.finite_loss import NonFiniteError

@@ -1,1 +1,1 @@
-"""What `evaluate_sevlm.py` is made of: systems that explain pictures, files of predictions, scores, reports."""
+"""Modules of `evaluate_sevlm.py`: predictions and files of them, scores, significance tests, the judge of EA."""

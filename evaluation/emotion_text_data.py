@@ -1,68 +1,63 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Explanations and their labels as text alone, for the judge of `train_emotion_classifier.py`.
+"""Explanations with their labels as text, for the judge of `train_emotion_classifier.py`.
 
     splits = load_emotion_texts(EmotionTextArguments(annotations=["artemis.csv"], more_annotations=["more.csv"]))
 
-The judge must not have learned from paintings that the captioner is tested on. So the paintings of `annotations` have
-the splits that `load_artemis` gives the captioner trained on the same file; a painting that only `more_annotations`
-have is put into a split by the same rule, among the new paintings of its file; and no picture is needed.
+The judge must not be trained on paintings that the captioner is tested on. So the paintings of `annotations` get the
+splits that `load_artemis` gives the captioner for the same file. Paintings that only `more_annotations` have are split
+by the same rule, among the new paintings of their file. No images are needed.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from transformers.hf_argparser import HfArg
 
 from processing.annotations import read_annotations
 from processing.artemis import EMOTIONS, SPLITS, assign_splits, check_rows, select_v2
-from processing.images import nfc
 from processing.script_utils import DataArguments, load_data
 
 
-MAX_REPETITION = 40  # what `load_artemis` has by default, and with it every script
+MAX_REPETITION = 40  # the default of `load_artemis`
 
 
 @dataclass
 class EmotionTextArguments:
-    """Which explanations. Without `annotations`: those of the embedded data."""
+    """Which explanations to use. Without `annotations`: those of the embedded data."""
 
-    annotations: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "ArtEmis CSV file that the captioner is trained on; for v2 Contrastive.csv and the v1 file."
-        },
+    annotations: list[str] | None = HfArg(
+        default=None, help="ArtEmis CSV file of the captioner; for v2 Contrastive.csv and the v1 file."
     )
-    more_annotations: list[str] | None = field(
-        default=None,
-        metadata={"help": "CSV files with more explanations; the splits of --annotations stay as they are."},
+    more_annotations: list[str] | None = HfArg(
+        default=None, help="CSV files with more explanations; they do not change the splits of --annotations."
     )
-    version: str = field(default="v1", metadata={"help": "Of --annotations.", "choices": ["v1", "v2"]})
-    labels: list[str] = field(
+    version: str = HfArg(default="v1", help="ArtEmis version of --annotations.", metadata={"choices": ["v1", "v2"]})
+    labels: list[str] = HfArg(
         default_factory=lambda: list(EMOTIONS),
-        metadata={"help": "The labels, in order; ArtEmis' nine by default.", "aliases": ["--emotions"]},
+        help="Labels in order (default: ArtEmis' nine).",
+        aliases=["--emotions"],
     )
-    drop_unknown_emotions: bool = field(
-        default=False, metadata={"help": "Leave out annotations with other labels instead of stopping at them."}
+    drop_unknown_emotions: bool = HfArg(default=False, help="Drop annotations with other labels.")
+    on_bad_row: str = HfArg(
+        default="raise", help="Reaction to an empty utterance.", metadata={"choices": ["raise", "skip"]}
     )
-    on_bad_row: str = field(
-        default="raise", metadata={"help": "What an empty utterance does.", "choices": ["raise", "skip"]}
-    )
-    num_paintings: int = field(default=720, metadata={"help": "How many pictures the embedded data has."})
+    num_paintings: int = HfArg(default=720, help="Number of paintings of the embedded data.")
 
 
 def load_emotion_texts(args: EmotionTextArguments) -> DatasetDict:
-    """Splits with one row per annotation, in file order: painting, explanation, emotion (a `ClassLabel`).
+    """Loads splits with one row per annotation, in file order: painting, explanation, emotion (a `ClassLabel`).
 
     Raises:
-        ValueError, FileNotFoundError: as `load_artemis` does, and for a painting in more than one split.
+        ValueError, FileNotFoundError: as in `load_artemis`, or a painting is in several splits.
     """
     rows = _embedded_rows(args) if args.annotations is None else _artemis_rows(args)
-    spread = rows.groupby("painting")["split"].nunique()
-    spread = list(spread.index[spread > 1])
-    if spread:
+    splits_of_painting = rows.groupby("painting")["split"].nunique()
+    repeated = splits_of_painting.index[splits_of_painting > 1]
+    if len(repeated):
         raise ValueError(
-            f"{len(spread)} paintings are in more than one split (the first: {spread[0]}), so that accuracy would be "
-            "measured on paintings that were trained on. Correct the column split, or remove it."
+            f"{len(repeated)} paintings are in several splits (the first: {repeated[0]}), so the test split would "
+            "hold training paintings. Correct the column split, or remove it."
         )
     features = Features(
         {"painting": Value("string"), "explanation": Value("string"), "emotion": ClassLabel(names=args.labels)}
@@ -77,48 +72,44 @@ def load_emotion_texts(args: EmotionTextArguments) -> DatasetDict:
 
 def _embedded_rows(args: EmotionTextArguments) -> pd.DataFrame:
     if args.more_annotations:
-        raise ValueError("--more_annotations adds to --annotations: name the captioner's CSV file there.")
+        raise ValueError("--more_annotations needs --annotations, the captioner's CSV file.")
     parts = []
     for split, data in load_data(DataArguments(num_paintings=args.num_paintings), args.labels).items():
-        columns = {
-            "painting": data["painting"][:],
-            "emotion": data["emotions"][:],
-            "explanation": data["explanations"][:],
-        }
-        parts.append(pd.DataFrame(columns | {"split": split}).explode(["emotion", "explanation"]))
-    return pd.concat(parts, ignore_index=True)
+        columns = data.select_columns(["painting", "emotions", "explanations"]).to_pandas()
+        parts.append(columns.assign(split=split).explode(["emotions", "explanations"]))
+    return pd.concat(parts, ignore_index=True).rename(columns={"emotions": "emotion", "explanations": "explanation"})
 
 
 def _artemis_rows(args: EmotionTextArguments) -> pd.DataFrame:
     rows, sources, usable = _read(args.annotations, args.version, args)
     rows = assign_splits(rows, sources, MAX_REPETITION)
-    split_of = dict(zip(rows["painting"].map(nfc), rows["split"], strict=True))
+    split_of = dict(zip(rows["painting"].str.normalize("NFC"), rows["split"], strict=True))
     rows = rows[usable]
     parts = [select_v2(rows) if args.version == "v2" else rows]
     seen = _identity(rows)
     for file in args.more_annotations or []:
         rows, sources, usable = _read(file, "v1", args)
-        known = rows["painting"].map(nfc).map(split_of)
-        new = rows[known.isna()]
+        names = rows["painting"].str.normalize("NFC")
+        new = rows[~names.isin(split_of)]
         if len(new):
             try:
                 new = assign_splits(new, sources, MAX_REPETITION)
             except ValueError as error:
                 raise ValueError(f"{file}, paintings that the files before it do not have: {error}") from error
-            split_of |= dict(zip(new["painting"].map(nfc), new["split"], strict=True))
-        rows = rows.assign(split=rows["painting"].map(nfc).map(split_of))[usable]
-        # A larger file may hold the rows of a smaller one: they count once.
-        repeated = _identity(rows).isin(seen)
-        seen = seen.append(_identity(rows))
-        parts.append(rows[~repeated])
+            split_of |= dict(zip(new["painting"].str.normalize("NFC"), new["split"], strict=True))
+        rows = rows.assign(split=names.map(split_of))[usable]
+        # A larger file may repeat the rows of a smaller one: they count once.
+        identity = _identity(rows)
+        parts.append(rows[~identity.isin(seen)])
+        seen = seen.append(identity)
     rows = pd.concat(parts, ignore_index=True).rename(columns={"utterance": "explanation"})
-    # One spelling, so that the same painting is the same in every file.
-    return rows.assign(painting=rows["painting"].map(nfc))
+    # One spelling of a painting's name for all files.
+    return rows.assign(painting=rows["painting"].str.normalize("NFC"))
 
 
 def _read(files, version: str, args: EmotionTextArguments) -> tuple[pd.DataFrame, list, pd.Series]:
-    """Annotations that name their painting, their sources, and which of them can be used (unusable ones still take
-    part in drawing the splits, as in `load_artemis`)."""
+    """Reads annotations that name their painting, their sources, and which are usable. Unusable ones take part in
+    drawing the splits, as in `load_artemis`."""
     rows, sources = read_annotations(files, version)
     usable = check_rows(rows, sources, args.labels, args.drop_unknown_emotions, args.on_bad_row)
     named = rows["painting"] != ""
@@ -126,4 +117,4 @@ def _read(files, version: str, args: EmotionTextArguments) -> tuple[pd.DataFrame
 
 
 def _identity(rows: pd.DataFrame) -> pd.MultiIndex:
-    return pd.MultiIndex.from_arrays([rows["painting"].map(nfc), rows["emotion"], rows["utterance"]])
+    return pd.MultiIndex.from_arrays([rows["painting"].str.normalize("NFC"), rows["emotion"], rows["utterance"]])

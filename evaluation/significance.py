@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Is one system better than another on the same paintings? Paired tests.
+"""Paired significance tests of two systems on the same paintings.
 
     python -m evaluation.significance outputs/evaluation_a outputs/evaluation_b
 
@@ -8,13 +8,12 @@ human labels. They answer different questions:
 
 - the permutation test exchanges the two systems' outputs painting by painting: would *these trained models* differ on
   other paintings?
-- the bootstrap draws paintings and, where there are several runs (seeds) of a system, runs with replacement: would
-  the difference be there after *training again*? Its interval and p-value hold the luck of training, too (a little
-  less than all of it where runs are few).
+- the bootstrap draws paintings and, if a system has several runs (seeds), runs with replacement: would the difference
+  remain after *training again*? With few runs it underestimates the variation between runs a little.
 
-A component helps only if both say so. BLEU-4 is the corpus score, recomputed from summed n-gram counts for every
-draw; METEOR and the likelihood are means over paintings (METEOR's corpus score weighs longer explanations more). A
-folder may hold the runs of several seeds as `seed-0`, `seed-1`, ...
+A component helps only if both tests say so. BLEU-4 is the corpus score, computed again from summed n-gram counts for
+every draw; METEOR and the likelihood are means over paintings (METEOR's corpus score gives longer explanations more
+weight). A folder may hold the runs of several seeds as `seed-0`, `seed-1`, ...
 """
 
 import argparse
@@ -23,35 +22,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import bootstrap, permutation_test
 
 from metrics.coco_caption.coco_caption import bleu_from_statistics
+from processing.script_utils import errors_as_exit
 
 
 DRAWS = 2000
-# Draws at a time, so that memory stays bounded whatever their number.
-BLOCK = 100
+BATCH = 100  # draws at a time, to bound the memory
 
 
 def read_painting_scores(folders: Sequence[str | Path]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """`painting_scores.json` of one or more evaluation folders (runs of one system).
+    """Reads `painting_scores.json` of the evaluation folders of one system, one folder per run.
 
     Returns:
-        The paintings, and scores with the run in front: `bleu_statistics` `(runs, paintings, 10)`, and where every
-        folder has them `meteor`, `label_nll` `(runs, paintings)`.
+        The paintings, and the scores: `bleu_statistics` `(runs, paintings, 10)`, and `meteor` and `label_nll`
+        `(runs, paintings)` if every folder has them.
 
     Raises:
-        ValueError: there are no scores, or the folders are of different paintings.
+        ValueError: a folder has no scores, or the folders have different paintings.
     """
     contents = []
     for folder in folders:
         file = Path(folder, "painting_scores.json")
         if not file.is_file():
-            raise ValueError(f"{file}: no such file. Make it with evaluate_sevlm.py --output_dir {folder}.")
+            raise ValueError(f"{file}: no such file. Write it with evaluate_sevlm.py --output_dir {folder}.")
         contents.append(json.loads(file.read_text(encoding="utf-8")))
     paintings = contents[0]["painting"]
     for folder, content in zip(folders, contents, strict=True):
         if content["painting"] != paintings:
-            raise ValueError(f"{folder} and {folders[0]} are of different paintings, or in another order.")
+            raise ValueError(f"{folder} and {folders[0]} have different paintings, or another order of paintings.")
     names = [
         name
         for name in ("bleu_statistics", "meteor", "label_nll")
@@ -61,7 +61,7 @@ def read_painting_scores(folders: Sequence[str | Path]) -> tuple[list[str], dict
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """The folder itself, or its `seed-N` folders."""
+    """Returns the folder itself if it holds scores, otherwise its `seed-N` folders."""
     runs = sorted(Path(folder).glob("seed-*"), key=lambda run: (len(run.name), run.name))
     return [Path(folder)] if Path(folder, "painting_scores.json").is_file() or not runs else runs
 
@@ -69,79 +69,76 @@ def find_runs(folder: str | Path) -> list[Path]:
 def compare(
     first: dict[str, np.ndarray], second: dict[str, np.ndarray], *, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Tests for every score that both have: the difference `first - second`, its 95 % interval, and two p-values.
+    """Tests the difference `first - second` for every score that both have.
 
     Args:
-        first, second: as [`read_painting_scores`] gives them, of the same paintings in the same order.
+        first, second: scores of the same paintings in the same order, as [`read_painting_scores`] returns them.
+        draws: number of resamples of each test.
+        seed: seed of the resamples.
 
     Returns:
-        `{"bleu_4": {"difference", "low", "high", "bootstrap_p", "permutation_p"}, "meteor": ..., "label_nll": ...}`;
-        p-values are two-sided and never below 1 / (draws + 1). Of `label_nll`, less is better.
+        `{"bleu_4": {"difference", "low", "high", "bootstrap_p", "permutation_p"}, "meteor": ..., "label_nll": ...}`.
+        `low` and `high` are the 95 % interval of the bootstrap. P-values are two-sided and at least 1 / (draws + 1);
+        the permutation test is exact if there are no more than `draws` exchanges. Lower `label_nll` is better.
     """
-    results = {}
-    for name in first:
-        if name not in second:
-            continue
-        statistic = _corpus_bleu_4 if name == "bleu_statistics" else _mean
-        results["bleu_4" if name == "bleu_statistics" else name] = _paired_tests(
-            first[name], second[name], statistic, draws, seed
-        )
-    return results
-
-
-def _corpus_bleu_4(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`(runs, paintings, 10)` counts, `(draws, paintings)` weights -> `(draws, runs)` corpus BLEU-4."""
-    return bleu_from_statistics(np.einsum("dp,rpk->drk", weights, scores))[..., 3]
-
-
-def _mean(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`(runs, paintings)` scores, `(draws, paintings)` weights -> `(draws, runs)` weighted means."""
-    return weights @ scores.T / weights.sum(axis=1, keepdims=True)
-
-
-def _paired_tests(first: np.ndarray, second: np.ndarray, statistic, draws: int, seed: int) -> dict[str, float]:
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(f"{first.shape[1]} paintings cannot be paired with {second.shape[1]}.")
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} runs cannot be exchanged with {len(second)}: use as many of both systems.")
-    paintings = first.shape[1]
-    everyone = np.ones((1, paintings))
-    observed = float(statistic(first, everyone).mean() - statistic(second, everyone).mean())
-    rng = np.random.default_rng(seed)
-    resampled, exchanged = [], []
-    for start in range(0, draws, BLOCK):
-        size = min(BLOCK, draws - start)
-        counts = rng.multinomial(paintings, np.full(paintings, 1 / paintings), size=size).astype(float)
-        resampled.append(
-            _of_drawn_runs(statistic(first, counts), rng) - _of_drawn_runs(statistic(second, counts), rng)
-        )
-        # The systems' runs are exchanged together. An exchange is a weight of one for each painting, at one of the
-        # two systems.
-        kept = rng.integers(0, 2, size=(size, paintings)).astype(float)
-        one_way, other_way = np.concatenate([kept, 1 - kept], axis=1), np.concatenate([1 - kept, kept], axis=1)
-        pooled = np.concatenate([first, second], axis=1)
-        exchanged.append(statistic(pooled, one_way).mean(axis=1) - statistic(pooled, other_way).mean(axis=1))
-    resampled, exchanged = np.concatenate(resampled), np.concatenate(exchanged)
-    # Rounding must not tell apart what is equal.
-    margin = abs(observed) - 1e-12
-    low, high = np.quantile(resampled, [0.025, 0.975])
     return {
-        "difference": observed,
-        "low": float(low),
-        "high": float(high),
-        "bootstrap_p": float((1 + (np.abs(resampled - observed) >= margin).sum()) / (draws + 1)),
-        "permutation_p": float((1 + (np.abs(exchanged) >= margin).sum()) / (draws + 1)),
+        "bleu_4" if name == "bleu_statistics" else name: _paired_tests(
+            scores, second[name], _corpus_bleu_4 if name == "bleu_statistics" else _mean, draws, seed
+        )
+        for name, scores in first.items()
+        if name in second
     }
 
 
-def _of_drawn_runs(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """`(draws, runs)` -> `(draws,)`: the mean over as many runs, drawn with replacement anew for every draw."""
-    drawn = rng.integers(0, scores.shape[1], size=scores.shape)
-    return np.take_along_axis(scores, drawn, axis=1).mean(axis=1)
+def _corpus_bleu_4(statistics: np.ndarray) -> np.ndarray:
+    """`(..., paintings, 10)` counts -> `(...)` corpus BLEU-4."""
+    return bleu_from_statistics(statistics.sum(axis=-2))[..., 3]
+
+
+def _mean(scores: np.ndarray) -> np.ndarray:
+    return scores.mean(axis=-1)
+
+
+def _paired_tests(first: np.ndarray, second: np.ndarray, statistic, draws: int, seed: int) -> dict[str, float]:
+    """Lets scipy resample the indices of paintings and runs; `statistic` reduces the paintings of one run."""
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{len(first)} runs on {first.shape[1]} paintings cannot be paired with {len(second)} runs on "
+            f"{second.shape[1]}. Use the same paintings, and as many runs of both systems."
+        )
+    paintings, pooled = np.arange(first.shape[1]), np.concatenate([first, second], axis=1)
+    # scipy needs two entries in a sample, so a single run is listed twice.
+    runs = np.resize(np.arange(len(first)), max(2, len(first)))
+
+    def per_run(scores, chosen):
+        return np.stack([statistic(run[chosen]) for run in scores], axis=-1)
+
+    def difference(chosen, first_runs, second_runs, axis):
+        mine = np.take_along_axis(per_run(first, chosen), first_runs, axis)
+        other = np.take_along_axis(per_run(second, chosen), second_runs, axis)
+        return mine.mean(axis) - other.mean(axis)
+
+    def distance(one, other, axis):
+        # Rounding makes distances equal that differ only by the order of summation.
+        return np.abs(per_run(pooled, one).mean(axis) - per_run(pooled, other).mean(axis)).round(12)
+
+    options = {"vectorized": True, "n_resamples": draws, "batch": BATCH, "rng": seed}
+    observed = float(difference(paintings, runs, runs, axis=-1))
+    resampled = bootstrap((paintings, runs, runs), difference, method="percentile", **options)
+    extreme = np.abs(resampled.bootstrap_distribution - observed) >= abs(observed) - 1e-12
+    swaps = {"permutation_type": "samples", "alternative": "greater"}
+    exchanged = permutation_test((paintings, paintings + len(paintings)), distance, **swaps, **options)
+    return {
+        "difference": observed,
+        "low": float(resampled.confidence_interval.low),
+        "high": float(resampled.confidence_interval.high),
+        "bootstrap_p": float((1 + extreme.sum()) / (draws + 1)),
+        "permutation_p": float(exchanged.pvalue),
+    }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction for several comparisons, in the given order."""
+    """Applies Holm's correction for several comparisons; the order is kept."""
     order = np.argsort(p_values, kind="stable")
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -151,12 +148,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def larger_p(test: dict[str, float]) -> float:
-    """A difference is as significant as the less convinced of the two tests says."""
+    """Returns the larger p-value of the two tests, because a difference counts only if both find it."""
     return max(test["bootstrap_p"], test["permutation_p"])
 
 
 def stars(p_value: float) -> str:
-    """The paper's signs (Fig. 5)."""
+    """Returns the paper's sign for a p-value (Fig. 5)."""
     for limit, sign in ((0.001, "***"), (0.01, "**"), (0.05, "*")):
         if p_value < limit:
             return sign
@@ -165,20 +162,20 @@ def stars(p_value: float) -> str:
 
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("first", help="evaluation folder of A (or a folder of its seed-N folders)")
+    parser.add_argument("first", help="evaluation folder of A, or a folder with its seed-N folders")
     parser.add_argument("second", help="evaluation folder of B")
-    parser.add_argument("--draws", type=int, default=DRAWS)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--draws", type=int, default=DRAWS, help="number of resamples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the resamples (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
+    with errors_as_exit((ValueError,)):
         (paintings, first), (others, second) = (
             read_painting_scores(find_runs(folder)) for folder in (args.first, args.second)
         )
         if paintings != others:
-            raise ValueError(f"{args.first} and {args.second} are of different paintings, or in another order.")
+            raise ValueError(
+                f"{args.first} and {args.second} have different paintings, or another order of paintings."
+            )
         results = compare(first, second, draws=args.draws, seed=args.seed)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
     print(f"{len(paintings)} paintings, {len(next(iter(first.values())))} run(s) of each, A - B:")
     for name, test in results.items():
         print(

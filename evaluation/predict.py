@@ -1,8 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Systems that explain pictures: SEVLM, any image-text-to-text model of transformers, and people.
+"""Predictions for a data set: of SEVLM, of any image-text-to-text model of transformers, and of human annotators.
 
-Each gives one prediction per painting, in the data set's order: `{"painting", "emotion", "explanation"}`, with
-`emotion` `None` where none of the labels could be read from the text.
+Each function returns one prediction per painting, in the data set's order: `{"painting", "emotion", "explanation"}`.
+`emotion` is `None` if no label could be read from the text.
 """
 
 import re
@@ -37,19 +37,23 @@ def predict(
     progress: bool = False,
     **generation,
 ) -> list[dict]:
-    """SEVLM's predictions, each with `emotion_scores`, a probability for every label.
+    """Predicts with SEVLM. Each prediction also has `emotion_scores`, a probability for every label.
 
-    Every picture goes through the tower once. Under `accelerate launch` the batches are dealt out to the processes,
-    and each process gets all predictions back; neither their order nor what is drawn in sampling depends on how many
-    processes there are.
+    Every image passes the vision tower once. Under `accelerate launch` the processes share the batches, and each gets
+    all predictions. Order and sampled text do not depend on the number of processes.
 
     Args:
-        features: cached tower features of the data set's pictures; none is decoded then.
-        emotions: explain these, one per painting (the second stage of a two-stage system), instead of naming one.
-        num_candidates: of so many sampled explanations keep the one with the highest `alignment_score` (Eq. 6), which
-            is added to the prediction.
-        seed: of the sampling.
-        generation: arguments of `generate`, greedy decoding by default.
+        batch_size: images per batch.
+        features: cached tower features of the data set's images; the images are not decoded then.
+        emotions: emotions to explain, one per painting (default: the model names one).
+        num_candidates: sampled explanations per image. The one with the highest `alignment_score` (Eq. 6) is kept, and
+            the score is added to the prediction.
+        seed: seed of the sampling.
+        progress: show a progress bar.
+        generation: arguments of `generate` (default: greedy decoding).
+
+    Raises:
+        ValueError: several candidates, but the model has no contrastive head to rank them.
     """
     generation = {"do_sample": num_candidates > 1} | generation
     if num_candidates > 1 and model.contrastive_head is None:
@@ -99,28 +103,25 @@ def predict_with_pipeline(
     labels: Sequence[str],
     *,
     prompt: str | None = None,
-    label_pattern: str | None = None,
+    pattern: re.Pattern | None = None,
     emotions: Sequence[str] | None = None,
     batch_size: int = 8,
     seed: int = 0,
     progress: bool = False,
     **generation,
 ) -> list[dict]:
-    """Predictions of any image-text-to-text model.
+    """Predicts with any image-text-to-text model.
 
     Args:
         pipeline: transformers' "image-text-to-text" pipeline of the model.
-        labels: the emotions it may name.
-        prompt: what it is asked. `{emotions}` stands for the labels, `{emotion}` for the given one; by default
-            `ASK_BOTH`, or `ASK_WHY` where emotions are given. A model with a chat template gets it as the user's
-            message.
-        label_pattern: a regular expression that reads the reply, with the groups `emotion` and `explanation`; see
-            [`read_reply`] for the default.
-        emotions: explain these, one per painting; the whole reply is the explanation then.
-        generation: arguments of `generate`, greedy decoding by default.
+        labels: the emotions that the model may name.
+        prompt: text of the prompt (default: `ASK_BOTH`, or `ASK_WHY` with `emotions`). `{emotions}` is replaced by the
+            labels, `{emotion}` by the emotion to explain. A model with a chat template gets it as the user's message.
+        pattern: compiled pattern for the reply, see [`read_reply`].
+        emotions: emotions to explain, one per painting; the whole reply is then the explanation.
+        batch_size, seed, progress, generation: see [`predict`].
     """
     prompt = prompt or (ASK_BOTH if emotions is None else ASK_WHY)
-    pattern = compile_label_pattern(label_pattern)
     generation = {"do_sample": False, "max_new_tokens": 60} | generation
     chat = getattr(pipeline.processor, "chat_template", None) is not None
 
@@ -153,32 +154,28 @@ def predict_with_pipeline(
     return _in_batches(dataset, batch_size, explain, progress)
 
 
-def compile_label_pattern(label_pattern: str | None) -> re.Pattern | None:
-    """Raises:
-    ValueError: it is no regular expression, or lacks one of the groups.
-    """
-    if label_pattern is None:
-        return None
+def compile_label_pattern(label_pattern: str) -> re.Pattern:
+    """Compiles a regular expression for [`read_reply`]; raises ValueError if it is invalid or lacks a group."""
     try:
         pattern = re.compile(label_pattern)
     except re.error as error:
-        raise ValueError(f"{label_pattern!r} is no regular expression: {error}.") from error
+        raise ValueError(f"{label_pattern!r} is not a regular expression: {error}.") from error
     if not {"emotion", "explanation"} <= set(pattern.groupindex):
         raise ValueError(f"The pattern {label_pattern!r} needs the groups (?P<emotion>...) and (?P<explanation>...).")
     return pattern
 
 
 def read_reply(text: str, labels: Sequence[str], pattern: re.Pattern | None = None) -> dict[str, str | None]:
-    """A free reply -> emotion and explanation.
+    """Reads emotion and explanation from a free reply.
 
-    With `pattern`: its groups `emotion` and `explanation`. Without, two forms are taken apart, in any case and with up
-    to six words in front ("I feel", "The emotion is"): `LABEL because EXPLANATION`, and, at the very beginning,
-    `LABEL: EXPLANATION`. Of any other reply the explanation is the whole text, and the emotion is the label that is
-    named first, unless with "not" in front; `None` where there is none.
+    With `pattern`, they are its groups `emotion` and `explanation`. Otherwise two forms are recognized, in any case:
+    `LABEL because EXPLANATION` after up to six words ("I feel", "The emotion is"), and `LABEL: EXPLANATION` at the
+    start. In any other reply the whole text is the explanation, and the emotion is the first label without a "not"
+    before it, or `None`.
     """
     text = " ".join(text.split())
     spelled = {" ".join(label.lower().split()): label for label in labels}
-    # Longer labels first: one may be the beginning of another.
+    # Longer labels first: a label may be the beginning of another one.
     names = "|".join(re.escape(name) for name in sorted(spelled, key=len, reverse=True))
     mark = r"[\s*_\"'`]*"
     forms = [
@@ -196,28 +193,20 @@ def read_reply(text: str, labels: Sequence[str], pattern: re.Pattern | None = No
 
 
 def human_predictions(dataset: Dataset, seed: int = 0) -> tuple[list[dict], Dataset]:
-    """One annotator of every painting as if a system: the annotation is drawn by seed and painting, and the others
-    stay as references.
+    """Takes one annotation of every painting, drawn by seed and painting, as the prediction.
 
     Returns:
-        The predictions, which name the drawn annotation's position as `annotation`, and the data set without it
-        ([`without_annotations`]). Paintings with a single annotation are left out of both.
+        The predictions, with the position of the drawn annotation as `annotation`, and the data set without the drawn
+        annotations ([`without_annotations`]). Both omit paintings with a single annotation.
     """
     dataset = with_several_annotations(dataset)
     names = dataset.features["emotions"].feature.names
     predictions = []
-    for painting, emotions, explanations in zip(
-        *(dataset[name][:] for name in ("painting", "emotions", "explanations")), strict=True
-    ):
-        drawn = int(np.random.default_rng([seed, zlib.crc32(painting.encode())]).integers(len(emotions)))
-        predictions.append(
-            {
-                "painting": painting,
-                "emotion": names[emotions[drawn]],
-                "explanation": explanations[drawn],
-                "annotation": drawn,
-            }
-        )
+    for row in dataset.select_columns(["painting", "emotions", "explanations"]):
+        generator = np.random.default_rng([seed, zlib.crc32(row["painting"].encode())])
+        drawn = int(generator.integers(len(row["emotions"])))
+        prediction = {"emotion": names[row["emotions"][drawn]], "explanation": row["explanations"][drawn]}
+        predictions.append({"painting": row["painting"]} | prediction | {"annotation": drawn})
     return predictions, without_annotations(dataset, [prediction["annotation"] for prediction in predictions])
 
 
@@ -226,43 +215,32 @@ def with_several_annotations(dataset: Dataset) -> Dataset:
 
 
 def without_annotations(dataset: Dataset, positions: Sequence[int]) -> Dataset:
-    """Paintings and what is left of their annotations without one of each, which then is no reference of its own.
+    """Returns the paintings with their annotations, but without the one at `positions` of each painting.
 
     Raises:
-        ValueError: a painting has no such annotation, or no other.
+        ValueError: a painting has no annotation at this position, or no other one.
     """
-    columns = {name: [] for name in ("emotions", "explanations", "emotion_histogram")}
-    for painting, emotions, explanations, histogram, left_out in zip(
-        *(dataset[name][:] for name in ("painting", *columns)), positions, strict=True
-    ):
-        if len(emotions) < 2 or not 0 <= left_out < len(emotions):
-            raise ValueError(f"{painting} has {len(emotions)} annotations; number {left_out} cannot be left out.")
-        others = [i for i in range(len(emotions)) if i != left_out]
-        columns["emotions"].append([emotions[i] for i in others])
-        columns["explanations"].append([explanations[i] for i in others])
-        columns["emotion_histogram"].append(
-            [count - (label == emotions[left_out]) for label, count in enumerate(histogram)]
-        )
-    features = dataset.features
-    dataset = dataset.select_columns(["painting"])
-    for name, values in columns.items():
-        dataset = dataset.add_column(name, values, feature=features[name])
-    return dataset
+    dataset = dataset.select_columns(["painting", "emotions", "explanations", "emotion_histogram"])
+    columns = dataset.to_dict()
+    for painting, emotions, explanations, histogram, position in zip(*columns.values(), positions, strict=True):
+        if len(emotions) < 2 or not 0 <= position < len(emotions):
+            raise ValueError(f"{painting} has {len(emotions)} annotations; number {position} cannot be left out.")
+        explanations.pop(position)
+        histogram[emotions.pop(position)] -= 1
+    return Dataset.from_dict(columns, features=dataset.features)
 
 
 def _in_batches(dataset: Dataset, batch_size: int, explain, progress: bool) -> list[dict]:
-    """Deal fixed batches out to the processes and bring the predictions together in order."""
+    """Divides the batches among the processes; each gets all predictions, in the data set's order."""
     state = PartialState()
-    starts = list(enumerate(range(0, len(dataset), batch_size)))[state.process_index :: state.num_processes]
-    done = []
-    for number, start in tqdm(starts, desc="Explaining", disable=not progress or not state.is_main_process):
-        indices = list(range(start, min(start + batch_size, len(dataset))))
-        done.append((number, indices, explain(indices, number)))
+    starts = np.array_split(range(0, len(dataset), batch_size), state.num_processes)[state.process_index]
+    predictions = []
+    for start in tqdm(starts.tolist(), desc="Explaining", disable=not progress or not state.is_main_process):
+        predictions += explain(list(range(start, min(start + batch_size, len(dataset)))), start // batch_size)
     paintings = dataset["painting"][:]
     return [
-        {"painting": paintings[index]} | prediction
-        for _, indices, predictions in sorted(gather_object(done), key=lambda batch: batch[0])
-        for index, prediction in zip(indices, predictions, strict=True)
+        {"painting": painting} | prediction
+        for painting, prediction in zip(paintings, gather_object(predictions), strict=True)
     ]
 
 
