@@ -19,7 +19,7 @@ from studies.figures.training import training_figure
 from studies.figures.tsne import embed, tsne_figure
 from studies.summary import summarise
 from tests.evaluation.test_studies import made_up_runs
-from tests.training.test_scripts import TINY_RUN
+from tests.helpers.training import TINY_RUN
 
 
 @pytest.fixture(scope="module")
