@@ -130,10 +130,7 @@ def build_tiny(
     tokenizer = train_tokenizer(explanations, processor_fields["emotions"], args.vocab_size)
     tokenizer.model_max_length = TINY_POSITIONS
     processor = SEVLMProcessor.from_tokenizer(
-        tokenizer,
-        image_size=args.image_size,
-        image_statistics=args.image_statistics or "clip",
-        **processor_fields,
+        tokenizer, image_size=args.image_size, image_statistics=args.image_statistics or "clip", **processor_fields
     )
     vision_config = CLIPVisionConfig(
         hidden_size=96,
@@ -150,21 +147,14 @@ def build_tiny(
         n_layer=2,
         n_head=4,
         n_positions=TINY_POSITIONS,
-        embd_pdrop=0.05,
-        attn_pdrop=0.05,
-        resid_pdrop=0.05,
         vocab_size=len(processor.tokenizer),
         initializer_range=initializer_range,
         bos_token_id=None,  # `token_layout` sets both
         eos_token_id=None,
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.05),
     )
-    config = SEVLMConfig(
-        vision_config=vision_config,
-        text_config=text_config,
-        initializer_range=initializer_range,
-        **processor.token_layout(),
-        **args.config_fields(),
-    )
+    fields = processor.token_layout() | args.config_fields() | {"initializer_range": initializer_range}
+    config = SEVLMConfig(vision_config=vision_config, text_config=text_config, **fields)
     model = SEVLMForConditionalGeneration(config)
     if processor.vad_lexicon is not None:
         model.set_vad_lexicon(processor.vad_lexicon, processor.tokenizer)
@@ -190,10 +180,7 @@ def check_arguments(data_args: DataArguments, training_args: SEVLMTrainingArgume
     """Sets the lexicon and the checkpoint to resume from. Exits on errors before data is loaded or a file written."""
     if data_args.vad_lexicon is None:
         if not data_args.is_embedded:
-            sys.exit(
-                "error: the VAD lexicon is missing. Use --vad_lexicon NRC-VAD-Lexicon.txt (the paper's), 'embedded' "
-                "(a small one of this project) or 'none'."
-            )
+            sys.exit("error: no VAD lexicon: use --vad_lexicon NRC-VAD-Lexicon.txt (the paper's), embedded or none.")
         data_args.vad_lexicon = "embedded"
     if training_args.n_gpu > 1:
         sys.exit("error: for several GPUs use `accelerate launch train.py ...`, which starts one process for each.")
@@ -334,7 +321,7 @@ def train_and_save(trainer: SEVLMTrainer, record: dict) -> None:
 def training_record(
     model_args: ModelArguments, data_args: DataArguments, training_args: SEVLMTrainingArguments
 ) -> dict:
-    """Returns the facts of a run, besides its log, that the model card needs."""
+    """Returns what the model card needs besides the log."""
     names = ("learning_rate", "vad_learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "seed")
     names += ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "bf16", "fp16")
     arguments = {name: getattr(training_args, name) for name in names}

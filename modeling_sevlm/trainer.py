@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -117,10 +116,9 @@ class NamedBatches:
 class SEVLMTrainer(Trainer):
     """`Trainer` for [`SEVLMForConditionalGeneration`] and batches of `SEVLMCollator`.
 
-    Each part of the loss is divided by its own number of items (label tokens, explanation words with VAD, paintings)
-    over the accumulated batches of all processes, and no painting counts twice in an epoch. Neither accumulation steps
-    nor processes therefore change the language and emotion losses. The contrastive loss takes its negatives from one
-    device's batch.
+    Each part of the loss is a mean over its own items (label tokens, explanation words with VAD, paintings) in the
+    accumulated batches of all processes. Accumulation and the number of processes therefore change neither the
+    language nor the emotion loss. The contrastive loss takes its negatives from one device's batch.
 
     A loss or gradient that is NaN or infinite ends training before the next log, evaluation or save; on a CPU before
     the update.
@@ -417,12 +415,8 @@ class SEVLMTrainer(Trainer):
     def _push(self, folder: str, **kwargs) -> CommitInfo | Future:
         args = self.args
         self.callback_handler.on_push_begin(args, self.state, self.control)
-        defaults: dict[str, Any] = {
-            "token": args.hub_token,
-            "revision": args.hub_revision,
-            "private": args.hub_private_repo,
-        }
-        return push(folder, self.hub_model_id, processor=self.processing_class, **defaults | kwargs)
+        kwargs = dict(token=args.hub_token, revision=args.hub_revision, private=args.hub_private_repo) | kwargs
+        return push(folder, self.hub_model_id, processor=self.processing_class, **kwargs)
 
 
 def loss_sums(outputs, counts: torch.Tensor) -> dict[str, torch.Tensor]:

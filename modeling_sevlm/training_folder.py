@@ -53,9 +53,8 @@ def defect(checkpoint: str | os.PathLike) -> str | None:
     missing = [name for name, pattern in NEEDED.items() if not any(checkpoint.glob(pattern))]
     if missing:
         return f"{', '.join(missing)} is missing"
-    damaged = (path.name for path in sorted(checkpoint.iterdir()) if path.is_file() and not _is_readable(path))
-    name = next(damaged, None)
-    return None if name is None else f"{name} is cut short or damaged"
+    damaged = [path.name for path in sorted(checkpoint.iterdir()) if path.is_file() and not _is_readable(path)]
+    return f"{damaged[0]} is cut short or damaged" if damaged else None
 
 
 def _is_readable(file: Path) -> bool:
@@ -115,7 +114,9 @@ def check_writable(folder: str | os.PathLike, needed: int = 4096) -> None:
         SavingError: the folder cannot be written, or has less free space.
     """
     try:
-        place = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+        place = Path(folder).absolute()
+        while not place.exists():
+            place = place.parent
         with tempfile.TemporaryFile(dir=place, buffering=0) as file:
             file.write(bytes(4096))
         free = shutil.disk_usage(place).free
