@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -415,8 +416,8 @@ class SEVLMTrainer(Trainer):
     def _push(self, folder: str, **kwargs) -> CommitInfo | Future:
         args = self.args
         self.callback_handler.on_push_begin(args, self.state, self.control)
-        kwargs = dict(token=args.hub_token, revision=args.hub_revision, private=args.hub_private_repo) | kwargs
-        return push(folder, self.hub_model_id, processor=self.processing_class, **kwargs)
+        given: dict[str, Any] = dict(token=args.hub_token, revision=args.hub_revision, private=args.hub_private_repo)
+        return push(folder, self.hub_model_id, processor=self.processing_class, **given | kwargs)
 
 
 def loss_sums(outputs, counts: torch.Tensor) -> dict[str, torch.Tensor]:
