@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from metrics.emotion_prediction.emotion_prediction import emotion_prediction_scores
 from metrics.emotional_alignment.emotional_alignment import emotional_alignment_scores, read_judge_file
+from processing.images import nfc
 
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,10 @@ import argparse
 from pathlib import Path
 
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import pipeline
 
-import modeling_sevlm  # noqa: F401 - registers the model with the Auto classes
+import modeling_sevlm  # noqa: F401 - registers the model and the task
 import processing  # noqa: F401 - registers the processor
-from modeling_sevlm.callbacks import explain
 from modeling_sevlm.views import gallery_sheet, in_fixed_order
 from processing.files import atomic_write
 from processing.toy_artemis import load_toy_artemis
@@ -25,14 +24,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("images", nargs="*", help="image files (default: three held-out embedded images)")
     parser.add_argument("--output", type=Path, default=Path("gallery.png"), help="file of the sheet")
     args = parser.parse_args(argv)
-    model = AutoModelForImageTextToText.from_pretrained(args.model).eval()
-    processor = AutoProcessor.from_pretrained(args.model)
+    explain = pipeline("art-emotion-explanation", model=args.model)
     if args.images:
         names, images = args.images, [Image.open(path).convert("RGB") for path in args.images]
     else:
         rows = load_toy_artemis()["test"].select(range(3))
         names, images = rows["painting"][:], rows["image"][:]
-    results = explain(model, processor, images)
+    results = explain(images, do_sample=False)
     for name, result in zip(names, results, strict=True):
         print(f"\n{name}: {result['emotion']}, because {result['explanation']}")
         for emotion, score in in_fixed_order(result["emotion_scores"]).items():

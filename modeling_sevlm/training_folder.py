@@ -1,9 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The folder of a training run, in which whatever has its final name is whole, whenever the run is stopped.
+"""The output folder of training. Files with their final names are complete, whenever the run is interrupted.
 
-A checkpoint and the final model are written in `OUTPUT_DIR/saving/` and renamed when every byte is on the disk; a
-checkpoint that is to go is renamed back before it is deleted. Which checkpoint is newer is told by its step, never by
-a clock. Never copied to the Hub.
+A checkpoint and the final model are written in `OUTPUT_DIR/saving/` and renamed when every byte is on the disk. A
+checkpoint to delete is moved back there first. The step in its name says which checkpoint is newer, not a clock.
 """
 
 import json
@@ -11,96 +10,125 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from safetensors import safe_open
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
 STAGING = "saving"
 STATE_FILE = "trainer_state.json"
-# What a run needs to go on with the same bits, and the patterns of its files; the later ones are those of runs that
-# divide their optimizer among devices.
-NEEDED = {
-    "config.json": ["config.json"],
-    "model.safetensors": ["model*.safetensors"],
-    STATE_FILE: [STATE_FILE],
-    "optimizer.pt": ["optimizer*", "global_step*"],
-    "scheduler.pt": ["scheduler.pt", "global_step*"],
-    "rng_state.pth": ["rng_state*.pth"],
-}
+# Files that a run needs to resume with the same bits, and their patterns: weights may be sharded, and each process has
+# its own random state.
+NEEDED = {"config.json": "config.json", "model.safetensors": "model*.safetensors", STATE_FILE: STATE_FILE}
+NEEDED |= {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler.pt", "rng_state.pth": "rng_state*.pth"}
 
 
 class SavingError(OSError):
-    """A checkpoint or model that could not be written; nothing under a final name was touched."""
+    """A checkpoint or a model cannot be written. No file with a final name has changed."""
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
-    """The checkpoints in `folder`, whole or not, the oldest first."""
-    found = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if os.path.isdir(folder) else ()
-    return sorted((path for path in found if _is_numbered(path) and path.is_dir()), key=step_of)
+    """The checkpoints in `folder`, complete or not, the oldest first."""
+    # Not transformers' `sort_checkpoints`, which takes a copy named checkpoint-2-old for a checkpoint.
+    found = (path for path in Path(folder).glob("checkpoint-*") if path.is_dir())
+    return sorted((path for path in found if path.name.partition("-")[2].isdecimal()), key=step_of)
 
 
-def _is_numbered(path: Path) -> bool:
-    return path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()
+def last_checkpoint(folder: str | os.PathLike) -> str:
+    """A part of a message."""
+    found = checkpoints(folder)
+    return f"the last checkpoint is {found[-1]}" if found else f"there is no checkpoint in {folder}"
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+    return int(checkpoint.name.partition("-")[2])
 
 
 def defect(checkpoint: str | os.PathLike) -> str | None:
-    """Why no run can go on from this folder: what it lacks, or which of its files is cut short. `None`: it can."""
+    """Says which file of a checkpoint is missing or cut short, or `None` if training can resume from it."""
     checkpoint = Path(checkpoint)
     if not checkpoint.is_dir():
         return "there is no such folder"
-    lacking = [name for name, patterns in NEEDED.items() if not any(any(checkpoint.glob(p)) for p in patterns)]
-    if lacking:
-        return f"it lacks {', '.join(lacking)}"
-    for file in sorted(path for path in checkpoint.iterdir() if path.is_file()):
-        if not _is_readable(file):
-            return f"{file.name} is cut short or damaged"
-    return None
+    missing = [name for name, pattern in NEEDED.items() if not any(checkpoint.glob(pattern))]
+    if missing:
+        return f"{', '.join(missing)} is missing"
+    damaged = [path.name for path in sorted(checkpoint.iterdir()) if path.is_file() and not _is_readable(path)]
+    return f"{damaged[0]} is cut short or damaged" if damaged else None
 
 
 def _is_readable(file: Path) -> bool:
-    """Whether a file's end is where its beginning says. Bytes in between are not looked at."""
+    """Whether the file is as long as its header says. The content is not checked."""
     try:
         if file.suffix == ".safetensors":
-            with safe_open(file, "pt"):
-                return True
+            safe_open(file, "pt").__enter__()
         if file.suffix == ".json":
             json.loads(file.read_text(encoding="utf-8"))
         return zipfile.is_zipfile(file) if file.suffix in (".pt", ".pth") else True
-    except Exception:  # whatever the readers say of damaged bytes
+    except Exception:  # damaged bytes raise errors of many kinds
         return False
 
 
-def check_writable(folder: str | os.PathLike, needed: int = 4096) -> None:
-    """Try to write a little there, so that a run does not find out after an hour. No folder is made: where there is
-    none yet, the one that it would be made in is tried.
+def find_checkpoint(folder: str, resume: str | None, report: Callable[[str], None]) -> str | None:
+    """Returns the checkpoint to resume from, `None` to start a new run.
 
     Args:
-        needed: bytes that have to be free.
+        folder: output folder.
+        resume: a checkpoint's folder, "true" for the newest complete checkpoint of `folder`, or `None`.
+        report: called with a sentence for each incomplete checkpoint, and with the choice that "true" leads to.
 
     Raises:
-        SavingError: if nothing can be written, or less than that.
+        ValueError: the given checkpoint is incomplete, or `folder` has checkpoints of later steps.
+    """
+    complete = []
+    for checkpoint in checkpoints(folder):
+        if problem := defect(checkpoint):
+            report(f"{checkpoint} is not complete ({problem}) and is ignored.")
+        else:
+            complete.append(checkpoint)
+    if resume is not None and resume.lower() == "true":
+        resume = str(complete[-1]) if complete else None
+        report(f"Training continues from {resume}." if resume else f"No checkpoint in {folder} yet: training starts.")
+    elif resume is not None and (problem := defect(resume)):
+        raise ValueError(
+            f"training cannot resume from {resume}: {problem}. Name another checkpoint, or use "
+            "--resume_from_checkpoint true for the newest complete one."
+        )
+    step = json.loads(Path(resume, STATE_FILE).read_text(encoding="utf-8"))["global_step"] if resume else 0
+    # A later resume would pick the other run's checkpoint.
+    if later := [str(checkpoint) for checkpoint in complete if step_of(checkpoint) > step]:
+        raise ValueError(
+            f"{folder} holds checkpoints of an earlier run: {', '.join(later)}. Continue it with "
+            "--resume_from_checkpoint true, delete them, or name another --output_dir."
+        )
+    return resume
+
+
+def check_writable(folder: str | os.PathLike, needed: int = 4096) -> None:
+    """Writes a little to `folder`, or to its nearest existing parent, and checks the free space.
+
+    Args:
+        needed: bytes that must be free.
+
+    Raises:
+        SavingError: the folder cannot be written, or has less free space.
     """
     try:
-        place = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+        place = Path(folder).absolute()
+        while not place.exists():
+            place = place.parent
         with tempfile.TemporaryFile(dir=place, buffering=0) as file:
             file.write(bytes(4096))
         free = shutil.disk_usage(place).free
     except OSError as error:
         raise SavingError(
-            f"{folder} cannot be written ({error.strerror or error}): name a folder that can with --output_dir, or "
-            "change its permissions or free space."
+            f"{folder} cannot be written ({error.strerror or error}). Change its permissions, free space, or name "
+            "another folder with --output_dir."
         ) from error
     if free < needed:
         raise SavingError(
-            f"{folder} has {_size(free)} free and a checkpoint takes about {_size(needed)}: free space there, or name "
-            "a folder on another disk with --output_dir."
+            f"{folder} has {_size(free)} free, and a checkpoint takes about {_size(needed)}. Free space there, or "
+            "name a folder on another disk with --output_dir."
         )
 
 
@@ -113,13 +141,13 @@ def free_space(folder: str | os.PathLike) -> str:
 
 
 def clear_staging(folder: str | os.PathLike) -> None:
-    """Remove what a stopped run was writing."""
+    """Deletes the unfinished files of an interrupted run."""
     shutil.rmtree(Path(folder, STAGING), ignore_errors=True)
 
 
 def publish_checkpoint(staged: Path, final: Path) -> None:
-    """Give a complete folder its name; one that has it already makes room."""
-    _to_disk(staged)
+    """Renames a complete checkpoint; one of the same name is replaced."""
+    _sync_files(staged)
     if final.exists():
         os.rename(final, staged.with_name(f"replaced-{final.name}"))
     os.rename(staged, final)
@@ -128,43 +156,32 @@ def publish_checkpoint(staged: Path, final: Path) -> None:
 
 
 def publish_model(staged: Path, folder: Path) -> None:
-    """Move the files of a complete model into `folder`. Weights come last and old ones go first, so that weights never
-    lie beside the configuration or the tokenizer of others."""
-    _to_disk(staged)
-    files = sorted((path for path in staged.rglob("*") if path.is_file()), key=_is_weights)
-    for old in filter(_is_weights, folder.iterdir()):
-        if any(map(_is_weights, files)):
-            old.unlink()
-    for file in files:
-        target = folder / file.relative_to(staged)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
+    """Moves the files of a complete model into `folder`. Old weights go first and new weights come last, so that
+    weights are never next to the configuration or the tokenizer of another model."""
+    _sync_files(staged)
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
+    for file in sorted(staged.iterdir(), key=lambda file: file.match("model*.safetensors*")):
+        os.replace(file, folder / file.name)
     _sync(folder)
     clear_staging(folder)
-
-
-def _is_weights(path: Path) -> bool:
-    return path.name.startswith("model") and path.name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def remove_old_checkpoints(folder: Path, limit: int | None, keep: Collection[Path]) -> None:
-    """Leave `limit` checkpoints, the newest ones and those of `keep`; `None` or 0: all."""
+    """Leaves `limit` checkpoints: those of `keep` and the newest others. All stay if `limit` is `None` or 0."""
     found = checkpoints(folder)
     kept = {path.resolve() for path in keep}
-    spare = [path for path in found if path.resolve() not in kept]
-    for path in spare[: max(0, len(found) - max(limit, len(kept)))] if limit else []:
-        # Half deleted under its name it would look like a checkpoint.
-        staging = folder / STAGING
-        staging.mkdir(exist_ok=True)
-        os.rename(path, staging / f"old-{path.name}")
+    others = [path for path in found if path.resolve() not in kept]
+    for path in others[: max(0, len(found) - max(limit, len(kept)))] if limit else []:
+        # Under its own name, a checkpoint that is partly deleted would look complete.
+        (folder / STAGING).mkdir(exist_ok=True)
+        os.rename(path, folder / STAGING / f"old-{path.name}")
     clear_staging(folder)
 
 
-def _to_disk(folder: Path) -> None:
-    """A name that survives a power failure is worth little if the bytes behind it do not."""
-    for path in folder.rglob("*"):
+def _sync_files(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
         _sync(path)
-    _sync(folder)
 
 
 def _sync(path: Path) -> None:

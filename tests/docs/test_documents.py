@@ -33,9 +33,9 @@ from modeling_sevlm.model_card import render_model_card
 from processing.artemis import EMOTIONS
 from tests.helpers.hub_fixtures import visit
 from tests.helpers.tiny import WORDS
+from tests.helpers.training import TINY_RUN, write_artemis
 from tests.model.test_fidelity import FIXTURE
 from tests.model.test_vision_towers import save_text_checkpoint
-from tests.training.test_scripts import TINY_RUN, write_artemis
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 import train
 from processing.artemis import EMOTIONS
-from tests.training.test_scripts import TINY_RUN
+from tests.helpers.training import TINY_RUN
 
 
 ROOT = Path(__file__).resolve().parents[2]

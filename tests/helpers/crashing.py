@@ -1,4 +1,4 @@
-"""A small training run in a process of its own, stopped at a chosen moment, and what may lie in its folder then."""
+"""A small training run in its own process, to be killed at a chosen moment, and checks of its output folder."""
 
 import json
 import os
@@ -18,32 +18,33 @@ from safetensors.torch import load_file
 
 
 ROOT = Path(__file__).resolve().parents[2]
-# Fourteen updates, not quite five an epoch; an evaluation with generation, a sheet and a checkpoint at every second.
-SHORT = ["--num_paintings", "48", "--per_device_train_batch_size", "8", "--max_steps", "14", "--learning_rate", "1e-3"]
-# The best one is neither the first nor the last.
-SHORT += ["--save_steps", "2", "--eval_steps", "2", "--metric_for_best_model", "unique"]
-SHORT += ["--generation_samples", "4", "--sheet_paintings", "1", "--logging_steps", "1"]
-SHORT += ["--use_cpu", "true", "--disable_tqdm", "true", "--vad_lexicon", "embedded"]
+# Fourteen updates, almost five in an epoch. After every second one: evaluation with generation, a sheet, a checkpoint.
+# The best checkpoint is neither the first nor the last.
+SHORT = (
+    "--num_paintings 48 --per_device_train_batch_size 8 --max_steps 14 --learning_rate 1e-3 --save_steps 2 "
+    "--eval_steps 2 --metric_for_best_model unique --generation_samples 4 --sheet_paintings 1 --logging_steps 1 "
+    "--use_cpu true --disable_tqdm true --vad_lexicon embedded"
+).split()
 
 
 class Run:
-    """`python train.py` with what a user types to begin and to go on, in a session of its own.
+    """`python train.py ... --resume_from_checkpoint true` in a session of its own.
 
     Args:
-        output: the run's folder; what it prints goes to `output.log` beside it.
+        output: folder of the run. Its output goes to `output.log` next to it.
     """
 
-    def __init__(self, output: Path, arguments: list[str], *more: str, environment: dict | None = None):
+    def __init__(self, output: Path, arguments: list[str], *more: str):
         self.output = Path(output)
         command = [sys.executable, "train.py", *arguments, "--resume_from_checkpoint", "true", *more]
-        offline = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-        offline |= {"PYTHONFAULTHANDLER": "1"}
+        environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        environment |= {"PYTHONFAULTHANDLER": "1"}
         with open(f"{self.output}.log", "ab") as self.log:
             self.log_start = self.log.tell()
             self.process = subprocess.Popen(
                 [*command, "--output_dir", str(self.output)],
                 cwd=ROOT,
-                env=os.environ | offline | (environment or {}),
+                env=os.environ | environment,
                 stdout=self.log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -53,7 +54,7 @@ class Run:
         return Path(f"{self.output}.log").read_bytes()[self.log_start :].decode(errors="replace")
 
     def wait(self, timeout: float = 300) -> int:
-        """The exit code. What hangs is ended, and prints where it was."""
+        """Returns the exit code. A run that hangs is aborted and prints its stack."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -63,7 +64,7 @@ class Run:
             self.kill()
 
     def wait_until(self, condition: Callable[[], bool], timeout: float = 120, pause: float = 0.001) -> bool:
-        """Whether `condition` came true before the run ended."""
+        """Returns whether `condition` became true before the run ended."""
         end = time.monotonic() + timeout
         while self.process.poll() is None and time.monotonic() < end:
             if condition():
@@ -72,11 +73,11 @@ class Run:
         return False
 
     def kill(self, whole_group: bool = True) -> list[psutil.Process]:
-        """As the kernel or an administrator does it. Returns the processes that are left for themselves."""
+        """Kills the run, or only its first process, and returns the processes that are left."""
         children = []
         try:
             if not whole_group:
-                # Held in this very moment, as looking for its children takes longer than the moment may last.
+                # Stop first: listing the children takes longer than the moment may last.
                 os.kill(self.process.pid, signal.SIGSTOP)
                 children = psutil.Process(self.process.pid).children(recursive=True)
             (os.killpg if whole_group else os.kill)(self.process.pid, signal.SIGKILL)
@@ -87,7 +88,7 @@ class Run:
 
 
 def half_written(folder: Path) -> list[str]:
-    """Files under `folder` that have their final names and cannot be read to the end, and why."""
+    """Files under `folder` that have their final names but cannot be read to the end, with the reason."""
     problems = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
@@ -95,7 +96,7 @@ def half_written(folder: Path) -> list[str]:
             continue
         try:
             read_whole(path)
-        except Exception as error:  # whatever its reader says
+        except Exception as error:  # readers raise errors of many kinds
             problems.append(f"{'/'.join(parts)}: {type(error).__name__}: {error}")
     for checkpoint in folder.glob("checkpoint-*"):
         for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
@@ -107,7 +108,7 @@ def half_written(folder: Path) -> list[str]:
 def read_whole(path: Path) -> None:
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (safe_open is no dict)
+            for name in tensors.keys():  # noqa: SIM118  (safe_open is not a dict)
                 tensors.get_tensor(name)
     elif path.suffix == ".json":
         json.loads(path.read_text(encoding="utf-8"))
@@ -123,14 +124,13 @@ def read_whole(path: Path) -> None:
 
 
 def left_over(folder: Path) -> list[str]:
-    """What a finished run should have tidied up."""
-    return [
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix == ".tmp" or path.name == "saving"
-    ]
+    """Temporary files that a finished run should have deleted."""
+    found = (path for path in folder.rglob("*") if path.suffix == ".tmp" or path.name == "saving")
+    return [str(path.relative_to(folder)) for path in found]
 
 
 def differing_weights(first: Path, second: Path) -> list[str]:
-    """Names of tensors that are not equal bit for bit in two folders' models."""
+    """Names of the tensors that are not equal bit for bit in two folders' models."""
     one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
     return sorted(
         name

@@ -1,9 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""One training run in one or several processes on the CPU, and what it leaves to compare: which paintings were seen
-when, gradients, log, figures of the evaluation, weights.
+"""A training run in one or several processes on the CPU, and its results: rows read, gradients, log, weights.
 
-The processes are forks of the test's, so that they find torch and transformers loaded, with the environment that
-`accelerate launch` and torchrun give theirs. Nobody watches over them: each has to find out itself that another died.
+The processes are forks of the test's, with torch and transformers loaded, and have the environment of `accelerate
+launch` and torchrun. No launcher watches them: each must notice by itself that another one died.
 """
 
 import faulthandler
@@ -21,12 +20,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from modeling_sevlm.trainer import SEVLMTrainer, SEVLMTrainingArguments
 from processing.collator import SentencePairs, SEVLMCollator
 from processing.toy_artemis import load_toy_artemis
 from tests.helpers.tiny import IMAGE_SIZE, tiny_model
+from tests.helpers.training import KeepGradients, without_dropout
 
 
 PARTS = ("loss", "language_loss", "emotion_loss", "label_loss")
@@ -39,8 +39,8 @@ def free_port() -> int:
 
 
 def in_ranks(number: int, function: Callable[[int], None], timeout: float = 120) -> list[int | None]:
-    """`function(rank)` in `number` processes; their exit codes. Whoever is left when the time is over is killed, which
-    `None` stands for."""
+    """Calls `function(rank)` in `number` processes and returns their exit codes, `None` for a process that is still
+    running after `timeout` seconds and is killed."""
     context, port = multiprocessing.get_context("fork"), free_port()
 
     def run(rank: int):
@@ -49,7 +49,7 @@ def in_ranks(number: int, function: Callable[[int], None], timeout: float = 120)
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         torch.set_num_threads(1)
-        faulthandler.dump_traceback_later(timeout)  # says where it hangs
+        faulthandler.dump_traceback_later(timeout)  # shows where it hangs
         try:
             function(rank)
         except BaseException:
@@ -75,7 +75,7 @@ def in_ranks(number: int, function: Callable[[int], None], timeout: float = 120)
 
 @dataclass
 class Setting:
-    """Of a run; `batch_size` is that of all processes and accumulated batches together."""
+    """Settings of a run. `batch_size` counts all processes and accumulated batches."""
 
     paintings: int = 27
     batch_size: int = 8
@@ -89,7 +89,7 @@ class Setting:
 
 
 class Recorded(SentencePairs):
-    """Writes down which painting is read in which epoch."""
+    """Records which painting is read in which epoch."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -100,24 +100,13 @@ class Recorded(SentencePairs):
         return super().__getitem__(index)
 
 
-class KeepGradients(TrainerCallback):
-    def __init__(self):
-        self.gradients = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-
-
 def train_here(setting: Setting, processor, folder: Path, rank: int = 0) -> dict:
-    """Train in this process, one of `setting.processes`."""
+    """Trains in this process, one of `setting.processes`, and writes its results to `folder`."""
     toy = load_toy_artemis(2 * setting.paintings + 24, image_size=IMAGE_SIZE, seed=setting.seed)["train"]
     data, held_out = toy.select(range(setting.paintings)), toy.select(range(setting.paintings, setting.paintings + 7))
-    # The contrastive loss takes its negatives from a process's own batch, so it is another one.
+    # The contrastive loss takes its negatives from a process's own batch, so it depends on their number.
     fields = {"contrastive_negatives": [], "label_loss_weight": 0.5} | setting.model
-    model = tiny_model(processor, seed=setting.seed, **fields)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    model = without_dropout(tiny_model(processor, seed=setting.seed, **fields))
     arguments = {
         "output_dir": str(folder),
         "seed": setting.seed,
@@ -125,10 +114,10 @@ def train_here(setting: Setting, processor, folder: Path, rank: int = 0) -> dict
         "gradient_accumulation_steps": setting.accumulation,
         "per_device_eval_batch_size": 3,
         "num_train_epochs": setting.epochs,
-        # So small that rounding errors do not grow from step to step.
+        # Small, so that rounding errors do not grow from step to step.
         "learning_rate": 1e-5,
         "vad_learning_rate": 2e-5,
-        # Adam would make a sign of every rounding error.
+        # Adam would turn rounding errors into steps of full size.
         "optim": "sgd",
         "eval_strategy": "epoch",
         "save_strategy": "no",
@@ -163,15 +152,15 @@ def train_here(setting: Setting, processor, folder: Path, rank: int = 0) -> dict
 
 
 def seen(runs: list[dict], setting: Setting) -> list[list]:
-    """What the processes read, put together in the order of the whole: [epoch, painting, first, second sentence]. What
-    stands behind an epoch's last painting was read to fill up."""
+    """Merges what the processes read into the order of a single process: [epoch, painting, first, second sentence].
+    Rows after an epoch's last painting are repeats."""
     share = setting.batch_size // setting.processes // setting.accumulation
     dealt = [[run["read"][i : i + share] for i in range(0, len(run["read"]), share)] for run in runs]
     return [row for batches in zip(*dealt, strict=True) for batch in batches for row in batch]
 
 
 def assert_one_run(setting: Setting, ones: list[dict], several: list[dict]) -> None:
-    """Runs of one and of several processes with the same paintings in a batch, all in all."""
+    """Asserts that one and several processes with batches of the same total size did the same."""
     one, order = ones[0], seen(several, setting)
     for epoch in range(setting.epochs):
         rows = [row for row in order if row[0] == epoch]
@@ -182,8 +171,8 @@ def assert_one_run(setting: Setting, ones: list[dict], several: list[dict]) -> N
         for step, (gradients, known) in enumerate(zip(rank["gradients"], one["gradients"], strict=True)):
             assert gradients.keys() == known.keys()
             for name in known:
-                told = f"{name}, step {step}, rank {number}"
-                torch.testing.assert_close(gradients[name], known[name], rtol=1e-3, atol=1e-4, msg=told)
+                where = f"{name}, step {step}, rank {number}"
+                torch.testing.assert_close(gradients[name], known[name], rtol=1e-3, atol=1e-4, msg=where)
     for entry, known in zip(several[0]["log"], one["log"], strict=True):
         for name in known.keys() & ({*PARTS} | {f"eval_{part}" for part in PARTS}):
             assert entry[name] == pytest.approx(known[name], rel=1e-5), (name, known["step"])
@@ -192,7 +181,7 @@ def assert_one_run(setting: Setting, ones: list[dict], several: list[dict]) -> N
 
 
 def train_in(setting: Setting, processor, folder: Path, timeout: float = 120) -> list[dict]:
-    """Train in `setting.processes` processes; what each of them left."""
+    """Trains in `setting.processes` processes and returns the results of each."""
     folder.mkdir(parents=True, exist_ok=True)
     codes = in_ranks(setting.processes, lambda rank: train_here(setting, processor, folder, rank), timeout)
     assert codes == [0] * setting.processes, f"exit codes {codes} of {setting}"

@@ -15,7 +15,7 @@ from studies.figures import ablation_figure, choose_examples, confusion_figure, 
 from studies.summary import summarise
 from studies.tsne import embed, tsne_figure
 from tests.helpers.studies import made_up_runs
-from tests.training.test_scripts import TINY_RUN
+from tests.helpers.training import TINY_RUN
 
 
 @pytest.fixture(scope="module")

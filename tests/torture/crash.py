@@ -1,6 +1,6 @@
-"""`kill -9` at drawn and at aimed moments of a training run with the feature cache, then the same command again: the
-weights are those of a run that was left alone, bit for bit, and no file is half there under its name.
-The same on disks that are too small."""
+"""`kill -9` at random and at chosen moments of a training run with the feature cache, then the same command again. The
+weights are those of an uninterrupted run, bit for bit, and no file with a final name is incomplete. Then the same on
+disks that are too small."""
 
 import os
 import random
@@ -19,7 +19,7 @@ from tests.helpers.crashing import SHORT, Run, differing_weights, half_written, 
 from tests.helpers.tiny import save_backbones
 
 
-# Moment, and how often it is tried: thirty kills.
+# Moments, and the number of kills at each: thirty kills.
 MOMENTS = {
     "any moment": 12,
     "a checkpoint is being written": 6,
@@ -29,13 +29,14 @@ MOMENTS = {
     "the final model is being written": 2,
 }
 SMALL_DISKS = 6
-ORPHAN_SECONDS = 20.0  # a loader's worker looks for its parent every five
-TRIES = 4  # to hit a moment that lasts a few milliseconds
+STARTED = "training starts"  # printed by train.py
+ORPHAN_SECONDS = 20.0  # a loader worker checks for its parent every five seconds
+ATTEMPTS = 4  # to hit a moment that lasts a few milliseconds
 
 
 @dataclass
 class Case:
-    """What is drawn: `place` in [0, 1) says where in the moment, or which of several."""
+    """A kill. `place` in [0, 1) says when within the moment, or at which of several moments."""
 
     moment: str
     number: int
@@ -53,21 +54,21 @@ def draw(chance: random.Random) -> list[Case]:
     for moment, times in MOMENTS.items():
         for _ in range(times):
             whole = chance.random() < 0.5
-            # Without workers there is nobody but the parent.
+            # Without workers the parent is the only process.
             workers = chance.choice([0, 0, 2]) if whole else 2
             cases.append(Case(moment, len(cases), chance.random(), whole, workers))
     return cases
 
 
 def has_come(run: Run, case: Case, cache: Path, seconds: float) -> bool:
-    """Wait for the case's moment; whether it came before the run ended."""
+    """Waits for the case's moment and returns whether it came before the run ended."""
     saving, step = run.output / "saving", 2 * int(1 + 6 * case.place)
 
     def exists(folder: Path, pattern: str) -> Callable[[], bool]:
         return lambda: any(folder.glob(pattern))
 
     if case.moment == "any moment":
-        begun = run.wait_until(lambda: "training begins" in run.printed(), pause=0.02)
+        begun = run.wait_until(lambda: STARTED in run.printed(), pause=0.02)
         time.sleep(seconds * case.place)
         return begun and run.process.poll() is None
     if case.moment == "a checkpoint is being written":
@@ -90,9 +91,9 @@ def orphans_that_stay(orphans: list[psutil.Process]) -> list[int]:
 
 
 def try_case(case: Case, folder: Path, backbones: list[str], whole: Path, seconds: float) -> tuple[Counter, list[str]]:
-    """Counts of what happened and what was not as it should be."""
+    """Kills a run, repeats its command, and returns counts of the outcomes and a line for each fault."""
     happened, failures = Counter(), []
-    for attempt in range(TRIES):
+    for attempt in range(ATTEMPTS):
         output, cache = folder / f"{case.number}-{attempt}", folder / f"cache-{case.number}-{attempt}"
         arguments = [*backbones, *SHORT, "--cache_features", str(cache)]
         workers = ("--dataloader_num_workers", str(case.workers))
@@ -102,18 +103,18 @@ def try_case(case: Case, folder: Path, backbones: list[str], whole: Path, second
         if came:
             break
     else:
-        return happened, [f"{case.name()}: not hit in {TRIES} attempts"]
+        return happened, [f"{case.name()}: not hit in {ATTEMPTS} attempts"]
     happened["kills"] += 1
     happened["left something half done"] += (output / "saving").exists() or any(cache.glob("*/*.tmp"))
     failures += half_written(output) + half_written(cache)
-    # At once, while orphans may still be there.
+    # Immediately, while orphans may still be running.
     again = Run(output, arguments, *workers)
     code = again.wait()
     printed = again.printed()
-    happened["went on from a checkpoint" if "goes on from" in printed else "began anew"] += 1
+    happened["resumed" if "Training continues from" in printed else "started again"] += 1
     happened["orphans"] += len(orphans)
     if staying := orphans_that_stay(orphans):
-        failures.append(f"processes {staying} still there after {ORPHAN_SECONDS:.0f} s")
+        failures.append(f"processes {staying} still running after {ORPHAN_SECONDS:.0f} s")
     if code != 0:
         failures.append(f"the resumed run ended with {code}: {printed[-300:]!r}")
     else:
@@ -126,14 +127,14 @@ def try_case(case: Case, folder: Path, backbones: list[str], whole: Path, second
 
 
 def mount(folder: Path, size: int, *more: str) -> bool:
-    """A disk in memory, of `size` bytes; whether that is allowed here."""
+    """Mounts a disk in memory of `size` bytes and returns whether that is allowed here."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *more]), "tmpfs", str(folder)]
     return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def try_small_disk(size: int, folder: Path, backbones: list[str], whole: Path) -> tuple[Counter, list[str]]:
-    """Train on a disk of `size` bytes till it is full, then on a larger one to the end."""
+    """Trains on a disk of `size` bytes until it is full, then on a larger one to the end."""
     happened, failures = Counter(), []
     disk = output = folder / f"disk-{size}"
     arguments = [*backbones, *SHORT, "--cache_features", str(disk / "cache")]
@@ -166,10 +167,10 @@ def try_small_disk(size: int, folder: Path, backbones: list[str], whole: Path) -
 def run(chance: random.Random, folder: Path) -> Iterator[Row]:
     backbones = save_backbones(folder, patch_size=2)
     whole = Run(folder / "whole", [*backbones, *SHORT, "--cache_features", str(folder / "cache")])
-    whole.wait_until(lambda: "training begins" in whole.printed(), pause=0.02)
+    whole.wait_until(lambda: STARTED in whole.printed(), pause=0.02)
     began = time.monotonic()
     if whole.wait() != 0:
-        raise RuntimeError(f"the run that is left alone fails: {whole.printed()[-2000:]}")
+        raise RuntimeError(f"the uninterrupted run fails: {whole.printed()[-2000:]}")
     seconds = time.monotonic() - began
     cases = draw(chance)
     orphans, failures = 0, []
@@ -182,12 +183,11 @@ def run(chance: random.Random, folder: Path) -> Iterator[Row]:
                 counts, failed = counts + happened, failed + problems
         orphans += counts.pop("orphans", 0)
         kills = counts.pop("kills", 0)
-        outcome = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
         failures += failed
         when = moment if moment == "any moment" else f"while {moment}"
-        yield Row(f"`kill -9` of training, {when}", kills, f"{outcome}; {len(failed)} faults", failed)
-    stayed = sum("still there" in failure for failure in failures)
-    yield Row("loader processes whose parent was killed", orphans, f"{orphans - stayed} ended by themselves")
+        yield Row(f"`kill -9` of training, {when}", kills, f"{listed(counts)}; {len(failed)} faults", failed)
+    stayed = sum("still running" in failure for failure in failures)
+    yield Row("loader processes whose parent was killed", orphans, f"{orphans - stayed} ended without help")
     full = sum(path.stat().st_size for path in whole.output.rglob("*") if path.is_file())
     full += sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
     sizes = [int(full * chance.uniform(0.1, 1.2)) for _ in range(SMALL_DISKS)]
@@ -196,7 +196,9 @@ def run(chance: random.Random, folder: Path) -> Iterator[Row]:
     counts = sum((happened for happened, _ in results), Counter())
     failed = [problem for _, problems in results for problem in problems]
     disks = counts.pop("disks", 0)
-    outcome = ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "nothing may be mounted here"
-    yield Row(
-        "training on a disk that is too small, then on a larger one", disks, f"{outcome}; {len(failed)} faults", failed
-    )
+    outcome = f"{listed(counts) or 'mounting is not allowed here'}; {len(failed)} faults"
+    yield Row("training on a disk that is too small, then on a larger one", disks, outcome, failed)
+
+
+def listed(counts: Counter) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Several processes against one with larger batches, and one of them killed at random moments."""
+"""Several processes compared with one with larger batches, and one of them killed at random moments."""
 
 import os
 import random
@@ -23,7 +23,7 @@ from tests.helpers.tiny import tiny_processor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMPARED, KILLED, LAUNCHED = 14, 8, 6
-PATIENCE = 60  # seconds in which the others have to end
+TIMEOUT = 60  # seconds in which the others must end
 LAUNCHERS = (
     ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
     ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"],
@@ -60,7 +60,7 @@ def compare(chance: random.Random, folder: Path, processor) -> Row:
             failures.append(f"{setting}: {str(error).splitlines()[0]}")
     same = COMPARED - len(failures)
     return Row(
-        "runs of two or three processes against one with as large a batch",
+        "runs of two or three processes compared with one with the same total batch",
         COMPARED,
         f"{same} with the same paintings in the same order, gradients and figures; {uneven} with an uneven end",
         failures,
@@ -78,13 +78,13 @@ def kill_some(chance: random.Random, folder: Path, processor) -> Row:
         where.mkdir(parents=True)
 
         def train(rank: int, setting=setting, where=where, victim=victim, moment=moment):
-            PartialState(cpu=True)  # before it, a launcher only can know that one is missing
+            PartialState(cpu=True)  # before this, only a launcher can notice that a process is missing
             if rank == victim:
                 threading.Timer(moment, os.kill, (os.getpid(), signal.SIGKILL)).start()
             train_here(setting, processor, where, rank)
 
         began = time.monotonic()
-        codes = in_ranks(processes, train, timeout=PATIENCE)
+        codes = in_ranks(processes, train, timeout=TIMEOUT)
         slowest = max(slowest, time.monotonic() - began - moment)
         codes.pop(victim)
         if not all(code is not None and code > 0 for code in codes):
@@ -92,9 +92,9 @@ def kill_some(chance: random.Random, folder: Path, processor) -> Row:
                 f"rank {victim} of {processes} killed after {moment:.2f} s: the others' exit codes {codes}"
             )
     return Row(
-        "`kill -9` of one process at a random moment, nobody watching over them",
+        "`kill -9` of one process at a random moment, without a launcher",
         KILLED,
-        f"{KILLED - len(failures)} ended on all others with an error, within {slowest:.1f} s at most",
+        f"in {KILLED - len(failures)} all others ended with an error, within {slowest:.1f} s at most",
         failures,
     )
 
@@ -107,9 +107,9 @@ def kill_launched(chance: random.Random, folder: Path) -> Row:
         where.mkdir(parents=True)
         command = [sys.executable, "-m", *launcher, str(free_port()), "train.py", *TRAINING.split()]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        with open(where / "told", "w") as told:
+        with open(where / "log", "w") as log:
             launched = subprocess.Popen(
-                [*command, "--output_dir", str(where / "out")], cwd=ROOT, env=environment, stdout=told, stderr=told
+                [*command, "--output_dir", str(where / "out")], cwd=ROOT, env=environment, stdout=log, stderr=log
             )
         problem = None
         try:
@@ -121,10 +121,10 @@ def kill_launched(chance: random.Random, folder: Path) -> Row:
             during["they start" if begins else "they train, evaluate and save"] += 1
             workers[rank].kill()
             began = time.monotonic()
-            if launched.wait(PATIENCE) == 0:
-                problem = "it ended as if all were well"
+            if launched.wait(TIMEOUT) == 0:
+                problem = "it ended without an error"
             if psutil.wait_procs(list(workers.values()), timeout=10)[1]:
-                problem = "a process went on alone"
+                problem = "a process continued alone"
             slowest = max(slowest, time.monotonic() - began)
         except (subprocess.TimeoutExpired, KeyError) as error:
             problem = f"{type(error).__name__}: {error}"
@@ -145,14 +145,14 @@ def kill_launched(chance: random.Random, folder: Path) -> Row:
 
 
 def find_workers(launched: subprocess.Popen) -> dict[str, psutil.Process]:
-    """The launched processes by rank, as soon as all are there."""
-    deadline, workers = time.monotonic() + PATIENCE, {}
+    """Waits until both processes run, and returns them by rank."""
+    deadline, workers = time.monotonic() + TIMEOUT, {}
     while len(workers) < 2 and time.monotonic() < deadline and launched.poll() is None:
         time.sleep(0.05)
         for process in psutil.Process(launched.pid).children(recursive=True):
             try:
                 if (rank := process.environ().get("RANK")) is not None and "train.py" in process.cmdline():
                     workers[rank] = process
-            except psutil.Error:  # it is just beginning
+            except psutil.Error:  # the process is only starting
                 continue
     return workers

@@ -1,6 +1,6 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Several processes are one with larger batches: the same paintings in the same order, the same gradients and figures,
-one writer; and when one of them dies the others end too."""
+"""Several processes train as one with larger batches: same order of paintings, same gradients and metrics, one writer.
+When one of them dies, the others end too."""
 
 import os
 import signal
@@ -19,29 +19,30 @@ import train
 from modeling_sevlm.__main__ import main as explain_pictures
 from modeling_sevlm.trainer import SEVLMTrainer
 from tests.helpers.ranks import Setting, assert_one_run, free_port, in_ranks, train_here, train_in
+from tests.helpers.training import QUIET_RUN, WITHOUT_EVALUATION
 
 
 ROOT = Path(__file__).resolve().parents[2]
-QUIET = "--num_paintings 60 --image_size 32 --per_device_train_batch_size 4 --use_cpu true --disable_tqdm true".split()
+QUIET = [*QUIET_RUN, "--num_paintings", "60", "--per_device_train_batch_size", "4"]
 
 
 @pytest.mark.parametrize(
     "setting",
     [
         Setting(paintings=24),
-        Setting(paintings=27, epochs=2),  # the last batch is full in one process and not in the other
-        Setting(paintings=25, accumulation=2),  # of the last one there is nothing left for the other
+        Setting(paintings=27, epochs=2),  # the last batch is full in one process only
+        Setting(paintings=25, accumulation=2),  # the last batch is empty in one process
         Setting(paintings=5),
     ],
     ids=lambda setting: f"{setting.paintings}-paintings",
 )
-def test_two_processes_are_one_with_batches_twice_as_large(processor, tmp_path, setting):
+def test_two_processes_train_as_one_with_batches_of_twice_the_size(processor, tmp_path, setting):
     one = train_in(setting, processor, tmp_path / "one")
     setting = replace(setting, processes=2)
     assert_one_run(setting, one, train_in(setting, processor, tmp_path / "two"))
 
 
-def test_two_processes_that_resume_inside_an_epoch_end_with_the_same_bits(processor, tmp_path):
+def test_two_processes_that_resume_within_an_epoch_end_with_the_same_bits(processor, tmp_path):
     arguments = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
     setting = Setting(paintings=27, processes=2, arguments=arguments)
     whole = train_in(setting, processor, tmp_path)
@@ -67,25 +68,25 @@ def files(folder: Path) -> set[str]:
 
 
 def test_only_the_first_process_writes(tmp_path):
-    """Each is told another folder, which shows who wrote what."""
+    """Each process is given a folder of its own, which shows what it wrote."""
 
     def run(rank):
         folder = tmp_path / str(rank)
-        saves = ["--max_steps", "2", "--save_steps", "2", "--eval_steps", "2", "--generation_samples", "3"]
-        train.main([*QUIET, *saves, "--output_dir", str(folder / "model"), "--load_best_model_at_end", "false"])
+        steps = "--max_steps 2 --save_steps 2 --eval_steps 2 --generation_samples 3 --load_best_model_at_end false"
+        train.main([*QUIET, *steps.split(), "--output_dir", str(folder / "model")])
         evaluation = ["--num_paintings", "60", "--use_cpu", "--update_model_card", "--captions", "false"]
         evaluate_sevlm.main([str(tmp_path / "0" / "model"), *evaluation, "--output_dir", str(folder / "evaluation")])
 
     assert in_ranks(2, run) == [0, 0]
-    # Each process resumes with its own random numbers; on a shared disk the first one takes them along.
+    # Each process has its own random state. With a shared folder, the first process renames it with the checkpoint.
     assert files(tmp_path / "1") == {"model/saving/checkpoint-2/rng_state_1.pth"}
-    wanted = {"model/model.safetensors", "model/README.md", "model/training_log.json", "evaluation/results.json"}
-    assert wanted <= files(tmp_path / "0")
+    expected = {"model/model.safetensors", "model/README.md", "model/training_log.json", "evaluation/results.json"}
+    assert expected <= files(tmp_path / "0")
 
 
 @pytest.mark.parametrize("death", ["killed", "an exception"])
 def test_a_process_whose_partner_dies_ends_with_an_error(processor, tmp_path, monkeypatch, death):
-    """Without a launcher that would look after them."""
+    """No launcher watches the processes."""
 
     def die(trainer, *args, **kwargs):
         if trainer.args.process_index == 1 and trainer.state.global_step == 2:
@@ -103,39 +104,29 @@ def test_a_process_whose_partner_dies_ends_with_an_error(processor, tmp_path, mo
 
 
 def test_a_launched_run_ends_with_an_error_when_one_process_is_killed(tmp_path):
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
-    more = ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--save_steps", "5", "--max_steps", "100000"]
-    more += ["--output_dir", str(tmp_path / "out")]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    more = [*WITHOUT_EVALUATION, *"--save_steps 5 --max_steps 100000 --output_dir".split(), str(tmp_path / "out")]
+    command = [sys.executable, *launch, "train.py", *QUIET, *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with open(tmp_path / "told", "w") as told:
-        run = subprocess.Popen(
-            [*launch, "train.py", *QUIET, *more], cwd=ROOT, env=environment, stdout=told, stderr=told
-        )
+    with open(tmp_path / "log", "w") as log:
+        run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("out/checkpoint-*/trainer_state.json")):
-            assert run.poll() is None and time.monotonic() < deadline, (tmp_path / "told").read_text()[-3000:]
+            assert run.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
             time.sleep(0.1)
         workers = [p for p in psutil.Process(run.pid).children() if p.environ().get("RANK") is not None]
         (last,) = [p for p in workers if p.environ()["RANK"] == "1"]
         last.kill()
         assert run.wait(60) != 0
-        assert psutil.wait_procs(workers, timeout=10)[1] == [], "none goes on alone"
+        assert psutil.wait_procs(workers, timeout=10)[1] == [], "no process continues alone"
     finally:
         run.kill()
-    assert "Signal 9" in (tmp_path / "told").read_text()
+    assert "Signal 9" in (tmp_path / "log").read_text()
 
 
-def test_the_command_for_pictures_is_not_for_several_processes(tmp_path, monkeypatch):
-    """They would all do the same, and write the same file."""
+def test_the_command_that_explains_images_refuses_several_processes(tmp_path, monkeypatch):
+    """All of them would write the same file."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="error: .*python -m modeling_sevlm"):
         explain_pictures(["docs", "--model", str(tmp_path), "--output", str(tmp_path / "table.csv")])

@@ -1,9 +1,8 @@
-"""Training: which parameters move, what accumulation and processes change (nothing), resuming, the log."""
+"""Training: which parameters move, what accumulation and processes leave unchanged, resuming, the log."""
 
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,82 +12,22 @@ import torch
 from transformers import TrainerCallback
 
 import train
+from modeling_sevlm.callbacks import EpochAnnouncement
 from modeling_sevlm.trainer import LOSS_PARTS, SEVLMTrainer, SEVLMTrainingArguments, parameter_groups
-from processing.artemis import EMOTIONS
-from tests.helpers.tiny import IMAGE_SIZE, SENTENCES, tiny_model, training_batch
+from tests.helpers.ranks import free_port
+from tests.helpers.tiny import tiny_model, training_batch
+from tests.helpers.training import (
+    QUIET_RUN,
+    WITHOUT_EVALUATION,
+    KeepGradients,
+    Sentences,
+    make_collator,
+    make_trainer,
+    without_dropout,
+)
 
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Sentences(torch.utils.data.Dataset):
-    """Sentence pairs of very different lengths, so that micro-batches hold different numbers of tokens."""
-
-    def __init__(self, images: int = 8):
-        self.images = images
-
-    def __len__(self):
-        return self.images
-
-    def __getitem__(self, index):
-        cut = [" ".join(SENTENCES[(index + k) % 6].split()[: 1 + (3 * index + k) % 7]) for k in range(2)]
-        return {"index": index, "emotions": [EMOTIONS[index % 9], EMOTIONS[(index + 4) % 9]], "explanations": cut}
-
-
-def make_collator(processor):
-    def collate(items):
-        batch = processor(
-            emotions=[item["emotions"] for item in items],
-            explanations=[item["explanations"] for item in items],
-            return_tensors="pt",
-        )
-        generator = [torch.Generator().manual_seed(item["index"]) for item in items]
-        pixel_values = torch.stack([torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=g) for g in generator])
-        shares = torch.tensor([[(name in item["emotions"]) / 2 for name in EMOTIONS] for item in items])
-        return {"pixel_values": pixel_values, "emotion_shares": shares, **batch}
-
-    return collate
-
-
-def make_trainer(model, processor, output_dir, **kwargs):
-    callbacks, train_dataset = kwargs.pop("callbacks", None), kwargs.pop("train_dataset", Sentences())
-    arguments = {
-        "output_dir": str(output_dir),
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 1,
-        "learning_rate": 1e-3,
-        "vad_learning_rate": 2e-3,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "lr_scheduler_type": "constant",
-    }
-    return SEVLMTrainer(
-        model=model,
-        args=SEVLMTrainingArguments(**(arguments | kwargs)),
-        train_dataset=train_dataset,
-        eval_dataset=Sentences(),
-        data_collator=make_collator(processor),
-        callbacks=callbacks,
-    )
-
-
-def without_dropout(model):
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model
-
-
-class KeepGradients(TrainerCallback):
-    def __init__(self):
-        self.gradients = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group(processor, model):
@@ -104,7 +43,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(processor, model):
     assert all(group["weight_decay"] == 0 for group in groups)
 
 
-def test_the_defaults_are_the_papers_recipe():
+def test_defaults_are_the_recipe_of_the_paper():
     args = SEVLMTrainingArguments(output_dir="unused")
     assert (args.num_train_epochs, args.per_device_train_batch_size) == (35, 32)
     assert (args.lr_scheduler_type, args.warmup_steps, args.weight_decay) == ("linear", 0, 0)
@@ -115,7 +54,6 @@ def test_training_moves_every_parameter_except_a_frozen_tower(processor, model, 
     model.freeze_vision_tower()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     make_trainer(model, processor, tmp_path, num_train_epochs=2).train()
-    # Positions beyond the longest sentence are never used; everything else has to move.
     for name, parameter in model.named_parameters():
         assert torch.equal(before[name], parameter) == name.startswith("vision_tower."), name
     assert not model.vision_tower.training
@@ -152,9 +90,7 @@ def test_the_logged_loss_is_the_weighted_sum_of_the_logged_parts(processor, tmp_
     trainer = make_trainer(model, processor, tmp_path, num_train_epochs=2, logging_steps=2)
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert logged
-    for entry in logged:
-        assert set(LOSS_PARTS) <= set(entry)
+    assert logged and all(set(LOSS_PARTS) <= set(entry) for entry in logged)
     model = without_dropout(tiny_model(processor, label_loss_weight=0.5))
     one = make_trainer(model, processor, tmp_path, per_device_train_batch_size=8)
     one.train()
@@ -164,7 +100,7 @@ def test_the_logged_loss_is_the_weighted_sum_of_the_logged_parts(processor, tmp_
     assert entry["loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_evaluation_reports_exact_means_whatever_the_batch_size(processor, tmp_path):
+def test_evaluation_reports_exact_means_for_any_batch_size(processor, tmp_path):
     model = tiny_model(processor, contrastive_negatives=["emotion"], label_loss_weight=0.5)
     collate, dataset = make_collator(processor), Sentences()
     whole = model(**collate([dataset[i] for i in range(len(dataset))]))
@@ -175,7 +111,7 @@ def test_evaluation_reports_exact_means_whatever_the_batch_size(processor, tmp_p
         assert metrics["eval_loss"] == pytest.approx(whole.loss.item(), rel=1e-4)
 
 
-def test_the_training_data_learns_every_epochs_number(processor, model, tmp_path):
+def test_the_training_data_is_given_the_number_of_every_epoch(processor, model, tmp_path):
     class Recording(Sentences):
         epochs = []
 
@@ -185,37 +121,29 @@ def test_the_training_data_learns_every_epochs_number(processor, model, tmp_path
     trainer = make_trainer(model, processor, tmp_path, num_train_epochs=3, train_dataset=Recording())
     trainer.train()
     assert sorted(set(Recording.epochs)) == [0, 1, 2]
-    # Samplers that accelerate wraps, as in distributed and resumed runs, do not pass it on: the trainer has to.
-    assert any(type(callback).__name__ == "TellEpoch" for callback in trainer.callback_handler.callbacks)
+    # In distributed and in resumed runs accelerate wraps the sampler and does not pass the number on.
+    assert any(isinstance(callback, EpochAnnouncement) for callback in trainer.callback_handler.callbacks)
 
 
-def test_generation_metrics_join_the_evaluation(processor, model, tmp_path):
+def test_evaluation_reports_the_generation_metrics(processor, model, tmp_path):
     trainer = make_trainer(model, processor, tmp_path)
     trainer.generation_metrics = lambda evaluated: {"accuracy": 0.5 if evaluated is model else 0.0}
     assert trainer.evaluate()["eval_accuracy"] == 0.5
 
 
-def run_train(tmp_path, *more, **kwargs):
-    return train.main(
-        [
-            *("--output_dir", str(tmp_path), "--num_paintings", "60", "--max_steps", "10", "--image_size", "32"),
-            *("--per_device_train_batch_size", "8", "--eval_strategy", "no", "--save_strategy", "steps"),
-            *(
-                "--save_steps",
-                "6",
-                "--gradient_accumulation_steps",
-                "2",
-                "--load_best_model_at_end",
-                "false",
-                "--disable_tqdm",
-                "true",
-                "--use_cpu",
-                "true",
-            ),
-            *more,
-        ],
-        **kwargs,
-    )
+def run_train(folder, *more):
+    steps = [
+        "--max_steps",
+        "10",
+        "--gradient_accumulation_steps",
+        "2",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "6",
+    ]
+    data = ["--num_paintings", "60", "--output_dir", str(folder)]
+    return train.main([*data, *steps, *QUIET_RUN, *WITHOUT_EVALUATION, *more])
 
 
 class Killed(Exception):
@@ -229,7 +157,7 @@ class DieAfterSaving(TrainerCallback):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch, workers):
-    """Four updates an epoch: it dies inside the second one, so that the epoch has to be right too."""
+    """An epoch has four updates, and the run is killed within the second epoch."""
     more = ("--dataloader_num_workers", workers)
     whole = run_train(tmp_path / "whole", *more).model.state_dict()
 
@@ -247,22 +175,12 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch,
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def test_two_processes_train_and_evaluate(tmp_path):
-    """`accelerate launch` on two CPU processes, as a user would type it."""
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-        *("--main_process_port", str(free_port())),
-        *("train.py", "--use_cpu", "--save_strategy", "steps"),
-        *("--output_dir", str(tmp_path), "--num_paintings", "60", "--max_steps", "3", "--image_size", "32"),
-        *("--per_device_train_batch_size", "4", "--eval_strategy", "steps", "--eval_steps", "3", "--save_steps", "3"),
-        *("--generation_samples", "3", "--disable_tqdm", "true"),
-    ]
+    """As a user types it, on a CPU."""
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", str(free_port())]
+    steps = "--max_steps 3 --eval_steps 3 --save_steps 3 --num_paintings 60 --generation_samples 3".split()
+    command = [sys.executable, *launch, "train.py", *QUIET_RUN, *steps, "--output_dir", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -274,8 +192,8 @@ def test_two_processes_train_and_evaluate(tmp_path):
     assert (tmp_path / "model.safetensors").is_file()
 
 
-def test_a_loss_counts_the_same_in_two_halves_of_a_batch(processor, tmp_path):
-    """What two processes do: each half's loss, scaled by its share of the items, sums up to the whole's."""
+def test_the_losses_of_two_parts_of_a_batch_add_up_to_the_loss_of_the_batch(processor, tmp_path):
+    """As two processes compute them, each scaled by its share of the items."""
     model = without_dropout(tiny_model(processor, contrastive_negatives=[])).train()
     trainer = make_trainer(model, processor, tmp_path)
     batch = training_batch(processor, images=4)
