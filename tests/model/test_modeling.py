@@ -129,36 +129,29 @@ def test_vad_changes_the_explanation_but_not_the_prompt(processor, use_emotion_e
 
 def contrastive_reference(model, batch):
     """Computes Eq. 6-7 sentence by sentence, in plain Python."""
-    features = model.vision_projection(model.get_image_features(batch["pixel_values"])).mean(dim=1)
     images, sentences = batch["input_ids"].shape[:2]
-    parts = {}
-    for image in range(images):
-        for sentence in range(sentences):
-            length = int(batch["attention_mask"][image, sentence].sum())
-            ids = batch["input_ids"][image, sentence, :length]
-            outputs = model(
-                input_ids=ids[None], pixel_values=batch["pixel_values"][image][None], output_hidden_states=True
-            )
-            because = ids.tolist().index(model.config.because_token_id) if model.config.because_token_id in ids else 0
-            hidden = outputs.hidden_states[-1][0]
-            label = ids[: because + 1].tolist()
-            parts[image, sentence] = (label, hidden[: because + 1].mean(0), hidden[because + 1 :].mean(0), length > 1)
+    slots = [(image, sentence) for image in range(images) for sentence in range(sentences)]
+    features = model.vision_projection(model.get_image_features(batch["pixel_values"])).mean(dim=1)
+    present, labels, emotions, explanations = {}, {}, {}, {}
+    for slot in slots:
+        ids = batch["input_ids"][slot][batch["attention_mask"][slot].bool()]
+        image = batch["pixel_values"][slot[0]][None]
+        hidden = model(input_ids=ids[None], pixel_values=image, output_hidden_states=True).hidden_states[-1][0]
+        start = ids.tolist().index(model.config.because_token_id) + 1 if model.config.because_token_id in ids else 1
+        present[slot], labels[slot] = len(ids) > 1, ids[:start].tolist()
+        emotions[slot], explanations[slot] = hidden[:start].mean(0), hidden[start:].mean(0)
+
+    def score(slot, other):
+        return model.contrastive_head.mlp(torch.cat([features[slot[0]], emotions[slot], explanations[other]])).item()
+
     losses = []
-    for (image, sentence), (label, emotion, explanation, present) in parts.items():
-        other_label, _, other_emotion, other_present = parts[image, (sentence + 1) % sentences]
-        _, _, other_image, image_present = parts[(image + 1) % images, sentence]
-
-        def score(x, image=image, emotion=emotion):
-            return model.contrastive_head.mlp(torch.cat([features[image], emotion, x])).item()
-
-        negatives = []
-        if sentences > 1 and other_present and label != other_label:
-            negatives.append(score(other_emotion))
-        if images > 1 and image_present:
-            negatives.append(score(other_image))
-        if present and negatives:
-            matched = score(explanation)
-            losses.append(math.log(1 + sum(math.exp(negative - matched) for negative in negatives)))
+    for image, sentence in slots:
+        slot, next_sentence = (image, sentence), (image, (sentence + 1) % sentences)
+        negatives = [next_sentence] if labels[slot] != labels[next_sentence] else []
+        negatives += [((image + 1) % images, sentence)] if images > 1 else []
+        margins = [score(slot, negative) - score(slot, slot) for negative in negatives if present[negative]]
+        if present[slot] and margins:
+            losses.append(math.log(1 + sum(map(math.exp, margins))))
     return sum(losses) / len(losses) if losses else 0.0
 
 
