@@ -42,6 +42,7 @@ from processing.script_utils import DataArguments, errors_as_exit, load_inputs, 
 from processing.tiny_tokenizer import train_tokenizer
 
 
+GENERATION_METRICS = ("accuracy", "unique", "label_nll")
 TINY_POSITIONS = 128
 PRESETS = {
     "paper": {},
@@ -221,8 +222,7 @@ def fill_cache(
 def choose_metric(training_args: SEVLMTrainingArguments, scored: Dataset) -> None:
     """Replaces a `metric_for_best_model` that cannot be computed: accuracy needs a painting with a dominant emotion,
     and every metric but the loss needs generated explanations."""
-    generated = ("accuracy", "unique", "label_nll")
-    if training_args.metric_for_best_model in generated and not len(scored):
+    if training_args.metric_for_best_model in GENERATION_METRICS and not len(scored):
         training_args.metric_for_best_model, training_args.greater_is_better = "loss", False
     elif training_args.metric_for_best_model == "accuracy":
         if all(dominant_emotion(histogram) is None for histogram in scored["emotion_histogram"]):
@@ -278,18 +278,16 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
         )
         sheets.predictions = predictions[: len(drawn)]
         figures = score(predictions[: len(scored)], scored, captions=False)[0] if len(scored) else {}
-        names = ("accuracy", "unique", "label_nll")
-        return {name: figures[name] for name in names if figures.get(name) is not None}
+        return {name: figures[name] for name in GENERATION_METRICS if figures.get(name) is not None}
 
     if len(scored) or len(drawn):
         trainer.generation_metrics = generation_metrics
         trainer.add_callback(sheets)
     if training_args.early_stopping_patience and training_args.eval_strategy != "no":
         trainer.add_callback(EarlyStopping(training_args.early_stopping_patience))
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     trainer.accelerator.print(
-        f"{model.num_parameters():,} parameters, {learning:,} of them learning; {len(splits['train'])} paintings; "
-        f"{training_args.world_size} process(es) on {training_args.device.type}",
+        f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them learning; "
+        f"{len(splits['train'])} paintings; {training_args.world_size} process(es) on {training_args.device.type}",
         flush=True,
     )
     with errors_as_exit((OSError, NonFiniteError)):
@@ -302,10 +300,10 @@ def train_and_save(trainer: SEVLMTrainer, record: dict) -> None:
     args = trainer.args
     if trainer.is_world_process_zero():
         if args.save_strategy != "no":
-            # The weights, and for those that learn the two means of Adam.
+            # The weights, and Adam's two means of those that learn.
             sizes = (p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in trainer.model.parameters())
             check_writable(args.output_dir, sum(sizes))
-        # Before training, because the model card of a pushed checkpoint needs it.
+        # The model card of a pushed checkpoint needs it.
         write_json(Path(args.output_dir, TRAINING_FILE), record | {"best_metric": None})
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
@@ -315,7 +313,7 @@ def train_and_save(trainer: SEVLMTrainer, record: dict) -> None:
         trainer.push_to_hub()  # saves the model, too
     else:
         trainer.save_model()
-    trainer.accelerator.wait_for_everyone()  # when any process returns, the files are complete
+    trainer.accelerator.wait_for_everyone()  # the files are complete when any process returns
 
 
 def training_record(

@@ -104,14 +104,8 @@ class SEVLMTrainingArguments(TokenSafeTrainingArguments):
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
 
-class NamedBatches:
-    """Adds the names of the paintings to a collator's batches. A class, because loader workers may pickle it."""
-
-    def __init__(self, collator):
-        self.collator = collator
-
-    def __call__(self, items: Sequence[dict]) -> dict:
-        return self.collator(items) | {PAINTINGS: [str(item.get("painting", "?")) for item in items]}
+def collate_with_names(collator: Callable, items: Sequence[dict]) -> dict:
+    return collator(items) | {PAINTINGS: [str(item.get("painting", "?")) for item in items]}
 
 
 class SEVLMTrainer(Trainer):
@@ -158,7 +152,7 @@ class SEVLMTrainer(Trainer):
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         if args.world_size > 1 and not args.accelerator_config.even_batches:
             raise ValueError("With `even_batches: false` processes wait for others that have finished. Leave it out.")
-        self.data_collator = NamedBatches(self.data_collator)
+        self.data_collator = functools.partial(collate_with_names, self.data_collator)
         self.generation_metrics = generation_metrics
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(EpochAnnouncement(self.train_dataset))
