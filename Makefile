@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := modeling_sevlm processing evaluation metrics studies benchmarks web examples tests app.py train.py \
-	evaluate_sevlm.py
+	evaluate_sevlm.py sevlm.py
 # Nothing here may depend on a hub; a machine without one should not wait for time-outs either.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
