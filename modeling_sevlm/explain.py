@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(f"error: {error}" + (f". {kept}." if part_path is not None else "")) from error
     if explained and part_path is not None:
         print(f"{explained:,} pictures explained in {args.output}.", file=sys.stderr)
-    report_left_out("pictures left out, which cannot be read", skipped)
+    report_left_out("left out because they cannot be read", skipped)
     return 0 if explained else 1
 
 
@@ -174,7 +174,7 @@ def find_pictures(names: list[str]) -> list[str]:
                 kinds = ", ".join(sorted(EXTENSIONS))
                 reasons = "".join(f" {printable(folder)}: {reason}." for folder, reason in closed)
                 raise SystemExit(f"error: no picture ({kinds}) in the folder {printable(name)}.{reasons}")
-            report_left_out("folders left out, which cannot be searched", closed)
+            report_left_out("folders left out because they cannot be searched", closed)
             if others := len(files) - len(pictures):
                 print(f"{others:,} files of other types ignored in {printable(name)}.", file=sys.stderr)
             for file in pictures:

@@ -111,7 +111,7 @@ class SEVLMPipeline(Pipeline):
             raise ValueError(f"Unknown emotion {emotion!r}. Use one of {', '.join(self.model.config.emotions)}.")
         if not isinstance(num_candidates, Integral) or isinstance(num_candidates, bool) or int(num_candidates) < 1:
             raise ValueError(f"num_candidates must be a whole number from 1, not {num_candidates!r}.")
-        if num_candidates > 1 and self.model.contrastive_head is None:
+        if int(num_candidates) > 1 and self.model.contrastive_head is None:
             raise ValueError("This model has no contrastive head to rank candidates with: omit num_candidates.")
         self._check_generation(generation, emotion)
         return given(PREPROCESS_DEFAULTS), forward | generation, given(POSTPROCESS_DEFAULTS)
