@@ -44,13 +44,13 @@ OUTPUT_FORMATS = (".parquet", ".csv")
 FILE_WIDTH = 40  # columns of the table for a name
 
 
-def from_one(text: str) -> int:
+def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
     return int(text)
 
 
-def above_zero(text: str) -> float:
+def positive_number(text: str) -> float:
     if not float(text) > 0:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
     return float(text)
@@ -66,17 +66,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--json", action="store_true", help="print one JSON object per picture instead of a table")
     add("--output", type=Path, help="write a table to this .parquet or .csv file instead")
     add("--overwrite", action="store_true", help="replace FILE and discard an unfinished run")
-    add("--batch_size", type=from_one, default=16, help="pictures per batch (default: 16)")
+    add("--batch_size", type=count, default=16, help="pictures per batch (default: 16)")
     add("--emotion", help="explain this emotion instead of naming one")
-    add("--num_candidates", type=from_one, default=1, help="samples per picture; the best fit is kept (default: 1)")
+    add("--num_candidates", type=count, default=1, help="samples per picture; the best fit is kept (default: 1)")
     add("--do_sample", action="store_true", help="nucleus sampling instead of greedy decoding")
-    add("--max_new_tokens", type=from_one, help="longest explanation in tokens (default: that of the checkpoint)")
+    add("--max_new_tokens", type=count, help="tokens to generate at most (default: that of the checkpoint)")
     add("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     add("--device", help="for example cuda:1 or cpu (default: the first GPU if there is one)")
-    add("--max_megapixels", type=above_zero, help="largest picture that is opened (default: 178)")
-    add("--timeout", type=above_zero, metavar="SECONDS", help="give up on a URL after this long (default: 60)")
-    add("--max_megabytes", type=above_zero, help="largest file that a URL may send (default: 256)")
-    add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="(default: auto)")
+    add("--max_megapixels", type=positive_number, help="largest picture that is opened (default: 178)")
+    add("--timeout", type=positive_number, metavar="SECONDS", help="give up on a URL after this long (default: 60)")
+    add("--max_megabytes", type=positive_number, help="largest file that a URL may send (default: 256)")
+    add(
+        "--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="precision (default: auto)"
+    )
     add("--revision", help="branch, tag or commit of the model on the Hub")
     add("--trust_remote_code", action="store_true", help="use the code in the model's repository")
     args = parser.parse_args(argv)

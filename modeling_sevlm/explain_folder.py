@@ -61,8 +61,8 @@ def explain_batches(
 
     threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     submitted = ([threads.submit(prepare, file) for file in batch] for _, batch in todo)
-    waiting = deque(islice(submitted, 2))
     try:
+        waiting = deque(islice(submitted, 2))
         for first, batch in todo:
             waiting.extend(islice(submitted, 1))
             prepared = dict(zip(batch, [future.result() for future in waiting.popleft()], strict=True))
@@ -154,32 +154,31 @@ def open_part_file(path: Path, settings: dict, overwrite: bool = False) -> Itera
         file.seek(0)
         lines = file.read().split(b"\n")[:-1]
         try:
-            header, *batches = [json.loads(line) for line in lines] or [None]
+            header, *batches = [json.loads(line) for line in lines] or [{}]
         except ValueError:
             if not overwrite:
                 raise SystemExit(
                     f"error: the unfinished run {path} is damaged. Start again with --overwrite."
                 ) from None
-            header = None
-        is_same = header is not None and header["settings"] == settings
-        if header is not None and not is_same and not overwrite:
-            before = header["settings"]
-            changed = [name for name in settings if before[name] != settings[name]]
+            header = {}
+        before = header.get("settings")
+        # With --overwrite, only a run that had it too is continued.
+        if before == settings and (header["overwrite"] or not overwrite):
+            file.truncate(sum(len(line) + 1 for line in lines))
+        elif before is None or overwrite:
+            batches = []
+            file.truncate(0)
+            append_line(file, {"sevlm_explanations": 3, "overwrite": overwrite, "settings": settings})
+        else:
             details = [
-                name if name in ("pictures", "model") else f"{name} was {before[name]!r}, is {settings[name]!r}"
-                for name in changed
+                name if name in ("pictures", "model") else f"{name} was {before[name]!r}, is {value!r}"
+                for name, value in settings.items()
+                if before[name] != value
             ]
             raise SystemExit(
                 f"error: {path} holds an unfinished run with other settings: {'; '.join(details)}. Finish it with the "
                 "same command, or start again with --overwrite."
             )
-        # With --overwrite, only a run that had it too is continued.
-        if is_same and (header["overwrite"] or not overwrite):
-            file.truncate(sum(len(line) + 1 for line in lines))
-        else:
-            batches = []
-            file.truncate(0)
-            append_line(file, {"sevlm_explanations": 3, "overwrite": overwrite, "settings": settings})
         yield file, {row["file"]: row for batch in batches for row in batch}
 
 
@@ -196,7 +195,7 @@ def check_part_file(path: Path) -> None:
     if path.is_file():
         with open(path, "rb") as file:
             start = file.read(len(PART_MARK))
-    # A run that was interrupted at once leaves the first bytes of the mark, or none.
+    # A run that was interrupted at once leaves an empty file or a part of the mark.
     if not PART_MARK.startswith(start) or (path.exists() and not path.is_file()):
         raise SystemExit(
             f"error: {path}, where an unfinished run is kept, is not a file of this program or of this version. Move "

@@ -27,14 +27,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CORRUPT = {"truncated.jpg": "truncated", "empty.png": "the file is empty", "text.webp": "not an image"}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder, processor = tmp_path_factory.mktemp("checkpoint"), tiny_processor()
-    tiny_model(processor).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def tower(monkeypatch):
     """The number of pictures in each call of the vision tower."""

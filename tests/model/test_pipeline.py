@@ -39,22 +39,14 @@ def explain(processor, model):
     return pipeline(TASK, model=model, processor=processor)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder, processor = tmp_path_factory.mktemp("checkpoint"), tiny_processor()
-    tiny_model(processor).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 def same(first: dict, second: dict) -> bool:
     """Equal except for the last digits, which depend on the batch size."""
     exact = all(first[name] == second[name] for name in ("emotion", "explanation", "vad"))
     return exact and first["alignment_score"] == pytest.approx(second["alignment_score"], abs=1e-6)
 
 
-def test_a_folder_needs_no_trust_and_gives_the_results_of_model_and_processor(processor, model, folder):
-    explain = pipeline(TASK, model=str(folder))
+def test_a_folder_needs_no_trust_and_gives_the_results_of_model_and_processor(processor, model, checkpoint):
+    explain = pipeline(TASK, model=checkpoint)
     assert type(explain) is modeling_sevlm.SEVLMPipeline
     inputs = processor(images=painting(0), return_tensors="pt")
     ids = model.generate(**inputs, **GREEDY)
@@ -401,8 +393,8 @@ def test_half_precision_gives_no_nan(processor, model):
     assert math.isfinite(result["alignment_score"])
 
 
-def test_image_text_to_text_continues_the_prompt(processor, model, folder):
-    ask = pipeline("image-text-to-text", model=str(folder))
+def test_image_text_to_text_continues_the_prompt(processor, model, checkpoint):
+    ask = pipeline("image-text-to-text", model=checkpoint)
     inputs = processor(images=painting(0), emotions="awe", return_tensors="pt")
     ids = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
     expected = processor.tokenizer.decode(ids, skip_special_tokens=True)
@@ -413,8 +405,8 @@ def test_image_text_to_text_continues_the_prompt(processor, model, folder):
     assert next(iter(stream))[0]["generated_text"] == expected
 
 
-def test_image_text_to_text_accepts_lists(processor, model, folder):
-    ask = pipeline("image-text-to-text", model=str(folder))
+def test_image_text_to_text_accepts_lists(processor, model, checkpoint):
+    ask = pipeline("image-text-to-text", model=checkpoint)
     emotions, pictures = ["awe", "something else"], [painting(seed) for seed in range(2)]
     # The prompts differ in length, so they are padded on the left.
     inputs = processor(images=pictures, emotions=emotions, return_tensors="pt")
@@ -445,12 +437,12 @@ print(json.dumps(results))
 """
 
 
-def test_a_process_without_the_package_runs_the_pipeline_of_a_folder(explain, folder, tmp_path):
+def test_a_process_without_the_package_runs_the_pipeline_of_a_folder(explain, checkpoint, tmp_path):
     painting(3).save(tmp_path / "painting.png")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-I", "-c", REMOTE, str(folder), str(tmp_path / "painting.png"), str(tmp_path / "again")],
+        [sys.executable, "-I", "-c", REMOTE, checkpoint, str(tmp_path / "painting.png"), str(tmp_path / "again")],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -465,8 +457,8 @@ def test_a_process_without_the_package_runs_the_pipeline_of_a_folder(explain, fo
         assert result["emotion_scores"] == pytest.approx(expected["emotion_scores"], abs=1e-6)
 
 
-def test_the_package_hides_custom_pipelines_and_saves_them(folder):
-    config = AutoConfig.from_pretrained(folder)
+def test_the_package_hides_custom_pipelines_and_saves_them(checkpoint):
+    config = AutoConfig.from_pretrained(checkpoint)
     assert config.custom_pipelines == {} and TASK in config.to_dict()["custom_pipelines"]
 
 
@@ -510,12 +502,12 @@ vision_sevlm.py
 
 
 @pytest.fixture(scope="module")
-def published(hub, folder, tmp_path_factory):
+def published(hub, checkpoint, tmp_path_factory):
     """An image and its result from the pipeline pushed to org/pipeline, with a lexicon that may be redistributed."""
     work = tmp_path_factory.mktemp("published")
     painting(3).save(work / "painting.png")
     return work / "painting.png", visit(
-        hub, work / "publisher", ["-c", PUBLISH, folder, work / "painting.png"], python_path=PROJECT
+        hub, work / "publisher", ["-c", PUBLISH, checkpoint, work / "painting.png"], python_path=PROJECT
     )
 
 
