@@ -16,6 +16,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from modeling_sevlm.pipeline_sevlm import generate_ranked
+
 
 ASK_BOTH = (
     "Which of these emotions does this painting evoke in a viewer: {emotions}? Answer in one sentence of the form "
@@ -67,25 +69,17 @@ def predict(
             pixel_values = processor(images=[images[index]["image"] for index in indices], return_tensors="pt")
             image_features = model.get_image_features(pixel_values["pixel_values"].to(model.device))
         scores = model.emotion_scores(image_features=image_features).float().cpu()
-        prompts = {}
-        if emotions is not None:
-            asked = processor(emotions=[emotions[index] for index in indices], return_tensors="pt")
-            prompts = {name: asked[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        asked = None if emotions is None else [emotions[index] for index in indices]
         with torch.random.fork_rng(enabled=generation["do_sample"]):
             if generation["do_sample"]:
                 torch.manual_seed(_seed(seed, batch_number))
-            sequences = model.generate(
-                image_features=image_features, num_return_sequences=num_candidates, **prompts, **generation
+            sequences, fits = generate_ranked(
+                model, processor, image_features, emotions=asked, num_candidates=num_candidates, **generation
             )
-        extra = [{} for _ in indices]
-        if num_candidates > 1:
-            fits = model.alignment_score(sequences, image_features=image_features).view(-1, num_candidates)
-            best = fits.argmax(dim=1)
-            sequences = sequences.view(len(indices), num_candidates, -1)[torch.arange(len(indices)), best]
-            extra = [{"alignment_score": fit} for fit in fits.max(dim=1).values.tolist()]
+        extra = [{} for _ in indices] if fits is None else [{"alignment_score": fit} for fit in fits[:, 0].tolist()]
         return [
             sentence | {"emotion_scores": distribution.tolist()} | more
-            for sentence, distribution, more in zip(processor.read(sequences), scores, extra, strict=True)
+            for sentence, distribution, more in zip(processor.read(sequences[:, 0]), scores, extra, strict=True)
         ]
 
     was_training = model.training

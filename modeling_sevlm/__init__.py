@@ -1,4 +1,4 @@
-"""The SEVLM model. Importing this package registers it with transformers' Auto classes, and its pipeline."""
+"""The SEVLM model. Importing this package registers the model with transformers' Auto classes, and its pipeline."""
 
 from transformers import AutoModelForImageTextToText
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -9,13 +9,13 @@ from .pipeline_sevlm import TASK, SEVLMPipeline
 
 
 def _hide_custom_pipelines():
-    """`pipeline()` asks for `trust_remote_code` for a task that a checkpoint names, even where the task is registered.
-    Configurations of the installed package keep the entry, so that it is saved again, and do not show it."""
+    """Hides the entry `custom_pipelines` of a config, which is still saved. If `pipeline()` saw the entry, it would
+    require `trust_remote_code` although the task is registered."""
 
     def store(config, value):
         vars(config)["custom_pipelines"] = value
 
-    SEVLMConfig.custom_pipelines = property(lambda config: {}, store)
+    SEVLMConfig.custom_pipelines = property(lambda config: {}, store)  # type: ignore[attr-defined]
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, SEVLMPipeline, pt_model=AutoModelForImageTextToText, type="multimodal")

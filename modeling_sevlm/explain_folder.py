@@ -1,11 +1,11 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Many pictures through the pipeline, in batches, and into a table that grows over interruptions.
+"""Explains many pictures in batches and keeps the finished batches, so that an interrupted run can continue.
 
-What `python -m modeling_sevlm` runs; never copied to the Hub.
+The part file is JSON Lines: a header with the settings, then one line for each finished batch. Each line is synced to
+disk before the next batch starts; an incomplete last line is dropped.
 """
 
 import csv
-import hashlib
 import json
 import os
 import re
@@ -15,14 +15,18 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import torch
+from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
-from .pipeline_sevlm import PREPARING, VAD_NAMES, SEVLMPipeline
+from processing.files import atomic_write
+
+from .pipeline_sevlm import PREPROCESS_DEFAULTS, VAD_NAMES, SEVLMPipeline
 
 
 try:
@@ -30,20 +34,19 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# With this begins every part file, so that no other file of that name is taken for one.
-PART_MARK = b'{"sevlm_explanations": 2, '
+# Every part file starts with this, so that another program's file is not mistaken for one.
+PART_MARK = b'{"sevlm_explanations": 3, '
 
 
-def explain(
+def explain_batches(
     explainer: SEVLMPipeline, files: list[str], args: Namespace, done: Container[str] = ()
-) -> Iterator[tuple[list, list]]:
-    """For each batch of `files`, less what is `done`, its rows, `{"file"} | what the pipeline returns`, and
-    `[file, reason]` of those that cannot be read. The next batches are read while the model works on one."""
+) -> Iterator[tuple[list[dict], list[list[str]]]]:
+    """Explains `files` except those that are `done`, and reads the next batches while the model works. Yields for each
+    batch the rows, `{"file"} | result of the pipeline`, and `[file, reason]` of the files that cannot be read."""
     batches = [files[i : i + args.batch_size] for i in range(0, len(files), args.batch_size)]
-    # Batches do not depend on where a run was interrupted, and with them neither does what is drawn.
-    batches = [(batch[0], left) for batch in batches if (left := [file for file in batch if file not in done])]
-    waiting, batch_number = deque(), 0
-    limits = {name: getattr(args, name) for name in PREPARING}
+    # What is sampled depends on a batch's first file, not on where a run was interrupted.
+    todo = [(batch[0], rest) for batch in batches if (rest := [file for file in batch if file not in done])]
+    limits = {name: getattr(args, name) for name in PREPROCESS_DEFAULTS}
 
     def prepare(file: str) -> dict | str:
         before = version(file)
@@ -57,11 +60,11 @@ def explain(
         return inputs if version(file) == before else "the file changed while it was read"
 
     threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    submitted = ([threads.submit(prepare, file) for file in batch] for _, batch in todo)
     try:
-        for first, batch in batches:
-            while batch_number < len(batches) and len(waiting) < 3:
-                waiting.append([threads.submit(prepare, file) for file in batches[batch_number][1]])
-                batch_number += 1
+        waiting = deque(islice(submitted, 2))
+        for first, batch in todo:
+            waiting.extend(islice(submitted, 1))
             prepared = dict(zip(batch, [future.result() for future in waiting.popleft()], strict=True))
             skipped = [[file, reason] for file, reason in prepared.items() if isinstance(reason, str)]
             readable = {file: inputs for file, inputs in prepared.items() if not isinstance(inputs, str)}
@@ -75,32 +78,32 @@ def explain(
 def write_explanations(
     explainer: SEVLMPipeline, files: list[str], part_path: Path, args: Namespace
 ) -> tuple[int, list[list[str]]]:
-    """Into a file, going on where an earlier run stopped; how many, and `[file, reason]` of those left out."""
-    # Before any is read: what changes meanwhile is another picture when the run goes on.
+    """Writes the table `args.output`, continuing an interrupted run. Returns the number of rows and `[file, reason]`
+    of the files that cannot be read."""
+    # Taken before any file is read: a file that changes later is explained again when the run continues.
     versions = {file: version(file) for file in files}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    with PartFile(part_path, run_settings(explainer, args), args.overwrite) as part:
-        part.forget_all_but(versions)
-        done = len(part.rows)
-        if done:
-            print(f"{done:,} of {len(files):,} were done before.", file=sys.stderr)
-        all_skipped = []
-        with tqdm(total=len(files), initial=done, unit="picture", file=sys.stderr) as progress:
-            for rows, skipped in explain(explainer, files, args, done=set(part.rows)):
-                if rows:
-                    part.add(rows, [versions[row["file"]] for row in rows])
-                all_skipped += skipped
-                progress.update(len(rows) + len(skipped))
-        # A run that went on may have found new files between the old ones.
-        rows = [part.rows[file] for file in files if file in part.rows]
+    with open_part_file(part_path, run_settings(explainer, args), args.overwrite) as (part, rows):
+        rows = {file: row for file, row in rows.items() if file in versions and row["version"] == versions[file]}
         if rows:
-            write_table(rows, args.output)
-        part.remove()
+            print(f"{len(rows):,} of {len(files):,} were done before.", file=sys.stderr)
+        all_skipped = []
+        with tqdm(total=len(files), initial=len(rows), unit="picture", file=sys.stderr) as progress:
+            for batch, skipped in explain_batches(explainer, files, args, done=set(rows)):
+                if batch:
+                    batch = [row | {"version": versions[row["file"]]} for row in batch]
+                    append_line(part, batch)
+                    rows |= {row["file"]: row for row in batch}
+                all_skipped += skipped
+                progress.update(len(batch) + len(skipped))
+        if rows:
+            write_table([rows[file] for file in files if file in rows], args.output)
+        part_path.unlink()
     return len(rows), all_skipped
 
 
 def version(file: str) -> list[int] | None:
-    """Size and time of change; `None` for a URL and for what is gone."""
+    """Size and modification time; None for a URL or a missing file."""
     try:
         status = os.stat(file)
     except OSError:
@@ -108,185 +111,128 @@ def version(file: str) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def run_settings(explainer: SEVLMPipeline, args: Namespace) -> dict[str, Any]:
-    """All that the rows of a run depend on, but for the pictures' content."""
+def run_settings(explainer: SEVLMPipeline, args: Namespace) -> dict:
+    """All that the rows of a run depend on, except the content of the pictures."""
+    model, processor = explainer.model, explainer.processor
+    # The same model from another folder is the same run.
+    places = ("_name_or_path", "auto_map", "custom_pipelines", "transformers_version")
+    config = {name: value for name, value in model.config.to_dict().items() if name not in places}
+    tokenizer = processor.tokenizer.backend_tokenizer.to_str()
+    settings = json.dumps(
+        [config, model.generation_config.to_dict(), processor.to_dict()], sort_keys=True, default=str
+    )
     samples = args.do_sample or args.num_candidates > 1
     return {
-        # A relative name is another picture in another folder.
-        "pictures": _digest(json.dumps([[name, os.path.abspath(name)] for name in args.pictures]).encode()),
-        "model": model_digest(explainer),
+        # With the absolute path, because a relative name is another picture in another folder.
+        "pictures": Hasher.hash([[name, os.path.abspath(name)] for name in args.pictures]),
+        "model": Hasher.hash([settings, tokenizer, dict(model.state_dict())]),
         "emotion": args.emotion,
         "num_candidates": args.num_candidates,
         "do_sample": samples,
         "max_new_tokens": args.max_new_tokens,
-        # What is drawn for a picture depends on those beside it.
+        # What is sampled for a picture depends on its batch.
         "seed": args.seed if samples else None,
         "batch_size": args.batch_size if samples else None,
     }
 
 
-def model_digest(explainer: SEVLMPipeline) -> str:
-    """Of weights, configurations, and what makes inputs of pictures and words; folders and names may change."""
-    model, processor = explainer.model, explainer.processor
-    config = model.config.to_dict()
-    for name in ("_name_or_path", "auto_map", "custom_pipelines", "transformers_version"):
-        config.pop(name, None)
-    settings = [config, model.generation_config.to_dict(), processor.to_dict()]
-    parts = [
-        json.dumps(settings, sort_keys=True, default=str).encode(),
-        processor.tokenizer.backend_tokenizer.to_str().encode(),
-    ]
-    for name, tensor in model.state_dict().items():
-        parts += [name.encode(), tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()]
-    return _digest(*parts)
+@contextmanager
+def open_part_file(path: Path, settings: dict, overwrite: bool = False) -> Iterator[tuple[BinaryIO, dict[str, dict]]]:
+    """Locks the part file and yields it with the rows (by file) of the batches that were finished before.
 
-
-def _digest(*parts) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-class PartFile:
-    """The finished batches of an unfinished run, one JSON line each behind a line with the settings; on the disk when
-    `add` returns. A line that a stopped run left incomplete is dropped.
-
-    Attributes: `rows` file -> row.
+    Raises:
+        SystemExit: the file is not a part file, another run uses it, it is damaged, or it has other settings. In the
+            last two cases `overwrite` discards the rows instead.
     """
-
-    def __init__(self, path: Path, settings: dict, overwrite: bool = False):
-        self.path, self.rows, self._versions = path, {}, {}
-        check_part_file(path)
-        self._file = open(path, "a+b")  # noqa: SIM115 - closed by __exit__
-        try:
-            self._lock()
-            self._read(settings, overwrite)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _lock(self):
-        # The system releases it with the process, however that ends.
+    check_part_file(path)
+    with open(path, "a+b") as file:
         if fcntl is not None:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise SystemExit(f"error: another run is writing {self.path}.") from None
-
-    def _read(self, settings: dict, overwrite: bool):
-        self._file.seek(0)
-        lines = self._file.read().split(b"\n")[:-1]
+                raise SystemExit(f"error: another run is writing {path}.") from None
+        file.seek(0)
+        lines = file.read().split(b"\n")[:-1]
         try:
-            content = [json.loads(line) for line in lines]
+            header, *batches = [json.loads(line) for line in lines] or [{}]
         except ValueError:
             if not overwrite:
                 raise SystemExit(
-                    f"error: {self.path}, which holds an unfinished run, is damaged. Start afresh with --overwrite."
+                    f"error: the unfinished run {path} is damaged. Start again with --overwrite."
                 ) from None
-            content = []
-        if content:
-            changed = [name for name in settings if content[0]["settings"].get(name) != settings[name]]
-            if changed and not overwrite:
-                raise SystemExit(_explain_changes(self.path, changed, content[0]["settings"], settings))
-            # An interrupted run with --overwrite is repeated as it was given.
-            if overwrite and (changed or not content[0]["overwrite"]):
-                content = []
-        for line in content[1:]:
-            self._remember(**line)
-        self._file.truncate(sum(len(line) + 1 for line in lines) if content else 0)
-        if not content:
-            self._write({"sevlm_explanations": 2, "overwrite": overwrite, "settings": settings})
-
-    def _remember(self, rows: list[dict], versions: list):
-        self.rows |= {row["file"]: row for row in rows}
-        self._versions |= {row["file"]: version for row, version in zip(rows, versions, strict=True)}
-
-    def _write(self, content: dict):
-        self._file.write(json.dumps(content).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def forget_all_but(self, versions: dict[str, list[int] | None]):
-        """Keep the rows of these files, where they are as they were."""
-        self.rows = {f: row for f, row in self.rows.items() if f in versions and versions[f] == self._versions[f]}
-
-    def add(self, rows: list[dict], versions: list):
-        self._write({"rows": rows, "versions": versions})
-        self._remember(rows, versions)
-
-    def remove(self):
-        self.path.unlink()
-
-    def __enter__(self) -> "PartFile":
-        return self
-
-    def __exit__(self, *exception):
-        self._file.close()
+            header = {}
+        before = header.get("settings")
+        # With --overwrite, only a run that had it too is continued.
+        if before == settings and (header["overwrite"] or not overwrite):
+            file.truncate(sum(len(line) + 1 for line in lines))
+        elif before is None or overwrite:
+            batches = []
+            file.truncate(0)
+            append_line(file, {"sevlm_explanations": 3, "overwrite": overwrite, "settings": settings})
+        else:
+            details = [
+                name if name in ("pictures", "model") else f"{name} was {before[name]!r}, is {value!r}"
+                for name, value in settings.items()
+                if before[name] != value
+            ]
+            raise SystemExit(
+                f"error: {path} holds an unfinished run with other settings: {'; '.join(details)}. Finish it with the "
+                "same command, or start again with --overwrite."
+            )
+        yield file, {row["file"]: row for batch in batches for row in batch}
 
 
-def check_part_file(path: Path):
-    """Stop if there is a file of that name that no run has left, before it is written to."""
-    if not path.exists():
-        return
-    start = None
+def append_line(file: BinaryIO, content) -> None:
+    """Appends a line of JSON; it is on disk when this returns."""
+    file.write(json.dumps(content).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def check_part_file(path: Path) -> None:
+    """Stops if `path` exists and is not a part file of this version."""
+    start = b""
     if path.is_file():
         with open(path, "rb") as file:
             start = file.read(len(PART_MARK))
-    # A run that was stopped at once has left a part of it.
-    if start is None or not PART_MARK.startswith(start):
+    # A run that was interrupted at once leaves an empty file or a part of the mark.
+    if not PART_MARK.startswith(start) or (path.exists() and not path.is_file()):
         raise SystemExit(
-            f"error: {path}, where an unfinished run is kept, exists and is none of ours. Move it away, or name "
-            "another --output."
+            f"error: {path}, where an unfinished run is kept, is not a file of this program or of this version. Move "
+            "it away, or name another --output."
         )
 
 
-def _explain_changes(path: Path, changed: list[str], known: dict, settings: dict) -> str:
-    digests = {
-        "pictures": "the files and folders asked for are others",
-        "model": "the model is another (its weights, configuration or processor)",
-    }
-    details = [digests.get(name) or f"{name} was {known.get(name)!r}, is {settings[name]!r}" for name in changed]
-    return (
-        f"error: {path} holds an unfinished run with other settings: {'; '.join(details)}. Finish it with those, or "
-        "start afresh with --overwrite."
-    )
-
-
 def write_table(rows: list[dict], output: Path) -> None:
-    """One row a picture: file, emotion, explanation, alignment_score, a score for each label, vad (in CSV as JSON).
-    The file appears under its name when it is whole."""
-    import pandas as pd
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    """Writes one row per picture: file, emotion, explanation, alignment_score, a score for each label, vad (as JSON in
+    a CSV file)."""
     flat = []
     for row in rows:
-        scores = {f"score_{label.replace(' ', '_')}": score for label, score in row["emotion_scores"].items()}
         columns = {name: row[name] for name in ("emotion", "explanation", "alignment_score")}
+        scores = {f"score_{label.replace(' ', '_')}": score for label, score in row["emotion_scores"].items()}
         flat.append({"file": encodable(row["file"])} | columns | scores | {"vad": row["vad"]})
-    temporary = output.with_name(output.name + ".tmp")
-    try:
+    with atomic_write(output) as temporary:
         if output.suffix.lower() == ".csv":
-            dumped = [row | {"vad": None if row["vad"] is None else json.dumps(row["vad"])} for row in flat]
-            # All text in quotation marks: a lone carriage return in a name would end the row.
-            pd.DataFrame(dumped).to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
+            for row in flat:
+                row["vad"] = None if row["vad"] is None else json.dumps(row["vad"])
+            with open(temporary, "w", encoding="utf-8", newline="") as file:
+                # All text in quotation marks: a lone carriage return in a name would end the row.
+                writer = csv.DictWriter(file, flat[0], quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(flat)
         else:
-            # Spelled out, because a column in which everything is missing has no type of its own.
+            import pyarrow as pa
+            from pyarrow import parquet
+
+            # Explicit types, because a column of missing values has none.
             texts = dict.fromkeys(("file", "emotion", "explanation"), pa.string())
             words = pa.list_(pa.struct({"word": pa.string()} | dict.fromkeys(VAD_NAMES, pa.float64())))
             types = dict.fromkeys(flat[0], pa.float64()) | texts | {"vad": words}
             parquet.write_table(pa.Table.from_pylist(flat, pa.schema(types)), temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, output)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def encodable(name: str) -> str:
-    """A file name whose bytes that are no UTF-8 are written out as \\udcXX, and a backslash that would look like the
-    beginning of that as \\u005c, so that two names stay two."""
+    """A file name with bytes that are not UTF-8 as \\udcXX, and a backslash that would look like one of these as
+    \\u005c, so that different names stay different."""
     name = re.sub(r"\\(?=u(dc[89a-f][0-9a-f]|005c))", r"\\u005c", name)
     return name.encode(errors="backslashreplace").decode()

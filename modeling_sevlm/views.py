@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""What the model says, to be looked at: scores as bars, words shaded by their feeling, trajectories, sheets.
+"""Views of a result of the pipeline: scores as bars, words shaded by valence, VAD along a sentence, sheets of images.
 
     result = pipeline("art-emotion-explanation", model=MODEL)(image)
     emotion_bars(result["emotion_scores"])                            # a matplotlib figure
@@ -8,8 +8,7 @@
     vad_trajectory(result["vad"], reference=other["vad"])
     gallery_sheet(images, results)
 
-Functions of what the pipeline returns; they change no state, touch no file, and are safe in threads (figures do not go
-through pyplot). Where a model looked is in `attention_map`. Never copied to the Hub. Those that draw need matplotlib
+The functions are safe in threads; figures do not go through pyplot, which keeps every figure. Figures need matplotlib
 (`pip install -e '.[demo]'`).
 """
 
@@ -28,8 +27,8 @@ class EmotionStyle:
     marker: str
 
 
-# ArtEmis' order. The colours are far from each other for colour-blind eyes too, and in grey: no two are closer than 7
-# steps of lightness (L* of 24, 32, ..., 87, pleasant ones lighter). Hatches and markers say the same without colour.
+# In ArtEmis' order. The colours are far apart for colour-blind eyes too, and in grey: no two are closer than 7 steps
+# of lightness (L* of 24, 32, ..., 87, pleasant ones lighter). Hatches and markers say the same without colour.
 EMOTION_STYLES = {
     "amusement": EmotionStyle("#f6d951", "", "o"),
     "awe": EmotionStyle("#85ccf7", "//", "^"),
@@ -41,38 +40,33 @@ EMOTION_STYLES = {
     "sadness": EmotionStyle("#38268c", "||", "*"),
     "something else": EmotionStyle("#aeaeae", "oo", "p"),
 }
-# For labels that are not ArtEmis'.
+# For labels outside ArtEmis.
 OTHER_STYLE = EmotionStyle("#6e6e6e", "", "o")
-# The ends of a diverging scale that colour-blind eyes tell apart: unpleasant orange, pleasant blue.
+# The ends of a diverging scale, distinct for colour-blind eyes: orange and blue.
 UNPLEASANT, PLEASANT = (213, 94, 0), (0, 114, 178)
 VAD_LINES = {"valence": ("#0072B2", "o", "-"), "arousal": ("#D55E00", "^", "--"), "dominance": ("#000000", "s", ":")}
 BAR_ROW = "display:grid;grid-template-columns:8.5em 1fr 3.2em;gap:.5em;align-items:center;margin:.2em 0"
 BAR_TRACK = "display:block;height:1em;border-radius:3px;background:rgba(128,128,128,.18)"
 BAR = "display:block;height:100%;box-sizing:border-box;border-radius:3px;border:1px solid rgba(128,128,128,.8)"
-HTML_ALPHA = 0.45  # of the strongest shade: text stays readable on it in a light and in a dark page
+HTML_ALPHA = 0.45  # of the strongest shade: text stays readable on light and on dark pages
 
 
 def emotion_style(emotion: str | None) -> EmotionStyle:
-    """Colour, hatch and marker of a label; grey for one that is not of ArtEmis."""
+    """Colour, hatch and marker of a label; grey for a label outside ArtEmis."""
     return EMOTION_STYLES.get(emotion, OTHER_STYLE)
 
 
 def in_fixed_order(scores: Mapping[str, float]) -> dict[str, float]:
-    """ArtEmis' labels in their order, then others in the order given."""
+    """Sorts ArtEmis' labels in their order, followed by others in the given order."""
     known = {emotion: scores[emotion] for emotion in EMOTION_STYLES if emotion in scores}
     return known | {emotion: score for emotion, score in scores.items() if emotion not in known}
 
 
 def emotion_bars(scores: Mapping[str, float], axes=None, *, named: str | None = None):
-    """Scores as horizontal bars in the fixed order and colours, each with its value.
+    """Draws scores in [0, 1] as horizontal bars in the fixed order and colours, each with its value.
 
-    Args:
-        scores: label -> probability in [0, 1].
-        axes: matplotlib axes to draw on; a new figure without.
-        named: the label to print bold, such as the explained one.
-
-    Returns:
-        The matplotlib figure.
+    `axes` are matplotlib axes to draw on, by default those of a new figure; the label `named` is printed bold. Returns
+    the matplotlib figure.
     """
     figure, axes = _axes(axes, (5.2, 3.2))
     scores = in_fixed_order(scores)
@@ -92,8 +86,8 @@ def emotion_bars(scores: Mapping[str, float], axes=None, *, named: str | None = 
 
 
 def emotion_bars_html(scores: Mapping[str, float], *, named: str | None = None) -> str:
-    """Scores as bars in the fixed order and colours, in HTML that takes the page's font and text colour and any width;
-    a screen reader hears a list of labels with their percentages."""
+    """Renders scores as bars in HTML that inherits the page's font and text colour and fits any width. Screen readers
+    read a list of labels with percentages."""
     rows = []
     for emotion, score in in_fixed_order(scores).items():
         weight, width = "700" if emotion == named else "400", 100 * min(1.0, max(0.0, score))
@@ -108,14 +102,12 @@ def emotion_bars_html(scores: Mapping[str, float], *, named: str | None = None) 
 
 
 def shaded_explanation(explanation: str, vad: Sequence[Mapping] | None) -> str:
-    """An explanation in HTML, each word of the lexicon on the colour of its valence: blue and underlined for pleasant,
-    orange and dotted for unpleasant, the stronger the further from neutral. Pointing at a word, or reaching it with
-    the keyboard, tells its valence, arousal and dominance.
+    """Renders an explanation in HTML, the words of the lexicon shaded by valence: blue and underlined for pleasant,
+    orange and dotted for unpleasant, stronger further from neutral. A tooltip shows valence, arousal and dominance.
 
     Args:
-        explanation: what follows "because".
-        vad: the pipeline's entries `{"word", "valence", "arousal", "dominance"}` in order, values in [-1, 1] or None;
-            None without a lexicon.
+        explanation: the pipeline's `explanation`.
+        vad: the pipeline's `vad`, with values in [-1, 1] or None; None without a lexicon.
     """
     parts = []
     for text, entry in split_at_words(explanation, vad):
@@ -125,7 +117,8 @@ def shaded_explanation(explanation: str, vad: Sequence[Mapping] | None) -> str:
         valence = entry["valence"]
         red, green, blue = PLEASANT if valence >= 0 else UNPLEASANT
         line = "solid" if valence >= 0 else "dotted"
-        about = html.escape(f"{entry['word']}: {describe_vad(entry)}", quote=True)
+        values = ", ".join(f"{name} {entry[name]:+.2f}" for name in VAD_LINES)
+        about = html.escape(f"{entry['word']}: {values}", quote=True)
         parts.append(
             f'<span class="sevlm-word" tabindex="0" title="{about}" aria-label="{about}" style="'
             f"background:rgba({red},{green},{blue},{HTML_ALPHA * min(1.0, abs(valence)):.3f});"
@@ -136,8 +129,8 @@ def shaded_explanation(explanation: str, vad: Sequence[Mapping] | None) -> str:
 
 
 def shaded_explanation_ansi(explanation: str, vad: Sequence[Mapping] | None) -> str:
-    """An explanation for a terminal with 24-bit colours, shaded as in [`shaded_explanation`]; pleasant words are
-    underlined. Control characters of the text are left out."""
+    """Renders an explanation for a terminal with 24-bit colours, as [`shaded_explanation`]. Pleasant words are
+    underlined, and control characters are removed from the text."""
     parts = []
     for text, entry in split_at_words(explanation, vad):
         text = "".join(letter for letter in text if letter.isprintable())
@@ -151,21 +144,17 @@ def shaded_explanation_ansi(explanation: str, vad: Sequence[Mapping] | None) -> 
 
 
 def valence_colour(valence: float) -> tuple[int, int, int]:
-    """White at 0, towards orange at -1 and towards blue at 1; black text is readable on all of it."""
+    """White at 0, towards orange at -1 and blue at 1; black text is readable on each."""
     strength = 0.6 * min(1.0, abs(valence))
-    end = PLEASANT if valence >= 0 else UNPLEASANT
-    return tuple(round(255 + (channel - 255) * strength) for channel in end)
-
-
-def describe_vad(entry: Mapping) -> str:
-    """`valence +0.62, arousal -0.10, dominance +0.31`."""
-    return ", ".join(f"{name} {entry[name]:+.2f}" for name in VAD_LINES)
+    red, green, blue = (round(255 + (end - 255) * strength) for end in (PLEASANT if valence >= 0 else UNPLEASANT))
+    return red, green, blue
 
 
 def split_at_words(explanation: str, vad: Sequence[Mapping] | None) -> list[tuple[str, Mapping | None]]:
-    """The explanation in pieces that join to it again: words with their entry, and what stands between with None. An
-    entry that is not found behind the one before it is passed over."""
-    pieces, position = [], 0
+    """Splits an explanation into words with their entry and the text between them with None; the pieces join to the
+    explanation. Skips an entry that is not found after the previous one."""
+    pieces: list[tuple[str, Mapping | None]] = []
+    position = 0
     for entry in vad or ():
         start = explanation.find(entry["word"], position) if entry["word"] else -1
         if start < 0:
@@ -180,24 +169,28 @@ def split_at_words(explanation: str, vad: Sequence[Mapping] | None) -> list[tupl
 
 
 def vad_trajectory(vad: Sequence[Mapping], reference: Sequence[Mapping] | None = None, axes=None):
-    """How valence, arousal and dominance go along an explanation, beside those of a reference, in paler lines.
+    """Draws valence, arousal and dominance along an explanation, and those of a reference in paler lines.
 
     Args:
-        vad: the pipeline's entries in order; words that the lexicon does not know leave a gap in the marks.
-        reference: entries of another sentence, such as a viewer's; laid over by their share of the sentence.
-        axes: matplotlib axes to draw on; a new figure without.
+        vad: the pipeline's `vad`; words outside the lexicon leave a gap in the markers.
+        reference: the same for another sentence, such as a viewer's, stretched to the same length.
+        axes: matplotlib axes to draw on, by default those of a new figure.
 
     Returns:
         The matplotlib figure.
     """
     figure, axes = _axes(axes, (max(5.0, 0.55 * len(vad) + 1.5), 3.0))
+
+    def plot(entries, name, scale, **style):
+        points = [(scale * k, entry[name]) for k, entry in enumerate(entries) if entry[name] is not None]
+        axes.plot([x for x, _ in points], [y for _, y in points], **style)
+
     for name, (colour, marker, line) in VAD_LINES.items():
+        style = {"color": colour, "linestyle": line}
         if reference:
             scale = max(1, len(vad) - 1) / max(1, len(reference) - 1)
-            points = [(scale * k, entry[name]) for k, entry in enumerate(reference) if entry[name] is not None]
-            axes.plot(*_columns(points), line, color=colour, alpha=0.3, linewidth=3, label=f"{name}, reference")
-        points = [(k, entry[name]) for k, entry in enumerate(vad) if entry[name] is not None]
-        axes.plot(*_columns(points), line, color=colour, marker=marker, markersize=5, label=name)
+            plot(reference, name, scale, alpha=0.3, linewidth=3, label=f"{name}, reference", **style)
+        plot(vad, name, 1, marker=marker, markersize=5, label=name, **style)
     axes.axhline(0, color="#7f7f7f", linewidth=0.8)
     axes.set_xticks(range(len(vad)), [plain(entry["word"]) for entry in vad], rotation=40, ha="right")
     axes.set_ylim(-1.05, 1.05)
@@ -215,15 +208,15 @@ def gallery_sheet(
     columns: int = 4,
     title: str | None = None,
 ):
-    """Pictures, each above its emotion and explanation, then the viewers' words and the nine scores if there are any.
+    """Draws images, each above its emotion and explanation, its reference and its scores if there are any.
 
     Args:
-        results: one a picture, as the pipeline or `predict` gives them: `emotion`, `explanation`, and optionally
-            `emotion_scores` by label.
-        titles: a line above each picture.
-        references: what viewers said of it.
-        columns: pictures side by side.
-        title: of the sheet.
+        images: the images, in reading order.
+        results: the pipeline's or `predict`'s result for each: `emotion`, `explanation` and optional `emotion_scores`.
+        titles: a line above each image.
+        references: a viewer's words for each.
+        columns: images in a row.
+        title: title of the sheet.
 
     Returns:
         The matplotlib figure.
@@ -233,8 +226,7 @@ def gallery_sheet(
     columns = max(1, min(columns, len(images)))
     lines = -(-len(images) // columns)
     with_bars = any(result.get("emotion_scores") for result in results)
-    words = 1.0 + (0.6 if references is not None else 0.0)
-    heights = [3.2, words, 2.4] if with_bars else [3.2, words]
+    heights = [3.2, 1.6 if references is not None else 1.0, *([2.4] if with_bars else [])]
     figure = Figure(figsize=(3.6 * columns, sum(heights) * lines + (0.5 if title else 0)), layout="constrained")
     panels = figure.subplots(lines * len(heights), columns, squeeze=False, height_ratios=heights * lines)
     for panel in panels.flat:
@@ -262,17 +254,12 @@ def gallery_sheet(
 def _axes(axes, size: tuple[float, float]):
     if axes is not None:
         return axes.figure, axes
-    # Not pyplot's, which keeps every figure and is not safe in threads.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
 def plain(text: str) -> str:
-    """For matplotlib, which reads what stands between dollar signs as a formula."""
+    """Escapes dollar signs, between which matplotlib reads a formula."""
     return text.replace("$", r"\$")

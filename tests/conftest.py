@@ -30,3 +30,12 @@ def processor():
 @pytest.fixture
 def model(processor):
     return tiny_model(processor)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """The path of a saved model with its processor; tests copy it before they change it."""
+    folder, processor = tmp_path_factory.mktemp("checkpoint"), tiny_processor()
+    tiny_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)

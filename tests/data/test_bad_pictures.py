@@ -207,18 +207,19 @@ def test_a_folder_with_odd_names_and_special_files_is_explained_and_resumed(chec
     output = tmp_path / "explanations.parquet"
     arguments = [str(folder), "--model", checkpoint, "--output", str(output), "--batch_size", "4", "--device", "cpu"]
     arguments += ["--emotion", "awe", "--max_new_tokens", "2"]
-    add, batches = explain_folder.PartFile.add, []
+    append, batches = explain_folder.append_line, []
 
-    def stopping(part, *batch):
-        batches.append(batch)
-        if len(batches) > 4:
-            raise KeyboardInterrupt
-        add(part, *batch)
+    def stopping(file, content):
+        if isinstance(content, list):
+            batches.append(content)
+            if len(batches) > 4:
+                raise KeyboardInterrupt
+        append(file, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(explain_folder.PartFile, "add", stopping)
+        patch.setattr(explain_folder, "append_line", stopping)
         assert command_line.main(arguments) == 130
-    done = sum(len(rows) for rows, _ in batches[:4])
+    done = sum(map(len, batches[:4]))
     capsys.readouterr()
     assert command_line.main(arguments) == 0
     printed = capsys.readouterr().err

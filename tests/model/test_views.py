@@ -1,4 +1,4 @@
-"""Views of what the model says: fixed colours that all eyes tell apart, text that cannot break out of its page."""
+"""Views: fixed colours that are distinct for all eyes, and text that cannot break out of its page."""
 
 import html.parser
 import io
@@ -56,19 +56,19 @@ def lab(light: np.ndarray) -> np.ndarray:
 
 
 def contrast(first, second) -> float:
-    """The ratio that WCAG asks to be at least 4.5 for text."""
+    """The contrast ratio of WCAG, which requires 4.5 for text."""
     bright, dark = sorted((float(XYZ[1] @ linear(colour)) for colour in (first, second)), reverse=True)
     return (bright + 0.05) / (dark + 0.05)
 
 
-def test_the_styles_are_artemis_labels_in_its_order():
+def test_every_label_of_artemis_has_a_style_of_its_own():
     assert list(EMOTION_STYLES) == list(EMOTIONS)
     for field in ("colour", "hatch", "marker"):
         assert len({getattr(style, field) for style in EMOTION_STYLES.values()}) == 9
 
 
 @pytest.mark.parametrize("eyes", COLOUR_BLINDNESS)
-def test_any_two_emotions_are_far_apart_for_all_eyes_and_in_grey(eyes):
+def test_colours_are_far_apart_for_all_eyes_and_in_grey(eyes):
     seen = {name: lab(COLOUR_BLINDNESS[eyes] @ linear(style.colour)) for name, style in EMOTION_STYLES.items()}
     assert min(np.linalg.norm(seen[a] - seen[b]) for a, b in combinations(seen, 2)) > 14
     if eyes == "none":
@@ -102,7 +102,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def test_the_shaded_explanation_keeps_its_text_and_tells_vad():
+def test_the_shaded_explanation_keeps_its_text_and_shows_vad():
     page = Page(shaded_explanation(TEXT, VAD))
     assert page.text == TEXT
     words = [attributes for _, attributes in page.tags if attributes["class"] == "sevlm-word"]
@@ -110,7 +110,7 @@ def test_the_shaded_explanation_keeps_its_text_and_tells_vad():
         "dark: valence -0.60, arousal +0.10, dominance -0.20",
         "golden: valence +0.55, arousal +0.20, dominance +0.45",
     ]
-    assert all(word["tabindex"] == "0" for word in words), "the keyboard reaches them"
+    assert all(word["tabindex"] == "0" for word in words)
     assert "rgba(213,94,0," in words[0]["style"] and "rgba(0,114,178," in words[1]["style"]
 
 
@@ -126,26 +126,21 @@ def test_without_a_lexicon_the_explanation_is_plain():
     assert shaded_explanation("", []).endswith("></span>")
 
 
-def test_pieces_join_to_the_explanation_whatever_the_entries():
-    strange = [
-        *VAD,
-        {"word": "nowhere", "valence": 1.0},
-        {"word": "", "valence": 1.0},
-        {"word": "sea", "valence": 0.0},
-    ]
+def test_pieces_join_to_the_explanation_for_any_entries():
+    strange = [*VAD, *({"word": word, "valence": 1.0} for word in ("nowhere", "", "sea"))]
     pieces = split_at_words(TEXT, strange)
     assert "".join(text for text, _ in pieces) == TEXT
     assert [text for text, entry in pieces if entry is not None] == ["the", "dark", "golden", "sea"]
 
 
-def test_the_terminal_gets_colours_and_no_control_characters_of_the_text():
+def test_the_terminal_gets_colours_but_no_control_characters_from_the_text():
     text = shaded_explanation_ansi("the dark\033[2J, golden\x07 sea", VAD)
     assert text.count("\033[") == 4 and "\033[2J" not in text and "\x07" not in text
     assert "\033[38;2;0;0;0;48;2;224;134;64m" not in text.split("golden")[1]
     assert "\033[4;" in text and text.index("\033[4;") > text.index("dark"), "pleasant words are underlined"
 
 
-def test_bars_have_the_fixed_order_whatever_that_of_the_scores():
+def test_bars_are_in_the_fixed_order():
     page = Page(emotion_bars_html(SCORES | {"nostalgia": 0.1}, named="awe"))
     assert [page.text.index(emotion) for emotion in EMOTIONS] == sorted(page.text.index(e) for e in EMOTIONS)
     assert page.text.endswith("nostalgia10%")
@@ -153,23 +148,22 @@ def test_bars_have_the_fixed_order_whatever_that_of_the_scores():
     labels = figure.axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == list(EMOTIONS)
     assert [label.get_fontweight() for label in labels].index("bold") == EMOTIONS.index("awe")
-    widths = [bar.get_width() for bar in figure.axes[0].patches]
-    assert widths == [SCORES[emotion] for emotion in EMOTIONS]
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [SCORES[emotion] for emotion in EMOTIONS]
 
 
-def test_the_trajectory_draws_known_words_only_and_lays_the_reference_over():
-    figure = vad_trajectory(VAD, reference=VAD[1:])
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert list(lines["valence"].get_xdata()) == [1, 2] and list(lines["valence"].get_ydata()) == [-0.6, 0.55]
-    assert list(lines["valence, reference"].get_xdata()) == [0, 2], "from the first word to the last"
+def test_the_trajectory_skips_unknown_words_and_stretches_the_reference():
+    def lines(vad, reference):
+        return {line.get_label(): line for line in vad_trajectory(vad, reference).axes[0].lines}
+
+    drawn = lines(VAD, VAD[1:])
+    assert list(drawn["valence"].get_xdata()) == [1, 2] and list(drawn["valence"].get_ydata()) == [-0.6, 0.55]
+    assert list(drawn["valence, reference"].get_xdata()) == [0, 2], "from the first word to the last"
+    drawn = lines(VAD[1:2], VAD)
+    assert list(drawn["valence, reference"].get_xdata()) == [0.5, 1], "not a vertical line next to a single word"
     assert vad_trajectory([], reference=[]).axes
-    (line,) = (
-        line for line in vad_trajectory(VAD[1:2], VAD).axes[0].lines if line.get_label() == "valence, reference"
-    )
-    assert list(line.get_xdata()) == [0.5, 1], "beside a single word it is no upright line"
 
 
-def test_the_sheet_shows_every_picture_with_its_words():
+def test_the_sheet_shows_each_image_with_its_words():
     images = [Image.new("RGB", (20, 30), colour) for colour in ("red", "green", "blue")]
     results = [{"emotion": emotion, "explanation": "it costs $5 and $6"} for emotion in ("awe", "fear", None)]
     results[0]["emotion_scores"] = SCORES

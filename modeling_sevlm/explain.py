@@ -1,0 +1,248 @@
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Explain pictures from the command line.
+
+    sevlm explain painting.jpg https://example.org/other.jpg --model org/sevlm-artemis       # a table
+    sevlm explain painting.jpg --model outputs/demo --emotion sadness --json                 # JSON lines
+    sevlm explain wikiart/ --model outputs/demo --output explanations.parquet                # or .csv
+
+Folders are searched with their subfolders for .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff and .webp. Linked files are
+read; linked folders inside a folder are not followed. Pictures that cannot be read are skipped and listed at the end,
+and so are pictures of more than 178 megapixels, because a small file can decode to an image that fills the memory.
+`--max_megapixels 500` accepts larger scans (4 GB of memory each).
+
+With `--output FILE`, finished batches are kept in FILE.part until all are done, and then FILE is written. To continue
+an interrupted run, repeat the command: it continues after the last finished batch, tries skipped pictures again and
+explains changed pictures again. A run with other settings, another model or other pictures is refused unless you pass
+`--overwrite`, which starts again.
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import pipeline
+from transformers.utils import logging
+
+import processing  # noqa: F401 - registers the processor with AutoProcessor
+from processing.images import IMAGE_EXTENSIONS
+
+from .explain_folder import check_part_file, encodable, explain_batches, write_explanations
+from .pipeline_sevlm import TASK, SEVLMPipeline
+
+
+EXTENSIONS = {*IMAGE_EXTENSIONS, ".bmp", ".gif", ".tif", ".tiff"}
+OUTPUT_FORMATS = (".parquet", ".csv")
+FILE_WIDTH = 40  # columns of the table for a name
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return float(text)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "sevlm explain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("pictures", nargs="+", help="files, folders, URLs")
+    add("--model", required=True, help="checkpoint folder or name on the Hub")
+    add("--json", action="store_true", help="print one JSON object per picture instead of a table")
+    add("--output", type=Path, help="write a table to this .parquet or .csv file instead")
+    add("--overwrite", action="store_true", help="replace FILE and discard an unfinished run")
+    add("--batch_size", type=count, default=16, help="pictures per batch (default: 16)")
+    add("--emotion", help="explain this emotion instead of naming one")
+    add("--num_candidates", type=count, default=1, help="samples per picture; the best fit is kept (default: 1)")
+    add("--do_sample", action="store_true", help="nucleus sampling instead of greedy decoding")
+    add("--max_new_tokens", type=count, help="tokens to generate at most (default: that of the checkpoint)")
+    add("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    add("--device", help="for example cuda:1 or cpu (default: the first GPU if there is one)")
+    add("--max_megapixels", type=positive_number, help="largest picture that is opened (default: 178)")
+    add("--timeout", type=positive_number, metavar="SECONDS", help="give up on a URL after this long (default: 60)")
+    add("--max_megabytes", type=positive_number, help="largest file that a URL may send (default: 256)")
+    add(
+        "--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="precision (default: auto)"
+    )
+    add("--revision", help="branch, tag or commit of the model on the Hub")
+    add("--trust_remote_code", action="store_true", help="use the code in the model's repository")
+    args = parser.parse_args(argv)
+    if args.output is not None and args.json:
+        parser.error("--json prints and --output writes: choose one.")
+    if args.output is not None and args.output.suffix.lower() not in OUTPUT_FORMATS:
+        parser.error(f"--output {args.output}: the name must end in one of {', '.join(OUTPUT_FORMATS)}.")
+    if args.output is None and args.overwrite:
+        parser.error("--overwrite needs --output FILE.")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0, even if some pictures were skipped; 1 if none could be read or the reader of the
+    output stopped; 130 after Ctrl-C."""
+    args = parse_arguments(argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal with few characters gets the others as escapes. A notebook's streams are of another class.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SystemExit(
+            "error: several processes would each explain all pictures. Run `python -m modeling_sevlm` once, without "
+            "accelerate or torchrun; for several GPUs give each run its own pictures, --device and --output."
+        )
+    # Pillow warns below its own limit, which is also the default here.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    part_path = check_output(args.output, args.overwrite) if args.output is not None else None
+    check_device(args.device)
+    files = find_pictures(args.pictures)
+    kept = f"{part_path} keeps the finished pictures; repeat the command to continue"
+    try:
+        explainer = load_pipeline(args)
+        if part_path is None:
+            explained, skipped = print_explanations(explainer, files, args)
+        else:
+            explained, skipped = write_explanations(explainer, files, part_path, args)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted{f': {kept}' if part_path is not None and part_path.exists() else ''}.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `| head` has closed the pipe. The rest of the buffer must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        raise SystemExit(f"error: {error}" + (f". {kept}." if part_path is not None else "")) from error
+    if explained and part_path is not None:
+        print(f"{explained:,} pictures explained in {args.output}.", file=sys.stderr)
+    report_left_out("left out because they cannot be read", skipped)
+    return 0 if explained else 1
+
+
+def check_output(output: Path, overwrite: bool) -> Path:
+    """Checks before a model is loaded that the file can be written; returns the path of the part file."""
+    part_path = output.with_name(output.name + ".part")
+    if output.is_dir():
+        raise SystemExit(f"error: --output {output} is a folder. Name a file in it.")
+    folder = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if folder.is_dir() else "is not a folder"
+        raise SystemExit(f"error: --output {output}: {folder} {problem}. Name a file in another folder.")
+    check_part_file(part_path)
+    # With a part file, this may be the file that an interrupted run with --overwrite will replace.
+    if output.exists() and not part_path.exists() and not overwrite:
+        raise SystemExit(f"error: {output} exists already. Name another file, or add --overwrite.")
+    return part_path
+
+
+def check_device(name: str | None) -> None:
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise SystemExit(
+            f"error: --device {name} cannot be used here ({reason}). Use cpu, or cuda or cuda:1 if PyTorch finds a "
+            "GPU, or omit it."
+        ) from error
+
+
+def find_pictures(names: list[str]) -> list[str]:
+    """Returns files and URLs as named, and the pictures in folders, sorted; each once. Prints what is left out."""
+    found: dict[str, str] = {}  # by absolute path
+    for name in names:
+        if name.startswith(("http://", "https://")):
+            found.setdefault(name, name)
+        elif os.path.isfile(name):
+            found.setdefault(os.path.abspath(name), name)
+        elif os.path.isdir(name):
+            errors: list[OSError] = []
+            folders = os.walk(name, onerror=errors.append)
+            files = [os.path.join(folder, file) for folder, _, inside in folders for file in inside]
+            pictures = sorted(file for file in files if Path(file).suffix.lower() in EXTENSIONS)
+            closed = [[error.filename, error.strerror] for error in errors]
+            if not pictures:
+                kinds = ", ".join(sorted(EXTENSIONS))
+                reasons = "".join(f" {printable(folder)}: {reason}." for folder, reason in closed)
+                raise SystemExit(f"error: no picture ({kinds}) in the folder {printable(name)}.{reasons}")
+            report_left_out("folders left out because they cannot be searched", closed)
+            if others := len(files) - len(pictures):
+                print(f"{others:,} files of other types ignored in {printable(name)}.", file=sys.stderr)
+            for file in pictures:
+                found.setdefault(os.path.abspath(file), file)
+        else:
+            is_special = os.path.exists(name)
+            problem = "a pipe, a socket or a device, not a file" if is_special else "no such file or folder"
+            raise SystemExit(f"error: {printable(name)}: {problem}.")
+    return list(found.values())
+
+
+def load_pipeline(args: argparse.Namespace) -> SEVLMPipeline:
+    logging.disable_progress_bar()
+    names = ("model", "device", "dtype", "revision", "trust_remote_code", "emotion", "num_candidates")
+    settings = {name: getattr(args, name) for name in names} | {"do_sample": args.do_sample or args.num_candidates > 1}
+    if args.max_new_tokens is not None:
+        settings["max_new_tokens"] = args.max_new_tokens
+    try:
+        # The overloads list only the tasks of transformers.
+        return pipeline(TASK, **settings)  # type: ignore[call-overload]
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise SystemExit(f"error: --model {args.model}: {error}") from error
+
+
+def print_explanations(
+    explainer: SEVLMPipeline, files: list[str], args: argparse.Namespace
+) -> tuple[int, list[list[str]]]:
+    """Prints each batch when it is done; returns the number of pictures and `[file, reason]` of those skipped."""
+    widths = (
+        min(FILE_WIDTH, max(len(printable(file)) for file in files)),
+        max(map(len, explainer.model.config.emotions)),
+    )
+    only_ascii = "utf" not in (sys.stdout.encoding or "").lower()
+    explained, all_skipped = 0, []
+    for rows, skipped in explain_batches(explainer, files, args):
+        if not args.json and not explained and rows:
+            print(table_line(widths, "file", "emotion", "score", "explanation"))
+        for row in rows:
+            if args.json:
+                line = json.dumps(row | {"file": encodable(row["file"])}, ensure_ascii=only_ascii)
+            else:
+                emotion = row["emotion"]
+                score = "" if emotion is None else f"{row['emotion_scores'][emotion]:.0%}"
+                line = table_line(widths, printable(row["file"]), emotion or "(none)", score, row["explanation"])
+            print(line, flush=True)
+        explained += len(rows)
+        all_skipped += skipped
+    return explained, all_skipped
+
+
+def table_line(widths: tuple[int, int], file: str, emotion: str, score: str, explanation: str) -> str:
+    # The end of a name identifies a file better than its beginning.
+    file = file if len(file) <= widths[0] else "…" + file[1 - widths[0] :]
+    start = f"{file:<{widths[0]}}  {emotion:<{widths[1]}}  {score:>5}  "
+    if not sys.stdout.isatty():
+        return start + explanation
+    room = max(30, shutil.get_terminal_size().columns - len(start))
+    return start + f"\n{' ' * len(start)}".join(textwrap.wrap(explanation, room))
+
+
+def report_left_out(title: str, reasons: list[list[str]]) -> None:
+    if reasons:
+        lines = [f"  {printable(name)}: {reason}" for name, reason in reasons]
+        print(f"{len(reasons):,} {title}:", *lines, sep="\n", file=sys.stderr)
+
+
+def printable(name: str) -> str:
+    """A file name on one line, with unprintable characters as escapes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in name)
