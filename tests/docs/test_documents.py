@@ -32,10 +32,9 @@ import train
 from modeling_sevlm.model_card import render_model_card
 from processing.artemis import EMOTIONS
 from tests.helpers.hub_fixtures import visit
-from tests.helpers.tiny import WORDS
+from tests.helpers.tiny import WORDS, save_gpt2
 from tests.helpers.training import TINY_RUN, write_artemis
 from tests.model.test_fidelity import FIXTURE
-from tests.model.test_vision_towers import save_text_checkpoint
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,7 +127,7 @@ def write_towers(folder: Path) -> None:
     tower = folder / "openai" / "clip-vit-base-patch16"
     CLIPModel(config).save_pretrained(tower)
     CLIPImageProcessorPil().save_pretrained(tower)
-    save_text_checkpoint(folder / "distilgpt2")
+    save_gpt2(folder / "distilgpt2")
 
 
 def write_release(folder: Path) -> None:

@@ -7,8 +7,8 @@
 
 `huggingface_hub` reads `HF_ENDPOINT` when it is imported, so a client of this Hub is a process of its own. Large files
 use LFS; xet is not supported. `hub.cut = "uploads"` interrupts every upload of a large file in the middle, `"commits"`
-every commit, until it is `None` again; clients set it with `POST /_cut/uploads` or `/_cut/nothing`. All tokens are valid
-except `hf_wrong`, which is unknown, and `hf_reader`, which may not write.
+every commit, until it is `None` again; clients set it with `POST /_cut/uploads` or `/_cut/nothing`. All tokens are
+valid except `hf_wrong`, which is unknown, and `hf_reader`, which may not write.
 """
 
 import base64
