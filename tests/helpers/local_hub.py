@@ -7,8 +7,8 @@
 
 `huggingface_hub` reads `HF_ENDPOINT` when it is imported, so a client of this Hub is a process of its own. Large files
 use LFS; xet is not supported. `hub.cut = "uploads"` interrupts every upload of a large file in the middle, `"commits"`
-every commit, until it is `None` again; clients set it with `POST /_cut/uploads` or `/_cut/nothing`. All tokens are valid
-except `hf_wrong`, which is unknown, and `hf_reader`, which may not write.
+every commit, until it is `None` again; clients set it with `POST /_cut/uploads` or `/_cut/nothing`. All tokens are
+valid except `hf_wrong`, which is unknown, and `hf_reader`, which may not write.
 """
 
 import base64
@@ -169,11 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         for method, pattern, answer in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and method == ("GET" if self.command == "HEAD" else self.command):
-                with open("/tmp/routes.txt", "a") as f:
-                    f.write(answer.__name__ + "\n")
                 return answer(self, data, **{k: v and unquote(v) for k, v in match.groupdict().items()})
-        with open("/tmp/routes.txt", "a") as f:
-            f.write(f"UNHANDLED {self.command} {self.path}\n")
         self.hub.unhandled.append((self.command, self.path))
         raise _Refused(404, "NotFound", f"no route {self.command} {path}")
 
