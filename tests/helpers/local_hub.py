@@ -169,11 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         for method, pattern, answer in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and method == ("GET" if self.command == "HEAD" else self.command):
-                with open("/tmp/routes.txt", "a") as f:
-                    f.write(answer.__name__ + "\n")
                 return answer(self, data, **{k: v and unquote(v) for k, v in match.groupdict().items()})
-        with open("/tmp/routes.txt", "a") as f:
-            f.write(f"UNHANDLED {self.command} {self.path}\n")
         self.hub.unhandled.append((self.command, self.path))
         raise _Refused(404, "NotFound", f"no route {self.command} {path}")
 

@@ -87,17 +87,16 @@ def published(hub, folder, checkpoint):
 
 
 @pytest.fixture(scope="module")
-def visitor(hub, folder, published, checkpoint, image):
-    """A process without the project loads the saved folder and `org/first`, saves it again and pushes it."""
+def visitor(hub, folder, published, image):
+    """A process without the project loads `org/first`, saves it again and pushes it."""
     code = """
 assert "modeling_sevlm" not in sys.modules and "processing" not in sys.modules
 trust = {"trust_remote_code": True}
 found = {"answers": []}
-for source in (sys.argv[1], "org/first"):
-    processor = transformers.AutoProcessor.from_pretrained(source, **trust)
-    for name in ("AutoModel", "AutoModelForImageTextToText"):
-        model = getattr(transformers, name).from_pretrained(source, **trust).eval()
-        found["answers"].append(answer(model, processor, IMAGE) | {"module": type(model).__module__.split(".")[0]})
+processor = transformers.AutoProcessor.from_pretrained("org/first", **trust)
+for name in ("AutoModel", "AutoModelForImageTextToText"):
+    model = getattr(transformers, name).from_pretrained("org/first", **trust).eval()
+    found["answers"].append(answer(model, processor, IMAGE) | {"module": type(model).__module__.split(".")[0]})
 found["config"] = transformers.AutoConfig.from_pretrained("org/first", **trust).model_type
 tokenizer = transformers.AutoTokenizer.from_pretrained("org/first", **trust)
 found["tokenizer"] = tokenizer("the dark sea")["input_ids"]
@@ -113,7 +112,7 @@ processor.push_to_hub("org/second")
 model.push_to_hub("org/second", revision="main")
 print(json.dumps(found))
 """
-    done = visit(hub, folder / "visitor", [*script(image, code), checkpoint[0]])
+    done = visit(hub, folder / "visitor", script(image, code))
     return answers(done) | {"log": done.stderr}
 
 
@@ -126,7 +125,7 @@ def test_the_command_publishes_exactly_the_needed_files_in_one_commit(hub, publi
 
 def test_a_process_without_the_project_computes_the_same(visitor, checkpoint):
     processor = tiny_processor()
-    assert len(visitor["answers"]) == 4
+    assert len(visitor["answers"]) == 2
     for given in visitor["answers"]:
         assert_same(given, checkpoint[1])
         assert given["module"] == "transformers_modules"
@@ -185,14 +184,18 @@ def test_the_code_of_the_card_restores_the_lexicon(reader, restricted):
     assert reader["card"]["blocks"] == 2 and reader["card"]["lexicon"] == "NRC-VAD"
 
 
-def test_a_cached_model_loads_without_a_connection(hub, folder, visitor, checkpoint, image):
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_a_cached_model_and_a_saved_folder_load_without_a_connection(
+    hub, folder, visitor, checkpoint, image, is_cached
+):
     code = """
-model = transformers.AutoModel.from_pretrained("org/first", trust_remote_code=True).eval()
-processor = transformers.AutoProcessor.from_pretrained("org/first", trust_remote_code=True)
+model = transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+processor = transformers.AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 print(json.dumps(answer(model, processor, IMAGE)))
 """
     offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert_same(answers(visit(hub, folder / "visitor", script(image, code), **offline)), checkpoint[1])
+    command = [*script(image, code), "org/first" if is_cached else checkpoint[0]]
+    assert_same(answers(visit(hub, folder / "visitor", command, **offline)), checkpoint[1])
 
 
 # All other ways of publishing, in one process.
