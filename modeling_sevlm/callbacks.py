@@ -53,7 +53,7 @@ class ExplanationSheets(TrainerCallback):
         dataset: a few paintings: `image`, `painting`, `emotions`, `explanations`.
 
     Attributes:
-        predictions: the model's for these paintings, as from `evaluation.systems.predict`. Set them during an
+        predictions: the model's for these paintings, as from `evaluation.predict.predict`. Set them during an
             evaluation.
     """
 

@@ -32,7 +32,8 @@ from .finite_loss import FiniteWatch, NonFiniteError, Update
 from .heads_sevlm import emotion_targets
 from .model_card import write_model_card
 from .modeling_sevlm import SEVLMForConditionalGeneration
-from .push import check_token, find_destination, push
+from .hub import check_token, find_destination
+from .push import push
 from .training_folder import (
     STAGING,
     STATE_FILE,
