@@ -30,9 +30,9 @@ from processing.collator import SentencePairs
 from .callbacks import EpochAnnouncement
 from .finite_loss import FiniteWatch, NonFiniteError, Update
 from .heads_sevlm import emotion_targets
+from .hub import check_token, find_destination
 from .model_card import write_model_card
 from .modeling_sevlm import SEVLMForConditionalGeneration
-from .hub import check_token, find_destination
 from .push import push
 from .training_folder import (
     STAGING,
