@@ -254,11 +254,6 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, "EntryNotFound", f"{folder} does not exist on {revision}")
         self.reply(200, entries)
 
-    def paths_info(self, data, name, revision):
-        _, commit = self.look_up(name, revision)
-        asked = json.loads(data)["paths"] if data[:1] == b"{" else parse_qs(data.decode())["paths"]
-        self.reply(200, [self.entry(p, commit["files"][p]) for p in asked if p in commit["files"]])
-
     def preupload(self, data, name, revision):
         _, commit = self.look_up(name, revision)
         files = []
@@ -347,7 +342,6 @@ ROUTES = [
     ("GET", rf"/api/models/{NAME}", _Handler.info),
     ("GET", rf"/api/models/{NAME}/revision/{REVISION}", _Handler.info),
     ("GET", rf"/api/models/{NAME}/tree/{REVISION}(?:/(?P<folder>.+))?", _Handler.tree),
-    ("POST", rf"/api/models/{NAME}/paths-info/{REVISION}", _Handler.paths_info),
     ("POST", rf"/api/models/{NAME}/preupload/{REVISION}", _Handler.preupload),
     ("POST", rf"/api/models/{NAME}/commit/{REVISION}", _Handler.make_commit),
     ("POST", rf"/api/models/{NAME}/branch/(?P<branch>[^/]+)", _Handler.branch),
