@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
     """The notebook's folder in a checkout after `make demo`, with a kernel that can import the project."""
     demo = str(tmp_path / "outputs" / "demo")
     # Enough steps to generate words of the lexicon, if not sentences.
-    steps = ["--max_steps", "40", "--learning_rate", "8e-3", "--vad_learning_rate", "8e-3", "--warmup_steps", "4"]
+    steps = ["--max_steps", "120", "--learning_rate", "8e-3", "--vad_learning_rate", "8e-3", "--warmup_steps", "4"]
     train.main(["--output_dir", demo, "--num_paintings", "60", *steps, *TINY_RUN])
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "examples").mkdir()
