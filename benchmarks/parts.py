@@ -47,7 +47,7 @@ def run_vad(args) -> dict:
     timings = interleaved(variants, args.repeats, warmup=args.warmup)
     torch.set_num_threads(args.threads)
     rows = [[name, timing.median, tokens / timing.median] for name, timing in timings.items()]
-    rows[2][2] = rows[3][2] = None
+    rows[2][2] = rows[3][2] = None  # not a rate
     lookup = VADLookup.from_tables(lexicon.compile(tokenizer)).to(args.device)
     for row in token_rows[:256]:
         if not np.array_equal(reader(row), lookup(torch.tensor([row], device=args.device))[0].cpu().numpy()):

@@ -182,4 +182,5 @@ def measure_epoch(inputs: Inputs, args) -> dict:
     columns = ["paintings", "steps", "sentences/s", "epoch, s", f"{PAPER_EPOCHS} epochs, h", "peak MiB"]
     dtype = "bfloat16 autocast" if bf16 else "float32"
     title = f"An epoch through the trainer, cached features, {args.batch_size} paintings a step, {dtype}"
-    return {"tables": [table(title, columns, [row])]}
+    epoch = {"seconds": seconds, "steps": state.global_step, "peak_memory_bytes": peak}
+    return {"tables": [table(title, columns, [row])], "epoch": epoch}

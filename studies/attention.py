@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from datasets import Dataset, concatenate_datasets
 
 from modeling_sevlm import SEVLMForConditionalGeneration
@@ -76,7 +77,8 @@ def measure_maps(model, processor, dataset: Dataset, *, image_size: int = 64) ->
         scene = toy_scene(int(row["painting"].removeprefix("toy/").partition("_")[0]))
         boxes = motif_box(scene, image_size), tuple(row["cause_box"])
         pixel_values = processor(images=row["image"], return_tensors="pt")["pixel_values"]
-        features = model.get_image_features(pixel_values.to(model.device)).detach()
+        with torch.no_grad():
+            features = model.get_image_features(pixel_values.to(model.device))
         sequence = model.generate(image_features=features, do_sample=False)
         for (measure, layer), values in ratios.items():
             how = {"image_features": features, "measure": measure, "layer": layer}

@@ -1,4 +1,4 @@
-"""The notebook of examples/ runs from top to bottom on a tiny model, and shows what its headings promise."""
+"""The notebook in examples/ runs from top to bottom on a tiny model and shows what its headings say."""
 
 import os
 import re
@@ -31,37 +31,37 @@ def test_the_notebook_is_valid_and_stores_no_outputs(notebook):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The notebook's folder in a checkout after `make demo`, and a kernel that can import the project."""
+    """The notebook's folder in a checkout after `make demo`, with a kernel that can import the project."""
     demo = str(tmp_path / "outputs" / "demo")
-    # Enough to write words of the lexicon, if not sentences.
-    steps = ["--max_steps", "40", "--learning_rate", "8e-3", "--vad_learning_rate", "8e-3", "--warmup_steps", "4"]
+    # Enough steps to generate words of the lexicon, if not sentences.
+    steps = ["--max_steps", "120", "--learning_rate", "8e-3", "--vad_learning_rate", "8e-3", "--warmup_steps", "4"]
     train.main(["--output_dir", demo, "--num_paintings", "60", *steps, *TINY_RUN])
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     (tmp_path / "examples").mkdir()
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    # Connection files and history do not belong into the home of whoever runs the tests.
+    # Keeps connection files and history out of the user's home.
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     return tmp_path / "examples"
 
 
 def printed(outputs: list) -> str:
-    """What a cell printed; a slow kernel sends it in several parts."""
+    """The text that a cell printed. A slow kernel sends it in several parts."""
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
 def test_the_notebook_runs_from_top_to_bottom(notebook, folder):
-    # Without errors: a cell that raises stops the client with its traceback.
+    # A cell that raises stops the client with its traceback.
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     picture, sentence, chart, others, candidates, words, shaded, looked = (cell.outputs for cell in code[3:])
     assert "image/png" in picture[-1].data and "image/png" in chart[-1].data
-    # So short a training need not have taught it to begin with a label; asked for one, it begins with that.
+    # After so few steps the model may not start with a label unless it is given one.
     assert re.match(rf"({'|'.join([*EMOTIONS, 'None'])}), because ", printed(sentence))
     assert [line.split(" (")[0] for line in printed(others).splitlines()] == ["sadness", "amusement"]
     candidates, words = (outputs[-1].data["text/plain"] for outputs in (candidates, words))
     scores = [float(score) for score in re.findall(r"^\d +(-?\d+\.\d+)", candidates, re.MULTILINE)]
     assert len(scores) == 5 and scores == sorted(scores, reverse=True), candidates
     assert words.split()[:4] == ["valence", "arousal", "dominance", "word"], words
-    assert re.search(r" -?[01]\.\d+ ", words), "words of the lexicon have numbers"
+    assert re.search(r" -?[01]\.\d+ ", words), "words of the lexicon have values"
     assert "sevlm-word" in shaded[-1].data["text/html"] and "image/png" in looked[-1].data

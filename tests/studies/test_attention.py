@@ -1,4 +1,4 @@
-"""Attention maps are checked against pictures with a known answer: a trained model looks at what it names."""
+"""Attention maps on images with a known answer: a trained model looks at what it names."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from studies.attention import NOUNS, area, main, mass_inside
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model of the tiny preset with a convolutional tower, which learns in half the time; under two minutes."""
+    """A model of the tiny preset with a convolutional tower, which learns in half the time (under two minutes)."""
     folder = tmp_path_factory.mktemp("looking")
     with pytest.MonkeyPatch.context() as patch:
         tower = ResNetConfig(embedding_size=32, hidden_sizes=[48, 96], depths=[1, 1], layer_type="basic")
@@ -35,7 +35,7 @@ def test_a_trained_model_looks_at_what_it_names_twice_as_much_as_elsewhere(train
         main([str(trained), "--num_paintings", "120", "--minimum", "9"])
 
 
-def test_a_model_that_looks_anywhere_has_a_ratio_of_one():
+def test_an_even_map_has_a_ratio_of_one():
     box = (0.1, 0.3, 0.55, 0.7)
     even = np.full((1, 5, 7), 1 / 35)
     assert mass_inside(even, box) / area(box) == pytest.approx(1)
@@ -55,7 +55,7 @@ def test_the_nouns_are_those_of_the_sentences():
 
 
 @pytest.mark.parametrize("index", range(0, 45, 4))
-def test_the_motif_lies_in_its_box_and_the_box_in_that_of_the_brushwork(index):
+def test_the_motif_is_in_its_box_and_its_box_in_that_of_the_brushwork(index):
     scene = toy_scene(index)
     picture, cause = paint_scene(scene)
     left, top, right, bottom = motif_box(scene)

