@@ -187,10 +187,10 @@ def test_predictions_do_not_depend_on_the_batch_size(processor, model, toy):
 
 
 def test_sampling_depends_on_the_seed_only_and_keeps_the_callers_random_state(processor, model, toy):
-    asked = ["awe"] * len(toy["test"])
+    given = ["awe"] * len(toy["test"])
 
     def sample(seed):
-        predictions = predict(model, processor, toy["test"], do_sample=True, seed=seed, emotions=asked)
+        predictions = predict(model, processor, toy["test"], do_sample=True, seed=seed, emotions=given)
         return [prediction["explanation"] for prediction in predictions]
 
     torch.manual_seed(5)
@@ -200,8 +200,10 @@ def test_sampling_depends_on_the_seed_only_and_keeps_the_callers_random_state(pr
     assert sample(1) == first and sample(2) != first
 
 
-def test_the_best_of_several_candidates_has_the_highest_alignment(processor, model, toy):
+def test_the_best_of_several_candidates_has_the_highest_alignment_score(processor, model, toy):
     dataset = toy["test"]
+    with pytest.raises(ValueError, match="no contrastive head"):
+        predict(tiny_model(processor, contrastive_negatives=[]), processor, dataset, num_candidates=2)
     chosen = predict(model, processor, dataset, num_candidates=4, seed=3, batch_size=32)
     # The same draws, scored one by one.
     pixel_values = processor(images=[row["image"] for row in dataset], return_tensors="pt")["pixel_values"]
@@ -218,28 +220,16 @@ def test_the_best_of_several_candidates_has_the_highest_alignment(processor, mod
         assert prediction["alignment_score"] == pytest.approx(float(fits[best]), abs=1e-4)
 
 
-def test_candidates_cannot_be_ranked_without_a_contrastive_head(processor, toy):
-    model = tiny_model(processor, contrastive_negatives=[])
-    with pytest.raises(ValueError, match="no contrastive head"):
-        predict(model, processor, toy["test"], num_candidates=2)
-
-
-def test_several_seeds_give_mean_and_standard_deviation(checkpoint, tmp_path):
-    figures = evaluate_sevlm.main(
-        [checkpoint, *EMBEDDED, "--seeds", "3", "--captions", "false", "--output_dir", str(tmp_path)]
-    )
+def test_seeds_give_mean_and_deviation_and_a_later_evaluation_removes_their_files(checkpoint, tmp_path):
+    arguments = [checkpoint, *NO_CAPTIONS, "--output_dir", str(tmp_path)]
+    figures = evaluate_sevlm.main([*arguments, "--seeds", "3"])
     results = json.loads((tmp_path / "results.json").read_text())
     each = [run["mean_length"] for run in results["per_seed"]]
     assert len(set(each)) > 1, "the seeds must differ for this test to mean anything"
     assert figures["mean_length"] == pytest.approx(np.mean(each))
     assert results["standard_deviation"]["mean_length"] == pytest.approx(np.std(each, ddof=1))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "seed-0", "seed-1", "seed-2"]
     assert results["arguments"]["do_sample"] is True
-
-
-def test_files_of_an_earlier_evaluation_are_removed(checkpoint, tmp_path):
-    arguments = [checkpoint, *NO_CAPTIONS, "--output_dir", str(tmp_path)]
-    evaluate_sevlm.main([*arguments, "--seeds", "2"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "seed-0", "seed-1", "seed-2"]
     assert (tmp_path / "seed-1" / "painting_scores.json").exists()
     (tmp_path / "notes.txt").write_text("mine")
     evaluate_sevlm.main(arguments)
@@ -419,12 +409,12 @@ def llava(tmp_path_factory):
 
 
 def test_another_image_text_model_gets_the_prompt_and_its_reply_is_read(llava, tmp_path, monkeypatch):
-    asked = []
+    calls = []
     call = ImageTextToTextPipeline.__call__
 
     def answering(self, *args, **kwargs):
         replies = call(self, *args, **kwargs)
-        asked.append((kwargs["text"], replies))
+        calls.append((kwargs["text"], replies))
         # Random weights write noise; prompt and reply are real.
         return [[{"generated_text": "Fear, because of the dark sky"}] for _ in replies]
 
@@ -434,8 +424,8 @@ def test_another_image_text_model_gets_the_prompt_and_its_reply_is_read(llava, t
     evaluate_sevlm.main([*arguments, "--prompt", "One of {emotions}?"])
     predictions = json.loads((tmp_path / "predictions.json").read_text())
     assert [(p["emotion"], p["explanation"]) for p in predictions] == [("fear", "the dark sky")] * 6
-    text, replies = asked[0]
-    assert len(asked) == 2 and len(replies) == 4
+    text, replies = calls[0]
+    assert len(calls) == 2 and len(replies) == 4
     assert text[0][0]["content"][1]["text"] == f"One of {', '.join(EMOTIONS)}?"
     assert all(isinstance(reply[0]["generated_text"], str) for reply in replies)
 
@@ -444,7 +434,7 @@ def test_another_image_text_model_gets_the_prompt_and_its_reply_is_read(llava, t
     evaluate_sevlm.main([*arguments, "--emotions", str(tmp_path / "given.csv")])
     predictions = json.loads((tmp_path / "predictions.json").read_text())
     assert {p["emotion"] for p in predictions} == {"awe"}, "the given emotion, not the reply's"
-    assert "feel awe" in asked[-1][0][0][0]["content"][1]["text"]
+    assert "feel awe" in calls[-1][0][0][0]["content"][1]["text"]
 
 
 def test_options_of_sevlm_are_refused_for_another_model(llava, tmp_path):
