@@ -5,7 +5,6 @@ where either is missing), emotion and utterance as text, and, where the data hav
 """
 
 import os
-import unicodedata
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,9 +43,7 @@ def read_annotations(annotations: Annotations, version: str) -> tuple[pd.DataFra
     """
     files = [annotations] if isinstance(annotations, str | os.PathLike) else list(annotations)
     if not 1 <= len(files) <= (2 if version == "v2" else 1):
-        raise ValueError(
-            f"`annotations` is {len(files)} files. Give one, or for v2 the pair (Contrastive.csv, v1 CSV)."
-        )
+        raise ValueError(f"`annotations` is {len(files)} files. Give one, or for v2 (Contrastive.csv, v1 CSV).")
     tables = [_read_csv(os.fspath(file)) for file in files]
     parts, sources = [part for part, _ in tables], [source for _, source in tables]
     if version == "v2":
@@ -63,11 +60,7 @@ def read_dataset(
 ) -> tuple[pd.DataFrame, list[Source], list[Dataset]]:
     """Reads a dataset whose rows hold an image and one annotation, or lists of annotations.
 
-    Returns:
-        The annotations, their sources, and for each source a dataset with its undecoded images as column `image`.
-
-    Raises:
-        ValueError: a column is missing or has the wrong type.
+    Returns the annotations, their sources, and for each source a dataset with its undecoded images as column `image`.
     """
     if isinstance(dataset, str | os.PathLike):
         folder = os.fspath(dataset)
@@ -149,8 +142,7 @@ def _add_versions(parts: list[pd.DataFrame], sources: list[Source]) -> None:
         if len(unknown):
             problem = f"unknown version {part['version'][unknown[0]]!r}. Write new or old."
             raise ValueError(f"{source.where(unknown[0])}: {problem}")
-        nfd = {name: unicodedata.normalize("NFD", name) for name in part["painting"].unique()}
-        part["painting"] = part["painting"].map(nfd)
+        part["painting"] = part["painting"].str.normalize("NFD")
 
 
 def _read_rows(data: Dataset, source: Source, painting: str, emotion: str, explanation: str) -> pd.DataFrame:
@@ -166,9 +158,7 @@ def _read_rows(data: Dataset, source: Source, painting: str, emotion: str, expla
     label = data.features[emotion]
     is_list = isinstance(label, List | LargeList)
     if is_list != isinstance(data.features[explanation], List | LargeList):
-        raise ValueError(
-            f"{source.name}: {emotion!r} and {explanation!r} must both be lists or both be single values."
-        )
+        raise ValueError(f"{source.name}: {emotion!r} and {explanation!r} must both be lists, or both values.")
     if is_list:
         label = label.feature
         uneven = rows.index[rows["emotion"].str.len() != rows["utterance"].str.len()]

@@ -413,7 +413,7 @@ def test_v2_names_the_file_of_each_problem(tmp_path, v2):
         tmp_path / "empty.csv", [row | {"utterance": row["utterance"] * (i != 3)} for i, row in enumerate(old)]
     )
     for annotations, problem in [
-        (files[1], r"old\.csv, line 1: the column version is missing.*pair \(Contrastive\.csv, v1"),
+        (files[1], r"old\.csv, line 1: the column version .* is missing.*pair \(Contrastive\.csv, v1"),
         (files[::-1], r"Contrastive\.csv is the contrastive file: give the pair"),
         (odd, r"odd\.csv, line 2: unknown version 'odd'"),
         ((files[0], empty), r"empty\.csv, line 5: the utterance is empty"),
