@@ -109,8 +109,8 @@ def load_artemis(
     if dataset is not None:
         if version != "v1" or images is not None:
             raise ValueError("`dataset` has its own images and splits: leave out `images` and `version`.")
-        columns = (image_column, painting_column, emotion_column, explanation_column)
-        rows, sources, source_images = read_dataset(dataset, *columns)
+        names = (image_column, painting_column, emotion_column, explanation_column)
+        rows, sources, source_images = read_dataset(dataset, *names)
     elif images is None and with_images:
         raise ValueError("`images` is missing: the folder with <art_style>/<painting>.jpg (command line: --images).")
     else:

@@ -34,7 +34,7 @@ HEADER, SECOND = ",".join(COLUMNS), "utterance 0 of painting 2"
         as_csv(ROWS, ["repetition", "utterance", "emotion", "painting", "art_style"]),
         PLAIN.replace("\r\n", "\r\n\r\n"),
         PLAIN.replace("\r\n", ",\r\n"),
-        as_csv([row | {"emotion": f"  {row['emotion'].upper()} "} for row in ROWS]),
+        as_csv([row | {"emotion": f"  {row['emotion'].upper().replace(' ', '  ')} "} for row in ROWS]),
     ],
     ids=["LF", "CR", "BOM", "all quoted", "other order", "empty lines", "empty last column", "labels in capitals"],
 )
