@@ -66,10 +66,15 @@ def cache_features(
     """Returns the patch features of every image of `splits`, one [`CachedFeatures`] per split.
 
     Encodes the images that the directory lacks on the model's device. Call it on all processes: they share the work.
-    The other arguments and the errors are those of [`FeatureCache`] and [`FeatureCache.fill`].
+
+    Args:
+        dtype: "float16", "bfloat16" or "float32", in which features are stored and returned.
+        num_workers: processes that decode and prepare images (0: this process).
 
     Raises:
-        ValueError: the model has no tower, or one in training mode.
+        ValueError: the model has no tower, or one in training mode; features exceed the range of `dtype`.
+        OSError: an image cannot be read, or a shard cannot be written (for example to a full disk).
+        RuntimeError: an image changed while it was read.
     """
     if model.vision_tower is None or model.vision_tower.training:
         raise ValueError("Features are cached for a vision tower in evaluation mode: `model.freeze_vision_tower()`.")
@@ -98,10 +103,7 @@ def fingerprint(tower: PreTrainedModel, image_processor) -> str:
 class FeatureCache:
     """Features `(K, d)` by image, in a folder of `directory` for one fingerprint and dtype. Can be pickled and forked.
 
-    Args:
-        fingerprint: what the features depend on except image and dtype; see [`fingerprint`].
-        dtype: "float16", "bfloat16" or "float32", in which features are stored and returned.
-        shard_bytes: largest size of a shard's features; a killed run loses at most this much.
+    A killed run loses at most one shard, whose features have at most `shard_bytes`.
     """
 
     def __init__(
@@ -137,15 +139,7 @@ class FeatureCache:
     ) -> "CachedFeatures":
         """Verifies the shards that hold images of `dataset`, and encodes the images that no shard holds.
 
-        Args:
-            dataset: has a column `image` (`datasets.Image`).
-            encode: maps pixel values `(batch_size, 3, H, W)` on the CPU to features `(batch_size, K, d)`.
-            num_workers: processes that decode and prepare images (0: this process).
-
-        Raises:
-            ValueError: features exceed the range of the cache's dtype.
-            OSError: an image cannot be read, or a shard cannot be written (for example to a full disk).
-            RuntimeError: an image changed while it was read.
+        `encode` maps pixel values `(batch_size, 3, H, W)` on the CPU to features `(batch_size, K, d)`.
         """
         state = PartialState()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -157,8 +151,8 @@ class FeatureCache:
             batches = images.select(share).iter(256)  # bounds the memory of encoded images
             hashes = (threads.map(lambda image: _key(mode, _encoded_bytes(image)), b["image"]) for b in batches)
             keys = gather_object([key for batch in hashes for key in batch])
-
-        self._verify(set(keys) - self._places.keys(), state)
+            mine = [path for path in self._new_shards() if _is_mine(path.name, state)]
+            list(threads.map(partial(self._remove_if_damaged, set(keys) - self._places.keys()), mine))
         state.wait_for_everyone()
         self._find(set(keys) - self._places.keys())
         missing = {key: index for index, key in reversed([*enumerate(keys)]) if key not in self._places}
@@ -176,7 +170,7 @@ class FeatureCache:
     def _encode(self, images: datasets.Dataset, processor, encode: Encode, batch_size: int, num_workers: int) -> None:
         if not len(images):
             return
-        with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
+        with tempfile.TemporaryFile(dir=self.folder) as file:
             file.write(bytes(4096))  # a folder that cannot be written is an error before the first image is encoded
         loader: DataLoader = DataLoader(
             images,  # type: ignore[arg-type]
@@ -235,13 +229,8 @@ class FeatureCache:
                     self._shards[path.name] = features
                     self._places |= {key: (path.name, row) for row, key in enumerate(keys)}
 
-    def _verify(self, missing: set[str], state: PartialState) -> None:
-        """Removes damaged shards that hold some of `missing`, with a warning. The processes share the work."""
-        mine = [path for path in self._new_shards() if _is_mine(path.name, state)]
-        with ThreadPoolExecutor(_THREADS) as threads:
-            list(threads.map(partial(self._remove_if_damaged, missing), mine))
-
     def _remove_if_damaged(self, missing: set[str], path: Path) -> None:
+        """Removes a damaged shard that holds some of `missing`, with a warning."""
         with suppress(FileNotFoundError), open(path, "rb") as file:
             try:
                 keys, _ = self._open(path)
