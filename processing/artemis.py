@@ -135,8 +135,7 @@ def load_artemis(
     columns = {"image": Image()} if with_images else {}
     columns |= {"painting": Value("string"), "emotions": List(ClassLabel(names=list(emotions)))}
     columns |= {"explanations": List(Value("string")), "emotion_histogram": List(Value("int64"))}
-    features = Features(columns)
-    result = DatasetDict()
+    features, result = Features(columns), DatasetDict()
     for split in SPLITS:
         part = paintings[paintings["split"] == split]
         if len(part) and dataset is not None and with_images:
@@ -147,10 +146,7 @@ def load_artemis(
 
 
 def dominant_emotion(histogram: Sequence[int]) -> int | None:
-    """Returns the label id with more than half of the counts of an `emotion_histogram`, or None.
-
-    The paper measures ACC on the images that have one ("a bin > 0.5").
-    """
+    """Returns the label id with more than half of an `emotion_histogram`, or None (the paper's ACC: "a bin > 0.5")."""
     highest = int(np.argmax(histogram))
     return highest if 2 * histogram[highest] > sum(histogram) else None
 

@@ -343,12 +343,11 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
                 normalised[nfc(style.name), nfc(stem), extension.lower()] = entry.path
     files = normalised | exact
 
-    def find(name: str) -> str | None:
-        style, _, stem = name.partition("/")
-        keys = [(nfc(style), form, extension) for extension in IMAGE_EXTENSIONS for form in (stem, nfc(stem))]
+    def find(style: str, _: str, stem: str) -> str | None:
+        keys = ((nfc(style), form, extension) for extension in IMAGE_EXTENSIONS for form in (stem, nfc(stem)))
         return next((files[key] for key in keys if key in files and os.path.isfile(files[key])), None)
 
-    return [find(name) for name in names]
+    return [find(*name.partition("/")) for name in names]
 
 
 def check_images(images: Iterable[str | bytes], total: int) -> Iterator[str | None]:
@@ -381,7 +380,6 @@ def check_image(image: str | bytes) -> str | None:
 
 
 def nfc(text: str) -> str:
-    """Returns `text` in Unicode's composed form."""
     return unicodedata.normalize("NFC", text)
 
 
