@@ -5,7 +5,6 @@ where either is missing), emotion and utterance as text, and, where the data hav
 """
 
 import os
-import unicodedata
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, LargeList, List, l
 from .csv_files import csv_rows, shown
 
 
-CHUNK_ROWS = 20_000
 NEEDED = ["art_style", "painting", "emotion", "utterance"]
 OPTIONAL = ["repetition", "split", "version", "anchor_painting"]
 Annotations = str | os.PathLike | Sequence[str | os.PathLike]
@@ -27,13 +25,13 @@ Annotations = str | os.PathLike | Sequence[str | os.PathLike]
 
 @dataclass(frozen=True)
 class Source:
-    """A CSV file, or a split of a dataset, which has no `lines`. Names rows in messages."""
+    """A CSV file with the line where each row starts, or a split of a dataset."""
 
     name: str
     lines: Sequence[int] | None = None
 
     def where(self, row: int) -> str:
-        """Names a row (counted from 0): by the line where it starts, or as "row N" (from 1)."""
+        """Names a row (counted from 0) for a message."""
         return f"{self.name}, row {row + 1}" if self.lines is None else f"{self.name}, line {self.lines[row]}"
 
 
@@ -45,10 +43,7 @@ def read_annotations(annotations: Annotations, version: str) -> tuple[pd.DataFra
     """
     files = [annotations] if isinstance(annotations, str | os.PathLike) else list(annotations)
     if not 1 <= len(files) <= (2 if version == "v2" else 1):
-        raise ValueError(
-            f"`annotations` is {len(files)} files, with version={version!r}. Give one CSV file, or for version='v2' "
-            "the pair (Contrastive.csv, v1 CSV)."
-        )
+        raise ValueError(f"`annotations` is {len(files)} files. Give one, or for v2 (Contrastive.csv, v1 CSV).")
     tables = [_read_csv(os.fspath(file)) for file in files]
     parts, sources = [part for part, _ in tables], [source for _, source in tables]
     if version == "v2":
@@ -65,11 +60,7 @@ def read_dataset(
 ) -> tuple[pd.DataFrame, list[Source], list[Dataset]]:
     """Reads a dataset whose rows hold an image and one annotation, or lists of annotations.
 
-    Returns:
-        The annotations, their sources, and for each source a dataset with its undecoded images as column `image`.
-
-    Raises:
-        ValueError: a column is missing or has the wrong type.
+    Returns the annotations, their sources, and for each source a dataset with its undecoded images as column `image`.
     """
     if isinstance(dataset, str | os.PathLike):
         folder = os.fspath(dataset)
@@ -79,26 +70,20 @@ def read_dataset(
     parts, sources, images = [], [], []
     for split, data in splits.items():
         data, source = data.with_format(None), Source(f"dataset split {split!r}")
-        columns = {
-            "image_column": image_column,
-            "painting_column": painting_column,
-            "emotion_column": emotion_column or _first_present(["emotion", "emotions"], data),
-            "explanation_column": explanation_column
-            or _first_present(["utterance", "explanation", "explanations"], data),
-        }
-        for argument, name in columns.items():
+        emotion = emotion_column or _first_present(["emotion", "emotions"], data)
+        explanation = explanation_column or _first_present(["utterance", "explanation", "explanations"], data)
+        columns = {"image": image_column, "painting": painting_column, "emotion": emotion, "explanation": explanation}
+        for kind, name in columns.items():
             if name not in data.column_names:
-                raise ValueError(
-                    f"{source.name}: there is no column {name!r}. Name the right one with `{argument}=`; found: "
-                    f"{', '.join(data.column_names)}."
-                )
-        part = _read_rows(data, source, *list(columns.values())[1:])
+                found = ", ".join(data.column_names)
+                raise ValueError(f"{source.name}: there is no column {name!r}. Give `{kind}_column=`; found: {found}.")
+        part = _read_rows(data, source, painting_column, emotion, explanation)
         parts.append(part.assign(split=split) if len(splits) > 1 else part)
         sources.append(source)
         column = data.select_columns([image_column])
         column = column if image_column == "image" else column.rename_column(image_column, "image")
-        is_image = isinstance(column.features["image"], Image)  # else paths
-        images.append(column if is_image else column.cast_column("image", Image()))
+        # Paths become images.
+        images.append(column if isinstance(column.features["image"], Image) else column.cast_column("image", Image()))
     return _join(parts, sources), sources, images
 
 
@@ -115,26 +100,20 @@ def _join(parts: list[pd.DataFrame], sources: list[Source]) -> pd.DataFrame:
 
 
 def _read_csv(file: str) -> tuple[pd.DataFrame, Source]:
-    needed = ", ".join(NEEDED)
     if not os.path.isfile(file):
-        raise FileNotFoundError(
-            f"The annotations {file!r} do not exist. Give ArtEmis' CSV file as `annotations` "
-            "(command line: --annotations)."
-        )
+        raise FileNotFoundError(f"The annotations {file!r} do not exist. Give ArtEmis' CSV file (--annotations).")
     rows = csv_rows(file)
     line, found = next(rows, (1, None))
     if found is None:
-        raise ValueError(f"{file}: the file is empty. Give a CSV file with the columns {needed}.")
-    missing = [name for name in NEEDED if name not in found]
-    if missing:
+        raise ValueError(f"{file}: the file is empty. Give a CSV file with the columns {', '.join(NEEDED)}.")
+    if missing := [name for name in NEEDED if name not in found]:
         raise ValueError(
-            f"{file}, line {line}: columns are missing: {', '.join(missing)}. Needed: {needed}; found: "
+            f"{file}, line {line}: columns are missing: {', '.join(missing)}. Needed: {', '.join(NEEDED)}; found: "
             f"{shown(found)}. Rename the columns, or save the file as comma-separated values."
         )
     places = {name: found.index(name) for name in NEEDED + OPTIONAL if name in found}
     lines, chunks = array("q"), []
-    # In chunks, because a million rows of Python strings take gigabytes.
-    while chunk := list(islice(rows, CHUNK_ROWS)):
+    while chunk := list(islice(rows, 20_000)):  # a million rows of Python strings would take gigabytes
         lines.extend(line for line, _ in chunk)
         columns = {name: [fields[place] for _, fields in chunk] for name, place in places.items()}
         chunks.append(pa.table(columns, schema=pa.schema([(name, pa.string()) for name in places])))
@@ -156,17 +135,14 @@ def _add_versions(parts: list[pd.DataFrame], sources: list[Source]) -> None:
             raise ValueError(f"{sources[1].name} is the contrastive file: give the pair (Contrastive.csv, v1 CSV).")
         parts[0]["version"], parts[1]["version"] = "new", "old"
     elif "version" not in parts[0]:
-        raise ValueError(
-            f"{sources[0].name}, line 1: the column version is missing. For version='v2' give the pair "
-            "(Contrastive.csv, v1 CSV), or one file whose column version is new or old."
-        )
+        message = "the column version (new or old) is missing. Add it, or give the pair (Contrastive.csv, v1 CSV)."
+        raise ValueError(f"{sources[0].name}, line 1: {message}")
     for part, source in zip(parts, sources, strict=True):
         unknown = part.index[~part["version"].isin(["new", "old"])]
         if len(unknown):
-            value = part["version"][unknown[0]]
-            raise ValueError(f"{source.where(unknown[0])}: unknown version {value!r}. Write new or old.")
-        nfd = {name: unicodedata.normalize("NFD", name) for name in part["painting"].unique()}
-        part["painting"] = part["painting"].map(nfd)
+            problem = f"unknown version {part['version'][unknown[0]]!r}. Write new or old."
+            raise ValueError(f"{source.where(unknown[0])}: {problem}")
+        part["painting"] = part["painting"].str.normalize("NFD")
 
 
 def _read_rows(data: Dataset, source: Source, painting: str, emotion: str, explanation: str) -> pd.DataFrame:
@@ -182,18 +158,13 @@ def _read_rows(data: Dataset, source: Source, painting: str, emotion: str, expla
     label = data.features[emotion]
     is_list = isinstance(label, List | LargeList)
     if is_list != isinstance(data.features[explanation], List | LargeList):
-        raise ValueError(
-            f"{source.name}: the columns {emotion!r} and {explanation!r} must both be lists (one row per painting) or "
-            "both be single values (one row per annotation)."
-        )
+        raise ValueError(f"{source.name}: {emotion!r} and {explanation!r} must both be lists, or both values.")
     if is_list:
         label = label.feature
         uneven = rows.index[rows["emotion"].str.len() != rows["utterance"].str.len()]
         if len(uneven):
-            raise ValueError(
-                f"{source.where(uneven[0])}: {emotion!r} and {explanation!r} differ in length. Give one emotion per "
-                "explanation."
-            )
+            problem = f"{emotion!r} and {explanation!r} differ in length. Give one emotion per explanation."
+            raise ValueError(f"{source.where(uneven[0])}: {problem}")
         rows = rows.explode(["emotion", "utterance"], ignore_index=True)
     if isinstance(label, ClassLabel):
         rows["emotion"] = rows["emotion"].map(dict(enumerate(label.names)))

@@ -38,9 +38,6 @@ logger = logging.getLogger(__name__)
 
 EMOTIONS = list(ARTEMIS_EMOTIONS)
 SPLITS = ["train", "validation", "test", "rest"]
-CHUNK_PAINTINGS = 10_000
-MOST_ANNOTATIONS = 1_000_000  # of a painting; more is a mistake
-SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
 def load_artemis(
@@ -88,20 +85,17 @@ def load_artemis(
             such split. No effect on data with given splits.
         min_tokens: leave out utterances with fewer tokens (ArtEmis' preprocessing: 5).
         max_length_percentile: leave out utterances with more tokens than this percentile, 0 to 100, of the train split
-            (ArtEmis: 95). A token is a run of letters and digits: "don't" has two, as in ArtEmis' own count
-            (punctuation removed, contractions expanded).
+            (ArtEmis: 95). A token is a run of letters and digits: "don't" has two, as in ArtEmis' own count.
         image_column, painting_column, emotion_column, explanation_column: columns of `dataset`. A column art_style is
-            put before the painting. Defaults of the last two: emotion or emotions; utterance, explanation or
-            explanations.
+            put before the painting. Defaults of the last two: emotion(s); utterance or explanation(s).
 
     Returns:
         The splits train, validation, test and rest, as far as they have rows.
 
     Raises:
-        ValueError: wrong arguments or annotations. The message names the file, the line as an editor shows it (where
-            an annotation starts; the header is line 1) and the remedy. For a `dataset` it says "row N", from 1.
-        FileNotFoundError: a file, the image folder or images are missing.
-        OSError: images cannot be decoded.
+        ValueError: wrong arguments or annotations. The message names the file, the line where an annotation starts
+            (the header is line 1; for a `dataset`, the row from 1) and the remedy.
+        FileNotFoundError, OSError: a file, the image folder or images are missing; images cannot be decoded.
     """
     choices = {"version": ["v1", "v2"], "on_bad_row": ["raise", "skip"], "on_bad_image": ["raise", "skip"]}
     for (name, allowed), value in zip(choices.items(), (version, on_bad_row, on_bad_image), strict=True):
@@ -115,9 +109,8 @@ def load_artemis(
     if dataset is not None:
         if version != "v1" or images is not None:
             raise ValueError("`dataset` has its own images and splits: leave out `images` and `version`.")
-        rows, sources, source_images = read_dataset(
-            dataset, image_column, painting_column, emotion_column, explanation_column
-        )
+        names = (image_column, painting_column, emotion_column, explanation_column)
+        rows, sources, source_images = read_dataset(dataset, *names)
     elif images is None and with_images:
         raise ValueError("`images` is missing: the folder with <art_style>/<painting>.jpg (command line: --images).")
     else:
@@ -137,15 +130,12 @@ def load_artemis(
     if with_images:
         if dataset is None:
             paintings["image"] = find_images(images, paintings["painting"])
-        bad = _bad_images(paintings, images, source_images, verify_images)
-        _report_bad_images(bad, paintings, sources, on_bad_image)
-        paintings = paintings.drop(index=list(bad))
+        paintings = _without_bad_images(paintings, sources, images, source_images, verify_images, on_bad_image)
 
     columns = {"image": Image()} if with_images else {}
     columns |= {"painting": Value("string"), "emotions": List(ClassLabel(names=list(emotions)))}
     columns |= {"explanations": List(Value("string")), "emotion_histogram": List(Value("int64"))}
-    features = Features(columns)
-    result = DatasetDict()
+    features, result = Features(columns), DatasetDict()
     for split in SPLITS:
         part = paintings[paintings["split"] == split]
         if len(part) and dataset is not None and with_images:
@@ -156,10 +146,7 @@ def load_artemis(
 
 
 def dominant_emotion(histogram: Sequence[int]) -> int | None:
-    """Returns the label id with more than half of the counts of an `emotion_histogram`, or None.
-
-    The paper measures ACC on the images that have one ("a bin > 0.5").
-    """
+    """Returns the label id with more than half of an `emotion_histogram`, or None (the paper's ACC: "a bin > 0.5")."""
     highest = int(np.argmax(histogram))
     return highest if 2 * histogram[highest] > sum(histogram) else None
 
@@ -167,8 +154,7 @@ def dominant_emotion(histogram: Sequence[int]) -> int | None:
 def draw_splits(painting_ids: Iterable[str]) -> dict[str, str]:
     """Draws ArtEmis' random split: painting id -> "train" (85 %), "validation" (5 %) or "test" (10 %).
 
-    Args:
-        painting_ids: art_style and painting, concatenated as ArtEmis sorts them. Repeated ids count once.
+    An id is art_style and painting, concatenated as ArtEmis sorts them.
 
     Raises:
         ValueError: fewer than 7 paintings, which would leave a split empty.
@@ -176,7 +162,7 @@ def draw_splits(painting_ids: Iterable[str]) -> dict[str, str]:
     ids = sorted(set(painting_ids))
     if len(ids) < 7:
         raise ValueError(
-            f"ArtEmis' split needs at least 7 paintings, found {len(ids)}. Add a column split (train, val, test)."
+            f"Splits need at least 7 paintings, found {len(ids)}. Or add a column split (train, val, test)."
         )
     train, held_out = train_test_split(ids, test_size=0.15, random_state=2021)
     validation, test = train_test_split(held_out, test_size=round(0.10 * len(ids)), random_state=2021)
@@ -196,8 +182,8 @@ def check_rows(
         if not drop_unknown_emotions:
             raise ValueError(
                 f"{_where(rows, first, sources)}: unknown emotion {names[first]!r} ({(~known).sum()} annotations in "
-                f"total: {unknown}). Use one of {', '.join(emotions)}, give your own list with `emotions=` (command "
-                "line: --labels), or pass drop_unknown_emotions=True (command line: --drop_unknown_emotions)."
+                f"total: {unknown}). Use one of {', '.join(emotions)}; give your own list with `emotions=` "
+                "(--labels); or pass drop_unknown_emotions=True (--drop_unknown_emotions)."
             )
         logger.info("Left out %d annotations whose emotion is unknown: %s.", (~known).sum(), unknown)
 
@@ -207,8 +193,8 @@ def check_rows(
     }
     if "repetition" in rows:
         counts = pd.to_numeric(rows["repetition"], errors="coerce")
-        # "inf" and "2.5" are numbers too, but must not decide what belongs to the split "rest".
-        rows["repetition"] = counts.where(counts.between(1, MOST_ANNOTATIONS) & (counts % 1 == 0))
+        # "inf", "2.5" and "1e9" are numbers too, but must not decide what belongs to the split "rest".
+        rows["repetition"] = counts.where(counts.between(1, 1e6) & (counts % 1 == 0))
         problems["the repetition is not a whole number from 1"] = rows["repetition"].isna()
     bad = known & pd.concat(problems, axis=1).any(axis=1)
     if bad.any():
@@ -222,12 +208,10 @@ def check_rows(
 
 
 def _warn_about_copies(rows: pd.DataFrame, sources: list[Source]) -> None:
-    """Copies are kept, because ArtEmis itself has a few. Many of them come from joined files."""
-    copies = rows.duplicated(["painting", "emotion", "utterance"])
-    if copies.any():
-        first = _where(rows, rows.index[copies][0], sources)
+    copies = rows.index[rows.duplicated(["painting", "emotion", "utterance"])]
+    if len(copies):  # kept, because ArtEmis itself has a few
         message = "%d annotations are copies of others, the first at %s. Remove them if files were joined by mistake."
-        logger.warning(message, copies.sum(), first)
+        logger.warning(message, len(copies), _where(rows, copies[0], sources))
     names = pd.Series(rows["painting"].unique())
     forms = names[names.map(nfc).duplicated(keep=False)]
     if len(forms):
@@ -248,13 +232,11 @@ def assign_splits(rows: pd.DataFrame, sources: list[Source], max_repetition: int
         splits = {name: drawn[painting_id] for name, painting_id in ids.items()}
         return rows.assign(split=rows["painting"].map(splits).fillna("rest"))
 
-    splits = rows["split"].str.strip().str.lower().replace(SPLIT_ALIASES)
+    splits = rows["split"].str.strip().str.lower().replace(["val", "valid", "dev"], "validation")
     unknown = rows.index[~splits.isin(SPLITS)]
     if len(unknown):
-        raise ValueError(
-            f"{_where(rows, unknown[0], sources)}: unknown split {rows['split'][unknown[0]]!r}. Use train, val or "
-            "validation, test and rest, or remove the column split to have the splits drawn."
-        )
+        problem = f"unknown split {rows['split'][unknown[0]]!r}. Use train, val, test; or remove the column split."
+        raise ValueError(f"{_where(rows, unknown[0], sources)}: {problem}")
     shared = (splits.groupby(rows["painting"]).nunique() > 1).sum()
     if shared:
         logger.warning("%d paintings are in more than one of the given splits.", shared)
@@ -265,8 +247,7 @@ def select_v2(rows: pd.DataFrame) -> pd.DataFrame:
     """Selects ArtEmis v2's "combined" set from all annotations, new (contrastive) and old (v1).
 
     Train and validation: all new annotations and a sample of equally many old ones. Test: all new annotations and all
-    old ones of half of the old test paintings. Rest: everything. ArtEmis v2 draws that half from a Python set, whose
-    order differs between runs; here the paintings are sorted first.
+    old ones of half of the old test paintings, drawn here from a sorted list (ArtEmis v2: from an unordered set).
     """
     is_new = rows["version"] == "new"
     keep = is_new | (rows["split"] == "rest")
@@ -275,8 +256,7 @@ def select_v2(rows: pd.DataFrame) -> pd.DataFrame:
         keep[old.sample(min(len(new), len(old)), random_state=42).index] = True
     old_test = rows[(rows["split"] == "test") & ~is_new]
     paintings = np.array(sorted(old_test["painting"].unique()), dtype=object)
-    random = np.random.RandomState(42)
-    half = random.choice(len(paintings), len(paintings) // 2, replace=False) if len(paintings) else np.array([], int)
+    half = np.random.RandomState(42).permutation(len(paintings))[: len(paintings) // 2]
     keep[old_test.index[old_test["painting"].isin(paintings[half])]] = True
     return rows[keep]
 
@@ -284,14 +264,18 @@ def select_v2(rows: pd.DataFrame) -> pd.DataFrame:
 def group_by_painting(
     rows: pd.DataFrame, num_emotions: int, min_tokens: int | None = None, max_length_percentile: float | None = None
 ) -> pd.DataFrame:
-    """Returns one row per split and painting, sorted, with the source and row of its first annotation.
-
-    emotion_histogram counts the annotations before the filters on length.
-    """
+    """Returns one row per split and painting, sorted, with the source and row of its first annotation."""
     group = rows.groupby(["split", "painting"], sort=False).ngroup()
     if len(rows):
         histograms = np.bincount(group * num_emotions + rows["emotion"], minlength=(group.max() + 1) * num_emotions)
-        rows = rows.assign(group=group)[_has_length(rows, min_tokens, max_length_percentile)]
+        rows = rows.assign(group=group)
+        if min_tokens is not None or max_length_percentile is not None:
+            lengths = rows["utterance"].map(lambda text: len(re.findall(r"\w+", text)))
+            train = lengths[rows["split"] == "train"]
+            longest = (
+                np.inf if max_length_percentile is None or train.empty else np.percentile(train, max_length_percentile)
+            )
+            rows = rows[lengths.between(min_tokens or 0, longest)]
     if len(rows) == 0:
         raise ValueError("No annotation is left. Loosen the filters on repetition and length, or extend `emotions`.")
     first = {name: (name, "first") for name in ("source", "row", "group")}
@@ -301,21 +285,15 @@ def group_by_painting(
     return paintings
 
 
-def _has_length(rows: pd.DataFrame, min_tokens: int | None, max_percentile: float | None) -> np.ndarray:
-    if min_tokens is None and max_percentile is None:
-        return np.ones(len(rows), dtype=bool)
-    lengths = np.array([len(re.findall(r"\w+", text)) for text in rows["utterance"]])
-    fits = lengths >= (min_tokens or 0)
-    train = lengths[(rows["split"] == "train").to_numpy()]
-    if max_percentile is not None and len(train):
-        fits &= lengths <= np.percentile(train, max_percentile)
-    return fits
-
-
-def _bad_images(
-    paintings: pd.DataFrame, folder: str | os.PathLike | None, source_images: list[Dataset], verify: bool
-) -> dict[int, str]:
-    """Maps the index in `paintings` to what is wrong with the image, in the folder or in its row of the dataset."""
+def _without_bad_images(
+    paintings: pd.DataFrame,
+    sources: list[Source],
+    folder: str | os.PathLike | None,
+    source_images: list[Dataset],
+    verify: bool,
+    on_bad_image: str,
+) -> pd.DataFrame:
+    """Leaves out the paintings whose image, in the folder or the dataset, is missing or damaged; or raises."""
     bad: dict[int, str] = {}
     encoded: Iterable[str | bytes]
     if folder is not None:
@@ -326,11 +304,20 @@ def _bad_images(
         # This order reads large files from front to back.
         names = paintings.sort_values(["source", "row"])["painting"]
         encoded = _encoded_images(paintings, source_images)
+    absent = len(bad)
     if verify:
-        for (i, name), problem in zip(names.items(), check_images(encoded, len(names)), strict=True):
-            if problem:
-                bad[i] = f"{name}: {problem}"
-    return dict(sorted(bad.items()))
+        problems = zip(names.items(), check_images(encoded, len(names)), strict=True)
+        bad |= {i: f"{name}: {problem}" for (i, name), problem in problems if problem}
+    if bad:
+        shown = _some(f"{problem} ({_where(paintings, i, sources)})" for i, problem in sorted(bad.items()))
+        counts = f"{len(bad)} of {len(paintings)} images are missing ({absent}) or damaged ({len(bad) - absent})"
+        if on_bad_image == "raise" or len(bad) == len(paintings):
+            raise (FileNotFoundError if absent == len(bad) else OSError)(
+                f"{counts}: {shown}. Check the folder `images` (command line: --images), replace the files, or skip "
+                'them with on_bad_image="skip" (command line: --on_bad_image skip) if others are good.'
+            )
+        logger.warning("Skipped paintings: %s: %s.", counts, shown)
+    return paintings.drop(index=list(bad))
 
 
 def _encoded_images(paintings: pd.DataFrame, source_images: list[Dataset]) -> Iterator[str | bytes]:
@@ -341,25 +328,9 @@ def _encoded_images(paintings: pd.DataFrame, source_images: list[Dataset]) -> It
                 yield b"" if image is None else image["path"] if image["bytes"] is None else image["bytes"]
 
 
-def _report_bad_images(bad: dict[int, str], paintings: pd.DataFrame, sources: list[Source], on_bad_image: str) -> None:
-    if not bad:
-        return
-    missing = sum(problem.endswith(": no such file") for problem in bad.values())
-    shown = _some(f"{problem} ({_where(paintings, i, sources)})" for i, problem in bad.items())
-    message = (
-        f"{len(bad)} of {len(paintings)} images are missing ({missing}) or damaged ({len(bad) - missing}): {shown}."
-    )
-    if on_bad_image == "raise" or len(bad) == len(paintings):
-        raise (FileNotFoundError if missing == len(bad) else OSError)(
-            f"{message} Check that `images` (command line: --images) holds <art_style>/<painting>.jpg, replace the "
-            'files, or skip them with on_bad_image="skip" (command line: --on_bad_image skip) if others are good.'
-        )
-    logger.warning("Skipped paintings: %s", message)
-
-
 def _from_frame(part: pd.DataFrame, features: Features) -> Dataset:
     # In chunks, because the Python strings of all texts take more memory than everything else here.
-    chunks = [part.iloc[start : start + CHUNK_PAINTINGS] for start in range(0, len(part), CHUNK_PAINTINGS)]
+    chunks = [part.iloc[start : start + 10_000] for start in range(0, len(part), 10_000)]
     return concatenate_datasets(
         [Dataset.from_dict({name: chunk[name].tolist() for name in features}, features=features) for chunk in chunks]
     )
@@ -368,18 +339,15 @@ def _from_frame(part: pd.DataFrame, features: Features) -> Dataset:
 def _add_source_images(part: pd.DataFrame, source_images: list[Dataset], features: Features) -> Dataset:
     """Joins the columns of `part` with the images of their rows, in the order of `part`.
 
-    Writes the columns along all rows of the sources and selects the needed rows. A selection is a list of indices, so
-    no image is read or copied.
+    The columns are written along all rows of the sources, whose needed rows are selected: no image is read or copied.
     """
     images = concatenate_datasets(source_images)
     starts = np.cumsum([0, *map(len, source_images)])
     indices = starts[part["source"]] + part["row"].to_numpy()
-    text_features = Features({name: feature for name, feature in features.items() if name != "image"})
-    columns: dict[str, list] = {name: [None] * len(images) for name in text_features}
-    for name, values in columns.items():
-        for index, value in zip(indices, part[name], strict=True):
-            values[index] = value
-    texts = Dataset.from_dict(columns, features=text_features)
+    texts = {name: feature for name, feature in features.items() if name != "image"}
+    columns = part[list(texts)].set_axis(indices).reindex(range(len(images))).astype(object)
+    columns = columns.where(columns.notna(), None).to_dict("list")
+    texts = Dataset.from_dict(columns, features=Features(texts))
     return concatenate_datasets([images, texts], axis=1).select(indices)
 
 

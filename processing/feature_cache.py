@@ -1,23 +1,22 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Caches the patch features of a frozen vision tower: computed once per image, then read from memory-mapped files.
 
     train, validation = cache_features(model, processor, [data["train"], data["validation"]], "cache/")
     pairs = SentencePairs(data["train"], features=train)      # its items hold features: no image is decoded
     model.generate(image_features=validation.batch([3, 1]))
 
-The key of an image is the SHA-256 of its encoded bytes. The folder depends on everything else that changes features:
-the tower's configuration and weights, the preprocessing, the dtype. (Not on the versions of the libraries: use a new
-directory if an upgrade decodes or resizes images differently.)
+The key of an image is the SHA-256 of its encoded bytes. The folder's name depends on everything else that changes
+features: the tower's configuration and weights, the preprocessing, the dtype. (Not on the versions of the libraries:
+use a new directory if an upgrade decodes or resizes images differently.)
 
 A shard is a safetensors file named by its own SHA-256, and gets this name when it is complete. So killed runs, full
-disks and concurrent runs leave complete shards only. A shard that does not match its name is encoded again. Files are
-locked during writing: the next run recognises the leftovers of a killed one without a clock.
+disks and concurrent runs leave complete shards only. A shard that does not match its name is encoded again.
 """
 
 import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
 import uuid
 import zlib
@@ -52,8 +51,6 @@ FORMAT = 1  # increment it when the preparation of images or the layout of shard
 _THREADS = min(8, os.cpu_count() or 1)
 # Fields of a configuration that do not change the features, or that the weights show.
 _NO_EFFECT = ("_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version")
-# Not part of the patch features, and random where a checkpoint lacks them.
-_POOLING_HEADS = ("pooler.", "head.")
 
 
 def cache_features(
@@ -70,11 +67,14 @@ def cache_features(
 
     Encodes the images that the directory lacks on the model's device. Call it on all processes: they share the work.
 
-    The other arguments are those of [`FeatureCache`] and [`FeatureCache.fill`].
+    Args:
+        dtype: "float16", "bfloat16" or "float32", in which features are stored and returned.
+        num_workers: processes that decode and prepare images (0: this process).
 
     Raises:
         ValueError: the model has no tower, or one in training mode; features exceed the range of `dtype`.
-        OSError: an image cannot be read, or the directory cannot be read or written.
+        OSError: an image cannot be read, or a shard cannot be written (for example to a full disk).
+        RuntimeError: an image changed while it was read.
     """
     if model.vision_tower is None or model.vision_tower.training:
         raise ValueError("Features are cached for a vision tower in evaluation mode: `model.freeze_vision_tower()`.")
@@ -94,21 +94,16 @@ def fingerprint(tower: PreTrainedModel, image_processor) -> str:
     for part in (type(tower).__name__, config, image_processor.to_dict()):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\n")
     for name, tensor in sorted(tower.state_dict().items()):
-        if not name.startswith(_POOLING_HEADS):
+        if not name.startswith(("pooler.", "head.")):  # no patch features, and random where a checkpoint lacks them
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 class FeatureCache:
-    """Features `(K, d)` by image, in a folder of `directory` for one fingerprint and dtype.
+    """Features `(K, d)` by image, in a folder of `directory` for one fingerprint and dtype. Can be pickled and forked.
 
-    Can be pickled and forked: every process maps the files when it first reads from them.
-
-    Args:
-        fingerprint: what the features depend on except image and dtype; see [`fingerprint`].
-        dtype: "float16", "bfloat16" or "float32", in which features are stored and returned.
-        shard_bytes: largest size of a shard's features; a killed run loses at most this much.
+    A killed run loses at most one shard, whose features have at most `shard_bytes`.
     """
 
     def __init__(
@@ -126,17 +121,16 @@ class FeatureCache:
         self._shards: dict[str, torch.Tensor] = {}  # memory maps (N, K, d)
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        """Returns `(K, d)`, a view of the memory map: do not write to it. Raises KeyError if `key` is unknown."""
+        """Returns `(K, d)`, a view of the memory map: do not write to it."""
         shard, row = self._places[key]
         if shard not in self._shards:
             self._shards[shard] = self._open(self.folder / shard)[1]
         return self._shards[shard][row]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict:  # every process maps the files when it first reads from them
         return self.__dict__ | {"_shards": {}}
 
     def report(self) -> str:
-        """Returns one line: how many images `fill` encoded, how fast, and how many it found."""
         speed = f" in {self.seconds:.1f} s ({self.encoded / self.seconds:.1f}/s)" if self.encoded else ""
         return f"feature cache {self.folder}: {self.encoded} pictures encoded{speed}, {self.found} found"
 
@@ -145,16 +139,7 @@ class FeatureCache:
     ) -> "CachedFeatures":
         """Verifies the shards that hold images of `dataset`, and encodes the images that no shard holds.
 
-        Args:
-            dataset: has a column `image` (`datasets.Image`).
-            processor: `processor(images=[...], return_tensors="pt")["pixel_values"]` prepares images.
-            encode: maps pixel values `(batch_size, 3, H, W)` on the CPU to features `(batch_size, K, d)`.
-            num_workers: processes that decode and prepare images (0: this process).
-
-        Raises:
-            ValueError: features exceed the range of the cache's dtype.
-            OSError: an image cannot be read, or a shard cannot be written (for example to a full disk).
-            RuntimeError: an image changed while it was read.
+        `encode` maps pixel values `(batch_size, 3, H, W)` on the CPU to features `(batch_size, K, d)`.
         """
         state = PartialState()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -162,18 +147,17 @@ class FeatureCache:
         images = dataset.with_format(None).select_columns("image")
         mode = images.features["image"].mode
         images = images.cast_column("image", datasets.Image(mode=mode, decode=False))
-        with state.split_between_processes(list(range(len(images)))) as share:
-            keys = gather_object(_image_keys(images.select(share)))
-
-        self._verify(set(keys) - self._places.keys(), state)
+        with state.split_between_processes(list(range(len(images)))) as share, ThreadPoolExecutor(_THREADS) as threads:
+            batches = images.select(share).iter(256)  # bounds the memory of encoded images
+            hashes = (threads.map(lambda image: _key(mode, _encoded_bytes(image)), b["image"]) for b in batches)
+            keys = gather_object([key for batch in hashes for key in batch])
+            mine = [path for path in self._new_shards() if _is_mine(path.name, state)]
+            list(threads.map(partial(self._remove_if_damaged, set(keys) - self._places.keys()), mine))
         state.wait_for_everyone()
         self._find(set(keys) - self._places.keys())
-        missing: dict[str, int] = {}
-        for index, key in enumerate(keys):
-            if key not in self._places:
-                missing.setdefault(key, index)
+        missing = {key: index for index, key in reversed([*enumerate(keys)]) if key not in self._places}
         # By key, not by position, because another run's new shards may be visible to some processes only.
-        start, share = time.perf_counter(), [index for key, index in missing.items() if _is_mine(key, state)]
+        start, share = time.perf_counter(), sorted(index for key, index in missing.items() if _is_mine(key, state))
         self._encode(images.select(share), processor, encode, batch_size, num_workers)
         state.wait_for_everyone()
         self.seconds += time.perf_counter() - start
@@ -186,6 +170,8 @@ class FeatureCache:
     def _encode(self, images: datasets.Dataset, processor, encode: Encode, batch_size: int, num_workers: int) -> None:
         if not len(images):
             return
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            file.write(bytes(4096))  # a folder that cannot be written is an error before the first image is encoded
         loader: DataLoader = DataLoader(
             images,  # type: ignore[arg-type]
             batch_size,
@@ -202,11 +188,12 @@ class FeatureCache:
             features = encode(torch.cat([pixel_values, filling]))[: len(batch_keys)].to(self.dtype).cpu()
             if not features.isfinite().all():
                 raise ValueError(f"The tower's features do not fit into {self.dtype}: use bfloat16 or float32.")
-            keys, rows = [*keys, *batch_keys], [*rows, *features]
+            keys += batch_keys
+            rows += features
             size = max(1, self.shard_bytes // features[0].nbytes)
             while len(rows) >= size:
                 self._write(keys[:size], rows[:size])
-                keys, rows = keys[size:], rows[size:]
+                del keys[:size], rows[:size]
         if rows:
             self._write(keys, rows)
 
@@ -228,34 +215,22 @@ class FeatureCache:
     def _open(self, path: Path) -> tuple[list[str], torch.Tensor]:
         """Returns keys and memory map of a shard without reading the data."""
         with safe_open(path, framework="pt") as shard:
-            index = json.loads((shard.metadata() or {})["index"])
-            features = shard.get_tensor("features")
-        if (index["cache"], features.dtype, features.dim()) != (self.folder.name, self.dtype, 3):
-            raise ValueError("it belongs to another cache")
-        if len(index["keys"]) != len(features):
-            raise ValueError(f"{len(index['keys'])} keys for {len(features)} images")
-        return index["keys"], features
+            return json.loads(shard.metadata()["index"])["keys"], shard.get_tensor("features")
 
-    def _new_shards(self, missing: Collection[str]) -> list[Path]:
-        shards = sorted(self.folder.glob("*.safetensors")) if missing else []
-        return [path for path in shards if path.name not in self._shards]
+    def _new_shards(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("*.safetensors") if path.name not in self._shards)
 
     def _find(self, missing: Collection[str]) -> None:
         """Opens the shards that hold some of `missing`."""
-        for path in self._new_shards(missing):
+        for path in self._new_shards():
             with suppress(FileNotFoundError):  # removed by another run since it was listed
                 keys, features = self._open(path)
                 if not set(missing).isdisjoint(keys):
                     self._shards[path.name] = features
                     self._places |= {key: (path.name, row) for row, key in enumerate(keys)}
 
-    def _verify(self, missing: set[str], state: PartialState) -> None:
-        """Removes damaged shards that hold some of `missing`, with a warning. The processes share the work."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            mine = [path for path in self._new_shards(missing) if _is_mine(path.name, state)]
-            list(threads.map(self._remove_if_damaged, mine, [missing] * len(mine)))
-
-    def _remove_if_damaged(self, path: Path, missing: set[str]) -> None:
+    def _remove_if_damaged(self, missing: set[str], path: Path) -> None:
+        """Removes a damaged shard that holds some of `missing`, with a warning."""
         with suppress(FileNotFoundError), open(path, "rb") as file:
             try:
                 keys, _ = self._open(path)
@@ -279,14 +254,10 @@ class FeatureCache:
 
 
 class CachedFeatures:
-    """The features of a dataset's images, in its order: `[index] -> (K, d)`, `batch(indices) -> (B, K, d)`.
-
-    Tensors are copies on the CPU, in the cache's dtype.
-    """
+    """The features of a dataset's images: `[index] -> (K, d)` and `batch(indices) -> (B, K, d)`, copies on the CPU."""
 
     def __init__(self, cache: FeatureCache, keys: list[str]):
-        self.cache = cache
-        self.keys = keys
+        self.cache, self.keys = cache, keys
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -295,15 +266,15 @@ class CachedFeatures:
         return self.cache[self.keys[index]].clone()
 
     def batch(self, indices: Iterable[int]) -> torch.Tensor:
-        return torch.stack([self.cache[self.keys[index]] for index in indices])
+        return torch.stack([self[index] for index in indices])
 
 
 def _prepare(processor, mode: str | None, rows: list[dict]) -> tuple[list[str], torch.Tensor]:
-    """Collates rows to keys, of the very bytes that are decoded, and pixel values `(B, 3, H, W)`."""
+    """Collates rows to keys, of the same bytes that are decoded, and pixel values `(B, 3, H, W)`."""
     encoded = [_encoded_bytes(row["image"]) for row in rows]
     decoder = datasets.Image(mode=mode)
     images = [decoder.decode_example({"bytes": content, "path": None}) for content in encoded]
-    return [_key(content, mode) for content in encoded], processor(images=images, return_tensors="pt")["pixel_values"]
+    return [_key(mode, content) for content in encoded], processor(images=images, return_tensors="pt")["pixel_values"]
 
 
 def _locked_file(path: Path) -> BinaryIO:
@@ -320,21 +291,11 @@ def _locked_file(path: Path) -> BinaryIO:
         file.close()  # removed between opening and locking
 
 
-def _image_keys(images: datasets.Dataset) -> list[str]:
-    mode = images.features["image"].mode
-    keys: list[str] = []
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for batch in images.iter(256):  # bounds the memory of encoded images
-            keys += threads.map(lambda image: _key(_encoded_bytes(image), mode), batch["image"])
-    return keys
-
-
 def _encoded_bytes(image: dict) -> bytes:
     return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
 
 
-def _key(encoded: bytes, mode: str | None) -> str:
-    """Returns the SHA-256 of the column's mode, if it has one, and the encoded image."""
+def _key(mode: str | None, encoded: bytes) -> str:
     return hashlib.sha256((mode or "").encode() + encoded).hexdigest()
 
 

@@ -1,10 +1,6 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """Opens, downloads, finds and checks images.
 
-    open_image(source)           # a path, URL, base64 text, PIL image or array as an upright RGB image
-    find_images(folder, names)   # the file of each `<style>/<name>`
-    check_images(files, total)   # why each file cannot be decoded, or None
-
 Pillow's limit of 178 megapixels keeps a small file from filling the memory. To open larger scans, pass
 `max_megapixels=500`, or set the environment variable SEVLM_MAX_MEGAPIXELS=500, which also holds for other libraries
 that open images (`datasets`, during training).
@@ -42,7 +38,6 @@ TIMEOUT = 60.0  # seconds
 MAX_MEGABYTES = 256.0
 _CONNECT_TIMEOUT = 15.0  # seconds
 _LARGE = 40_000_000  # pixels
-_CHUNK = 256  # encoded images in memory at a time
 _one_large_at_a_time = threading.Lock()
 _opening = threading.Lock()
 
@@ -61,14 +56,10 @@ class TooManyPixels(ValueError):
 
 
 def set_max_megapixels(megapixels: float) -> None:
-    """Sets the largest image that this process and its child processes open, with any library.
-
-    Raises:
-        ValueError: `megapixels` is not a number above 0.
-    """
+    """Sets the largest image that this process and its child processes open, with any library."""
     if not 0 < megapixels < math.inf:
         raise ValueError(f"The limit must be a number of megapixels above 0, not {megapixels:g}.")
-    # Data loader workers may start as fresh processes.
+    # Data loader workers may be new processes.
     os.environ[LIMIT_VARIABLE] = f"{megapixels:.12g}"
     # Pillow raises above twice this number and warns above it.
     Image.MAX_IMAGE_PIXELS = math.ceil(megapixels * 1e6 / 2)
@@ -98,11 +89,14 @@ def open_image(
                 with _one_large_at_a_time if is_large else nullcontext():
                     return _as_rgb(image)
         return _as_rgb(source if isinstance(source, Image.Image) else _from_array(source))
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image that Pillow can read") from error
     except Exception as error:  # Pillow's plug-ins raise many types on damaged data
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{kind}{str(error)[:300]}") from error
+        raise ValueError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow can read"
+    return ("" if isinstance(error, ValueError) else f"{type(error).__name__}: ") + str(error)[:300]
 
 
 def read_image(source: Any, *limits: float | None) -> Image.Image:
@@ -110,10 +104,8 @@ def read_image(source: Any, *limits: float | None) -> Image.Image:
     try:
         return open_image(source, *limits)
     except ValueError as error:
-        name = f"({type(source).__name__})"
-        if isinstance(source, (str, os.PathLike)):
-            name = os.fsdecode(source)
-            name = repr(name if len(name) <= 200 else name[:200] + "...")
+        is_name = isinstance(source, (str, os.PathLike))
+        name = repr(os.fsdecode(source)[:200]) if is_name else f"({type(source).__name__})"
         raise ValueError(f"Cannot read the picture {name}: {error}") from error
 
 
@@ -133,28 +125,25 @@ def identify(
 
     Raises:
         TooManyPixels: it is larger than `max_megapixels` (None: Pillow's limit).
-        ValueError: it is an EPS file, a program that Pillow would run.
-        Exception: anything that Pillow's plug-ins raise on damaged data.
+        Exception: it is an EPS file, or anything that Pillow's plug-ins raise on damaged data.
     """
     with _opening:
         pillow_limit = Image.MAX_IMAGE_PIXELS
     try:
         image = Image.open(file, formats=formats)
     except Image.DecompressionBombError:
-        # Pillow has one limit for the whole process; this image is checked against its own limit below.
+        # Pillow has one limit for the whole process. This image is checked against its own limit below.
         with _opening:
             Image.MAX_IMAGE_PIXELS = None
             try:
                 image = Image.open(file, formats=formats)
             finally:
                 Image.MAX_IMAGE_PIXELS = pillow_limit
-    limit = max_megapixels
-    if limit is None:
-        limit = math.inf if pillow_limit is None else 2 * pillow_limit / 1e6
+    limit = 2 * (pillow_limit or math.inf) / 1e6 if max_megapixels is None else max_megapixels
     if image.width * image.height > limit * 1e6:
         raise TooManyPixels(*image.size, limit)
     if image.format == "EPS":
-        raise ValueError("EPS is a program that draws a picture, and programs are not run: save it as a PNG")
+        raise ValueError("EPS is a program, and programs are not run: save it as a PNG")
     return image
 
 
@@ -184,8 +173,7 @@ def _open(name: str, timeout: float | None, max_megabytes: float | None) -> Bina
         raise ValueError(f"a link that leads nowhere ({os.readlink(name)})")
     if os.path.isdir(name):
         raise ValueError("a folder")
-    if os.path.exists(name):
-        # Reading could block forever.
+    if os.path.exists(name):  # reading could block forever
         raise ValueError("not a file but a pipe, a socket or a device")
     text = name.partition(",")[2] if name.startswith("data:") else name
     try:
@@ -260,7 +248,7 @@ def download(url: str, timeout: float | None = None, max_megabytes: float | None
     except (TimeoutError, httpx.TimeoutException) as error:
         raise ValueError(
             f"the server takes too long: more than {timeout:g} seconds in total, or {_CONNECT_TIMEOUT:g} to connect. "
-            "Try again later, or with a longer `timeout` (command line: --timeout)"
+            "Try a longer `timeout` (command line: --timeout)"
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ValueError(f"the download failed ({type(error).__name__}: {error}): check the URL") from error
@@ -302,10 +290,7 @@ async def _check_redirect(response: httpx.Response) -> None:
 async def _read(response: httpx.Response, max_megabytes: float) -> bytes:
     """Reads and decompresses the body. httpx's own decoders neither bound a chunk nor notice a cut stream."""
     limit = int(max_megabytes * 2**20)
-    too_large = ValueError(
-        f"the server sends more than {max_megabytes:g} MB. If this is an image, raise `max_megabytes` (command line: "
-        "--max_megabytes)"
-    )
+    too_large = ValueError(f"the server sends more than {max_megabytes:g} MB, the limit: see --max_megabytes")
     if int(response.headers.get("Content-Length", 0)) > limit:
         raise too_large
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
@@ -336,21 +321,17 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
     Extensions are tried in the order of `IMAGE_EXTENSIONS`; for each, an exact match comes first.
 
     Raises:
-        FileNotFoundError: `folder` does not exist or is not a folder.
-        ValueError: the path of `folder` is not UTF-8, so a table cannot hold it.
+        FileNotFoundError, ValueError: `folder` is not a folder, or its path is not UTF-8, so a table cannot hold it.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(
             f"The image folder {os.fspath(folder)!r} does not exist. Give the folder with <art_style>/<painting>.jpg "
-            "as `images` (command line: --images)."
+            "(command line: --images)."
         )
     # Absolute, because data loader workers may run in another working directory.
     folder = os.path.abspath(folder)
     if any("\ud800" <= character <= "\udfff" for character in folder):
-        raise ValueError(
-            f"The path of the image folder, {folder!r}, is not UTF-8, so a dataset cannot hold it. Rename that folder "
-            "or give a link to it."
-        )
+        raise ValueError(f"The path {folder!r} is not UTF-8. Rename that folder or give a link to it.")
     names = list(names)
     styles = {nfc(name.partition("/")[0]) for name in names}
     exact, normalised = {}, {}
@@ -362,27 +343,24 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
                 normalised[nfc(style.name), nfc(stem), extension.lower()] = entry.path
     files = normalised | exact
 
-    def find(name: str) -> str | None:
-        style, _, stem = name.partition("/")
-        keys = [(nfc(style), form, extension) for extension in IMAGE_EXTENSIONS for form in (stem, nfc(stem))]
+    def find(style: str, _: str, stem: str) -> str | None:
+        keys = ((nfc(style), form, extension) for extension in IMAGE_EXTENSIONS for form in (stem, nfc(stem)))
         return next((files[key] for key in keys if key in files and os.path.isfile(files[key])), None)
 
-    return [find(name) for name in names]
+    return [find(*name.partition("/")) for name in names]
 
 
 def check_images(images: Iterable[str | bytes], total: int) -> Iterator[str | None]:
-    """Decodes every image once and yields, in order, why it cannot be decoded, or None.
+    """Decodes every image (a path, or a file's bytes) once and yields, in order, why it cannot be decoded, or None.
 
-    Args:
-        images: paths, or the bytes of image files; read in small chunks.
-        total: number of images; above 1000 a progress bar is shown.
+    With a `total` above 1000, a progress bar is shown.
     """
     images = iter(images)
     with (
         ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as threads,
         tqdm(total=total, desc="Checking images", unit="image", disable=total <= 1000) as progress,
     ):
-        while chunk := list(islice(images, _CHUNK)):
+        while chunk := list(islice(images, 256)):  # bounds the memory of encoded images
             yield from threads.map(check_image, chunk)
             progress.update(len(chunk))
 
@@ -391,27 +369,22 @@ def check_image(image: str | bytes) -> str | None:
     """Returns why a path or the bytes of an image file cannot be decoded, or None if they can."""
     try:
         if not (os.path.getsize(image) if isinstance(image, str) else image):
-            return "the file is empty" if isinstance(image, str) else "the image is empty"
+            return "the file is empty"
         with open_file(image) if isinstance(image, str) else io.BytesIO(image) as file, identify(file) as opened:
             # A JPEG is decoded at an eighth of its size. That reads the whole file, so cut files are found.
             opened.draft(None, (1, 1))  # type: ignore[arg-type]
             opened.load()
-    except UnidentifiedImageError:
-        return "not an image that PIL can read"
-    except TooManyPixels as error:
-        return str(error)
-    except Exception as error:  # Pillow's plug-ins raise many types on damaged data
-        return f"{type(error).__name__}: {error}"
+    except Exception as error:
+        return _reason(error)
     return None
 
 
 def nfc(text: str) -> str:
-    """Returns `text` in Unicode's composed form."""
     return unicodedata.normalize("NFC", text)
 
 
 def _set_limit_from_environment() -> None:
-    if (megapixels := os.environ.get(LIMIT_VARIABLE)) is not None:
+    if megapixels := os.environ.get(LIMIT_VARIABLE):
         try:
             set_max_megapixels(float(megapixels))
         except ValueError as error:

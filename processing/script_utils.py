@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Shared by all scripts: arguments that name data and lexicon, argument parsing, and errors as exit messages."""
 
 import contextlib
@@ -70,7 +69,7 @@ def load_inputs(
 
 
 def load_data(args: DataArguments, emotions: list[str], *, with_images: bool = True) -> DatasetDict:
-    """Loads the splits that `args` name, one row per painting; without the column `image` if not `with_images`."""
+    """Loads the splits that `args` name, one row per painting, with the column `image` if `with_images`."""
     if args.max_megapixels is not None:
         set_max_megapixels(args.max_megapixels)
     if args.is_embedded:
@@ -78,8 +77,6 @@ def load_data(args: DataArguments, emotions: list[str], *, with_images: bool = T
             raise ValueError(f"The embedded data have the labels {', '.join(EMOTIONS)}. Other labels need other data.")
         splits = load_toy_artemis(args.num_paintings)
         return splits if with_images else splits.remove_columns("image")
-    if args.annotations is not None and args.images is None and with_images:
-        raise ValueError("--annotations needs --images, the folder with <art_style>/<painting>.jpg.")
     return load_artemis(
         args.annotations,
         args.images,
@@ -109,7 +106,7 @@ def load_lexicon(name: str | None) -> VADLexicon | None:
 
 @contextlib.contextmanager
 def errors_as_exit(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Turns errors of these kinds into an exit with the message `error: ...`, without a traceback."""
+    """Ends the script with the message `error: ...` after errors of these kinds."""
     try:
         yield
     except kinds as error:
@@ -117,10 +114,7 @@ def errors_as_exit(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -
 
 
 def parse_arguments(parser: HfArgumentParser, argv: Sequence[str]) -> tuple:
-    """Parses `argv` into the parser's dataclasses.
-
-    Unknown arguments end the script. Only their names are printed, because their values may be tokens.
-    """
+    """Parses `argv` into the parser's dataclasses. Of unknown arguments only names are shown: values may be tokens."""
     *parsed, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     if unknown:
         names = [word.partition("=")[0] for word in unknown if word.startswith("-")]

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The feature cache equals encoding every time. It is never stale, never half written and never read as a whole."""
 
 import json
@@ -7,8 +6,6 @@ import os
 import pickle
 import resource
 import signal
-import socket
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import (
     CLIPImageProcessorPil,
@@ -36,6 +33,7 @@ from processing import SEVLMProcessor, feature_cache
 from processing.collator import SentencePairs, SEVLMCollator
 from processing.feature_cache import CACHE_DTYPES, FeatureCache, cache_features, fingerprint
 from processing.toy_artemis import load_toy_artemis
+from tests.helpers.ranks import in_ranks
 from tests.helpers.tiny import save_backbones, tiny_config, tiny_model, tiny_processor
 
 
@@ -49,7 +47,11 @@ def noise(seed: int) -> PIL.Image.Image:
 
 
 def make_images(*seeds: int) -> Dataset:
-    return Dataset.from_dict({"image": [noise(seed) for seed in seeds]}, features=Features({"image": ImageFeature()}))
+    return as_dataset([noise(seed) for seed in seeds])
+
+
+def as_dataset(images: list) -> Dataset:
+    return Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()}))
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +85,6 @@ def assert_whole(features, model, processor, dataset):
     assert not list(features.cache.folder.glob("*.tmp"))
 
 
-# Training.
-
-
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory):
     return save_backbones(tmp_path_factory.mktemp("backbones"), WIDTH)
@@ -98,27 +97,22 @@ def run_train(backbones, output_dir, *more):
     return train.main([*backbones, *quiet, *steps, *rates, "--output_dir", str(output_dir), *more])
 
 
-@pytest.fixture(scope="module")
-def uncached(backbones, tmp_path_factory):
-    return run_train(backbones, tmp_path_factory.mktemp("uncached"))
-
-
 def losses(trainer) -> list[dict[str, float]]:
     return [{name: v for name, v in entry.items() if name.endswith("loss")} for entry in trainer.state.log_history]
 
 
-def test_training_on_float32_features_equals_training_on_images(backbones, uncached, tmp_path):
-    """Including dropout, the order of the paintings and a shorter last batch."""
-    cache = ("--cache_features", str(tmp_path / "cache"), "--cache_dtype", "float32")
-    cached = run_train(backbones, tmp_path / "model", *cache)
+def test_training_on_cached_features_equals_training_on_images(backbones, tmp_path, monkeypatch, capsys):
+    """In float32, including dropout, the order of the paintings and a shorter last batch. In float16, losses change by
+    less than a thousandth. A full cache opens no image."""
+    uncached = run_train(backbones, tmp_path / "uncached")
+    cached = run_train(
+        backbones, tmp_path / "float32", "--cache_features", str(tmp_path / "cache"), "--cache_dtype", "float32"
+    )
     assert losses(cached) == losses(uncached) and len(losses(cached)) == 8
     weights, others = cached.model.state_dict(), uncached.model.state_dict()
     assert all(torch.equal(weights[name], others[name]) for name in others)
 
-
-def test_a_full_cache_opens_no_image_and_float16_changes_losses_by_less_than_a_thousandth(
-    backbones, uncached, tmp_path, monkeypatch, capsys
-):
+    capsys.readouterr()
     cache = ("--cache_features", str(tmp_path / "cache"), "--sheet_paintings", "0")  # sheets show the images
     first = run_train(backbones, tmp_path / "model", *cache)
     assert ": 33 pictures encoded" in capsys.readouterr().out
@@ -156,10 +150,8 @@ def test_a_trainable_tower_is_refused(model, processor, tmp_path):
 def test_workers_and_pickling_change_nothing(frozen, processor, tmp_path):
     data = load_toy_artemis(12, image_size=32)["train"]
     (features,) = cache_features(frozen, processor, [data], tmp_path / "cache", dtype="bfloat16", num_workers=2)
-    (alone,) = cache_features(frozen, processor, [data], tmp_path / "alone", dtype="bfloat16")
     expected = encoded(frozen, processor, data).bfloat16()
-    assert torch.equal(features.batch(range(10)), expected) and torch.equal(alone.batch(range(10)), expected)
-
+    assert torch.equal(features.batch(range(10)), expected)
     pickled = pickle.dumps(features)
     assert len(pickled) < expected.nbytes / 2, "features are not pickled"
     features = pickle.loads(pickled)
@@ -170,14 +162,6 @@ def test_workers_and_pickling_change_nothing(frozen, processor, tmp_path):
     assert torch.equal(torch.cat([batch["image_features"] for batch in batches[0]]), expected)
     for batch, other in zip(*batches, strict=True):
         assert batch.keys() == other.keys() and all(torch.equal(batch[name], other[name]) for name in batch)
-
-
-def test_features_are_copies(frozen, processor, tmp_path):
-    features = fill(tmp_path, frozen, processor, make_images(0, 1))
-    features[0].zero_()
-    features.batch([1]).zero_()
-    assert_whole(features, frozen, processor, make_images(0, 1))
-    assert len(pickle.dumps(features[0])) < 1.5 * IMAGE_BYTES, "an item does not contain its shard"
 
 
 @pytest.mark.parametrize(
@@ -196,9 +180,6 @@ def test_any_tower_can_be_cached(processor, config, tmp_path):
     expected = encoded(model, processor, make_images(0, 1, 2))
     assert features[1].shape == (16, 16)
     torch.testing.assert_close(features.batch([2, 0, 1]), expected[[2, 0, 1]])
-
-
-# Keys.
 
 
 def test_tower_preprocessing_and_dtype_have_their_own_entries(processor, tmp_path):
@@ -223,16 +204,13 @@ def test_tower_preprocessing_and_dtype_have_their_own_entries(processor, tmp_pat
         folder(model, processor, "int8")
 
 
-def test_a_saved_and_loaded_model_finds_its_entries(frozen, processor, tmp_path):
+def test_a_saved_and_loaded_tower_has_the_same_entries_with_any_pooling_head(frozen, processor, tmp_path):
+    """A pooling head is random where a checkpoint lacks one, and would give every run its own entries."""
     frozen.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     model, loaded = SEVLMForConditionalGeneration.from_pretrained(tmp_path), SEVLMProcessor.from_pretrained(tmp_path)
     expected = fingerprint(frozen.vision_tower, processor.image_processor)
     assert fingerprint(model.vision_tower, loaded.image_processor) == expected
-
-
-def test_a_pooling_head_does_not_matter(processor):
-    """It is random where a checkpoint lacks one, and would give every run its own entries."""
     tower = ViTModel(ViTConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2))
     before = fingerprint(tower, processor.image_processor)
     tower.pooler.dense.weight.data.add_(1)
@@ -245,7 +223,7 @@ def test_only_a_changed_image_is_encoded_again(frozen, processor, tmp_path):
     files = [tmp_path / f"{seed}.bmp" for seed in range(4)]
     for seed, file in enumerate(files):
         noise(seed).save(file)
-    data = Dataset.from_dict({"image": [str(f) for f in files]}, features=Features({"image": ImageFeature()}))
+    data = as_dataset([str(file) for file in files])
     fill(tmp_path / "cache", frozen, processor, data)
     before = files[2].stat()
     noise(7).save(files[2])
@@ -256,26 +234,25 @@ def test_only_a_changed_image_is_encoded_again(frozen, processor, tmp_path):
     assert_whole(features, frozen, processor, make_images(0, 1, 7, 3))
 
 
-def test_equal_images_share_an_entry(frozen, processor, tmp_path):
+def test_equal_images_share_an_entry_per_mode(frozen, processor, tmp_path):
     data = make_images(0, 1, 0, 2, 1, 0)
     randomness = torch.get_rng_state()
     features = fill(tmp_path, frozen, processor, data)
     assert torch.equal(torch.get_rng_state(), randomness), "a cache does not change the random state"
+    features[0].zero_()  # a copy
+    features.batch([1]).zero_()
+    assert len(pickle.dumps(features[0])) < 1.5 * IMAGE_BYTES, "an item does not contain its shard"
     assert_whole(features, frozen, processor, data)
     assert sum(file.stat().st_size // IMAGE_BYTES for file in shards(features)) == 3 == features.cache.encoded
     more = fill(tmp_path, frozen, processor, make_images(2, 3))
     assert (more.cache.encoded, more.cache.found) == (1, 1)
-
-
-def test_a_column_with_a_mode_has_its_own_entries(frozen, processor, tmp_path):
-    fill(tmp_path, frozen, processor, make_images(0))
     grey = make_images(0).cast_column("image", ImageFeature(mode="L"))
     features = fill(tmp_path, frozen, processor, grey)
     assert features.cache.encoded == 1
     assert_whole(features, frozen, processor, grey)
 
 
-def test_the_tower_sees_batches_of_one_size(processor, tmp_path):
+def test_the_tower_sees_batches_of_one_size_and_its_features_must_fit_the_dtype(processor, tmp_path):
     """Otherwise the last bits would depend on which images are missing."""
     sizes = []
 
@@ -285,16 +262,10 @@ def test_the_tower_sees_batches_of_one_size(processor, tmp_path):
 
     features = FeatureCache(tmp_path, "mean").fill(make_images(0, 1, 2, 3, 4), processor, encode, batch_size=3)
     assert sizes == [3, 3] and len(features) == 5
-
-
-def test_features_beyond_the_range_of_the_dtype_are_an_error(processor, tmp_path):
     cache = FeatureCache(tmp_path, "large")
     with pytest.raises(ValueError, match="do not fit into torch.float16: use bfloat16"):
-        cache.fill(make_images(0), processor, lambda pixel_values: torch.full((32, 4, 8), 1e6))
+        cache.fill(make_images(0), processor, lambda pixel_values: 1e6 + pixel_values.mean(dim=1))
     assert not list(cache.folder.iterdir())
-
-
-# Damage, kills and concurrent runs.
 
 
 def flip(content: bytes, position: int) -> bytes:
@@ -305,10 +276,8 @@ DAMAGES = {
     "truncated": lambda content: content[:-100],
     "empty": lambda content: b"",
     "one bit of the features": lambda content: flip(content, len(content) - 1000),
-    "one bit of the header": lambda content: flip(content, content.index(b"features")),
     "one bit of the header's length": lambda content: flip(content, 0),
     "one bit of a key": lambda content: flip(content, content.index(b'keys\\": [\\"') + 20),
-    "another's": lambda content: content.replace(b'\\"cache\\": \\"', b'\\"cache\\": \\"0')[:-1],
 }
 
 
@@ -339,8 +308,7 @@ def test_a_shard_that_another_run_has_repaired_is_kept(frozen, processor, tmp_pa
 
 def in_processes(*functions) -> list[int]:
     """Runs each in a forked process and returns the exit codes."""
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=function) for function in functions]
+    processes = [multiprocessing.get_context("fork").Process(target=function) for function in functions]
     for process in processes:
         process.start()
     for process in processes:
@@ -378,8 +346,7 @@ def test_a_run_killed_during_writing_leaves_complete_shards_and_is_finished_by_t
 
 def test_two_runs_can_fill_a_directory_at_once(frozen, processor, tmp_path):
     """They share some images and a damaged shard."""
-    features = fill(tmp_path, frozen, processor, make_images(8, 9, 10, 11))
-    damaged = shards(features)[0]
+    (damaged,) = shards(fill(tmp_path, frozen, processor, make_images(8, 9, 10, 11)))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     runs = [list(range(12)), list(range(15, 3, -1))]
     start = multiprocessing.get_context("fork").Barrier(2)
@@ -398,14 +365,8 @@ def test_two_runs_can_fill_a_directory_at_once(frozen, processor, tmp_path):
 
 def test_launched_processes_share_the_work_and_get_all_features(frozen, processor, tmp_path):
     data = make_images(*range(11))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
 
     def run(rank):
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        PartialState._reset_state()
         assert PartialState(cpu=True).num_processes == 2
         seen = []
 
@@ -418,21 +379,23 @@ def test_launched_processes_share_the_work_and_get_all_features(frozen, processo
             features = cache.fill(data, processor, encode, batch_size=1)
         assert torch.equal(features.batch(range(11)), encoded(frozen, processor, data))
         Path(tmp_path, f"{rank}.json").write_text(json.dumps([len(seen), cache.encoded]))
-        torch.distributed.destroy_process_group()
 
-    assert in_processes(lambda: run(0), lambda: run(1)) == [0, 0]
+    assert in_ranks(2, run) == [0, 0]
     (first, total), (second, other) = (json.loads(Path(tmp_path, f"{rank}.json").read_text()) for rank in (0, 1))
     assert first + second == total == other == 11 and first and second
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_file(frozen, processor, tmp_path):
     """Simulated by a limit on the size of files."""
-    fill(tmp_path, frozen, processor, make_images(0), per_shard=1)
+    cache = fill(tmp_path, frozen, processor, make_images(0), per_shard=1).cache
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (IMAGE_BYTES, limits[1]))
     try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         with pytest.raises(OSError):
             fill(tmp_path, frozen, processor, make_images(0, 1, 2))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(OSError):
+            cache.fill(make_images(1), processor, lambda pixel_values: pytest.fail("an image is encoded"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(list(tmp_path.glob("*/*"))) == 1
@@ -442,25 +405,21 @@ def test_a_full_disk_is_an_error_and_leaves_no_file(frozen, processor, tmp_path)
 def test_an_image_that_changes_during_reading_is_an_error(frozen, processor, tmp_path, monkeypatch):
     file = tmp_path / "picture.png"
     noise(0).save(file)
-    data = Dataset.from_dict({"image": [str(file)]}, features=Features({"image": ImageFeature()}))
-    verify = FeatureCache._verify
+    data = as_dataset([str(file)])
+    find = FeatureCache._find
 
-    def change_and_verify(*args):  # after the keys are computed
+    def change_and_find(*args):  # after the keys are computed
         noise(1).save(file)
-        verify(*args)
+        find(*args)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="changed during the run"):
-        patch.setattr(FeatureCache, "_verify", change_and_verify)
+        patch.setattr(FeatureCache, "_find", change_and_find)
         fill(tmp_path / "cache", frozen, processor, data)
     features = fill(tmp_path / "cache", frozen, processor, data)
     assert features.cache.encoded == 0, "an entry has the key of the bytes that were encoded"
     assert_whole(features, frozen, processor, make_images(1))
 
 
-# Memory.
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_shards_are_bounded_and_reading_one_image_does_not_load_them(processor, tmp_path):
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -471,8 +430,7 @@ def test_shards_are_bounded_and_reading_one_image_does_not_load_them(processor, 
     cache.fill(data, processor, lambda pixel_values: pixel_values.mean((1, 2, 3))[:, None, None].expand(-1, *shape))
     sizes = [file.stat().st_size for file in cache.folder.iterdir()]
     assert len(sizes) == 3 and max(sizes) < 2**25 + 2**14
-    with safe_open(next(cache.folder.iterdir()), framework="pt") as shard:
-        assert shard.keys() == ["features"], "shards are ordinary safetensors files"
+    assert load_file(next(cache.folder.iterdir())).keys() == {"features"}, "shards are ordinary safetensors files"
     features = FeatureCache(tmp_path, "large").fill(data, processor, None)
     features = pickle.loads(pickle.dumps(features))  # no file is open
     before = resident()

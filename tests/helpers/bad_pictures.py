@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Images in many formats, ways to damage their files, and a folder of odd names and special files."""
 
 import io
@@ -77,10 +76,9 @@ def damage(content: bytes, chance: random.Random) -> tuple[str, bytes]:
         return f"cut at {place}", content[:place]
     if how == "zeros":
         return f"zeros from {place}", content[:place] + bytes(len(content) - place)
-    if how == "noise":
-        return f"noise from {place} to {end}", content[:place] + chance.randbytes(end - place) + content[end:]
-    if how == "hole":
-        return f"without {place} to {end}", content[:place] + content[end:]
+    if how in ("noise", "hole"):
+        middle = chance.randbytes(end - place) if how == "noise" else b""
+        return f"{how} from {place} to {end}", content[:place] + middle + content[end:]
     changed = bytearray(content)
     if how == "bits":
         for _ in range(chance.randrange(1, 9)):
@@ -116,19 +114,18 @@ NAMES = [
     "\U0001f5bc.png".encode(),
     b"a" * 200 + b".png",
 ]
-# Name -> a part of the reason why it is left out.
-SPECIAL_FILES = {
-    "pipe.png": "a pipe, a socket or a device",
-    "socket.png": "a pipe, a socket or a device",
-    "zero.png": "a pipe, a socket or a device",
-    "loop.png": "a link that leads nowhere",
-    "there.png": "a link that leads nowhere",
-    "back.png": "a link that leads nowhere",
-    "gone.png": "a link that leads nowhere",
-    "passwords.png": "not an image",
-    "memory.png": "empty",
-    "empty.png": "empty",
+# Name -> target, and a part of the reason why the link is left out.
+LINKS = {
+    "zero.png": ("/dev/zero", "a pipe, a socket or a device"),
+    "loop.png": ("loop.png", "a link that leads nowhere"),
+    "there.png": ("back.png", "a link that leads nowhere"),
+    "back.png": ("there.png", "a link that leads nowhere"),
+    "gone.png": ("nowhere.png", "a link that leads nowhere"),
+    "passwords.png": ("/etc/passwd", "not an image"),
+    "memory.png": ("/proc/self/mem", "empty"),
 }
+SPECIAL_FILES = dict.fromkeys(["pipe.png", "socket.png"], "a pipe, a socket or a device") | {"empty.png": "empty"}
+SPECIAL_FILES |= {name: reason for name, (_, reason) in LINKS.items()}
 
 
 def odd_folder(folder: Path, names: list[bytes] = NAMES) -> Path:
@@ -145,17 +142,9 @@ def odd_folder(folder: Path, names: list[bytes] = NAMES) -> Path:
             unix.bind("socket.png")
     finally:
         os.chdir(here)
-    for name, target in {
-        "zero.png": "/dev/zero",
-        "loop.png": "loop.png",
-        "there.png": "back.png",
-        "back.png": "there.png",
-        "gone.png": "nowhere.png",
-        "passwords.png": "/etc/passwd",
-        "memory.png": "/proc/self/mem",
-        "itself": ".",
-    }.items():
+    for name, (target, _) in LINKS.items():
         (folder / name).symlink_to(target)
+    (folder / "itself").symlink_to(".")
     (folder / "empty.png").touch()
     (folder / "folder.png").mkdir()
     return folder

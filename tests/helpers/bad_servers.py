@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Servers that answer a request for an image in all possible wrong ways, and a few right ones."""
 
 import gzip
@@ -7,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 
 from PIL import Image
@@ -44,13 +43,18 @@ def endlessly(content: bytes) -> Callable:
     return lambda connection: [connection.sendall(content) for _ in count()]
 
 
+def chunked(body: bytes = b"") -> Callable:
+    return answer("Transfer-Encoding: chunked", body=body)
+
+
 def moved(address: str) -> Callable:
     return answer(f"Location: {address}", "Content-Length: 0", body=b"", status="302 Found")
 
 
 LENGTH = f"Content-Length: {len(PICTURE)}"
 ZEROS = b"\0" * 2**16
-LATE, MUCH, LIE = "takes too long: more than 0.8 seconds", r"more than 2 MB.*--max_megabytes", "before the end"
+LATE, MUCH = "takes too long: more than 0.8 seconds", r"more than 2 MB.*--max_megabytes"
+LIE, REFUSED = "before the end", "RemoteProtocolError"
 # Name -> what the server does, and the expected reason; None where the image is still read.
 BEHAVIOURS = {
     "is correct": (answer(LENGTH), None),
@@ -64,26 +68,17 @@ BEHAVIOURS = {
     "hangs in the picture": (then(answer(LENGTH, body=PICTURE[:99]), wait(5)), LATE),
     "drips headers": (drip(b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 999), LATE),
     "drips the picture": (then(answer(LENGTH, body=b""), drip(PICTURE)), LATE),
-    "drips chunks": (then(answer("Transfer-Encoding: chunked", body=b""), drip(b"1\r\na\r\n" * 99)), LATE),
+    "drips chunks": (then(chunked(), drip(b"1\r\na\r\n" * 99)), LATE),
     "sends 100 Continue forever": (endlessly(b"HTTP/1.1 100 Continue\r\n\r\n"), LATE),
     "redirects slowly forever": (then(wait(TIMEOUT / 3), moved("/a.png")), LATE),
     "says more than it sends": (answer(f"Content-Length: {len(PICTURE) + 9}"), "peer closed connection"),
     "says less than it sends": (answer(f"Content-Length: {len(PICTURE) - 99}"), "truncated"),
     "announces gigabytes": (answer("Content-Length: 99999999999"), MUCH),
     "sends without end": (then(answer(body=b""), endlessly(ZEROS)), MUCH),
-    "sends chunks without end": (
-        then(answer("Transfer-Encoding: chunked", body=b""), endlessly(b"10000\r\n" + ZEROS + b"\r\n")),
-        MUCH,
-    ),
-    "sends headers without end": (
-        then(say(b"HTTP/1.1 200 OK\r\n"), endlessly(b"X-More: a\r\n")),
-        "RemoteProtocolError",
-    ),
-    "cuts a chunk": (answer("Transfer-Encoding: chunked", body=b"fff\r\nabc"), "RemoteProtocolError: peer closed"),
-    "numbers chunks wrongly": (
-        answer("Transfer-Encoding: chunked", body=b"zzz\r\nabc"),
-        "RemoteProtocolError: illegal chunk",
-    ),
+    "sends chunks without end": (then(chunked(), endlessly(b"10000\r\n" + ZEROS + b"\r\n")), MUCH),
+    "sends headers without end": (then(say(b"HTTP/1.1 200 OK\r\n"), endlessly(b"X-More: a\r\n")), REFUSED),
+    "cuts a chunk": (chunked(b"fff\r\nabc"), f"{REFUSED}: peer closed"),
+    "numbers chunks wrongly": (chunked(b"zzz\r\nabc"), f"{REFUSED}: illegal chunk"),
     "cuts compressed data": (answer("Content-Encoding: gzip", body=gzip.compress(PICTURE)[:-20]), LIE),
     "says compressed and compresses nothing": (answer("Content-Encoding: gzip"), "announces gzip but"),
     "sends a compression bomb": (answer("Content-Encoding: gzip", body=gzip.compress(ZEROS * 500)), MUCH),
@@ -91,8 +86,8 @@ BEHAVIOURS = {
     "sends a page": (answer("Content-Type: text/html", body=b"<html>gone</html>"), "sends text/html, not an image"),
     "sends nothing": (answer("Content-Length: 0", body=b""), "an empty file"),
     "has no content": (answer(body=b"", status="204 No Content"), "an empty file"),
-    "ends at once": (wait(0), "RemoteProtocolError"),
-    "speaks something else": (say(b"SSH-2.0-OpenSSH_9\r\n"), "RemoteProtocolError"),
+    "ends at once": (wait(0), REFUSED),
+    "speaks something else": (say(b"SSH-2.0-OpenSSH_9\r\n"), REFUSED),
     "knows no such picture": (answer(status="404 Not Found", body=b""), "answers 404 Not Found"),
     "breaks": (answer(status="500 Oh", body=b""), "answers 500 Oh"),
     "redirects in circles": (moved("/a.png"), "TooManyRedirects"),
@@ -108,20 +103,14 @@ def serving(talk: Callable) -> Iterator[str]:
     server = socket.create_server(("127.0.0.1", 0))
 
     def talk_to(connection):
-        with connection:
-            try:
-                connection.recv(2**16)
-                talk(connection)
-            except OSError:
-                pass  # the client has closed the connection
+        with connection, suppress(OSError):  # the client has closed the connection
+            connection.recv(2**16)
+            talk(connection)
 
     def accept():
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            threading.Thread(target=talk_to, args=(connection,), daemon=True).start()
+        with suppress(OSError):  # the server is closed
+            while True:
+                threading.Thread(target=talk_to, args=(server.accept()[0],), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     try:

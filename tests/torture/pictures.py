@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Hundreds of damaged images, files that change during reading, traps, odd names, and misbehaving servers.
 
 Each gives an image or a reason, in time and in bounded memory, and the process survives.
@@ -16,6 +15,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,8 @@ SECONDS, GIGABYTES = 170, 3  # limits of the folder command
 def run(chance: random.Random, folder: Path) -> Iterator[Row]:
     warnings.filterwarnings("ignore", category=UserWarning)
     processor = tiny_processor()
-    tiny_model(processor).save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    for part in (tiny_model(processor), processor):
+        part.save_pretrained(folder / "model")
     yield damaged_files(chance, folder)
     yield cut_files(chance, folder)
     yield shortened_files(chance, folder)
@@ -54,18 +54,12 @@ def explain(folder: Path, pictures: Path) -> tuple[str, set[str], dict[str, str]
     command = [sys.executable, "-W", "ignore", "-m", "modeling_sevlm", str(pictures), "--model", str(folder / "model")]
     command += ["--output", str(output), "--emotion", "awe", "--max_new_tokens", "2", "--device", "cpu"]
     command += ["--max_megapixels", "40"]
-    limit = (GIGABYTES * 2**30,) * 2
+    # One thread, because tiny operations on several only wait for one another.
+    options = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "capture_output": True, "timeout": SECONDS}
+    # Limits the data, because libraries reserve addresses that they never use.
+    limit = partial(resource.setrlimit, resource.RLIMIT_DATA, (GIGABYTES * 2**30,) * 2)
     try:
-        ended = subprocess.run(
-            command,
-            cwd=ROOT,
-            # Tiny operations on several threads only wait for one another.
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            timeout=SECONDS,
-            # Limits the data, because libraries reserve addresses that they never use.
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, limit),
-        )
+        ended = subprocess.run(command, preexec_fn=limit, **options)
         code, log = ended.returncode, ended.stderr.decode(errors="replace")
     except subprocess.TimeoutExpired as error:
         code, log = None, (error.stderr or b"").decode(errors="replace")
@@ -104,20 +98,15 @@ def cut_files(chance: random.Random, folder: Path) -> Row:
             end = chance.randrange(len(content))
             path.write_bytes(content[:end])
             try:
-                is_whole = np.array_equal(np.asarray(open_image(path)), whole)
+                outcome = "whole" if np.array_equal(np.asarray(open_image(path)), whole) else "part"
             except ValueError:
-                outcomes["refused"] += 1
-                continue
-            outcomes["whole"] += is_whole
-            if not is_whole:
+                outcome = "refused"
+            outcomes[outcome] += 1
+            if outcome == "part":
                 failures.append(f"{kind} cut at {end} of {len(content)} bytes gave a part of its picture")
-    return Row(
-        f"files of {len(kinds)} kinds cut at a random byte",
-        CUTS_OF_A_KIND * len(kinds),
-        f"{outcomes['refused']} refused, {outcomes['whole']} still whole (cut after the first frame), "
-        f"{len(failures)} shown in part",
-        failures,
-    )
+    found = f"{outcomes['refused']} refused, {outcomes['whole']} still whole (cut after the first frame)"
+    what = f"files of {len(kinds)} kinds cut at a random byte"
+    return Row(what, outcomes.total(), f"{found}, {outcomes['part']} shown in part", failures)
 
 
 READ = """
@@ -134,12 +123,8 @@ for name in map(str.strip, sys.stdin):
 
 def shortened_files(chance: random.Random, folder: Path) -> Row:
     noise, contents = Image.effect_noise((1500, 1500), 90), []
-    for name, settings in {
-        "raw.tif": {},
-        "lzw.tif": {"compression": "tiff_lzw"},
-        "raw.bmp": {},
-        "a.png": {"compress_level": 0},
-    }.items():
+    kinds = {"raw.tif": {}, "lzw.tif": {"compression": "tiff_lzw"}, "raw.bmp": {}, "a.png": {"compress_level": 0}}
+    for name, settings in kinds.items():
         noise.save(folder / name, **settings)
         contents.append((name, (folder / name).read_bytes()))
     outcomes, failures = Counter(), []
@@ -161,12 +146,8 @@ def shortened_files(chance: random.Random, folder: Path) -> Row:
                 break
             outcomes[outcome] += 1
         reader.stdin.close()
-    return Row(
-        "files shortened by another process during reading",
-        SHORTENED,
-        f"{outcomes['picture']} read before, {outcomes['reason']} with a reason, the reader survives",
-        failures,
-    )
+    outcome = f"{outcomes['picture']} read before, {outcomes['reason']} with a reason, the reader survives"
+    return Row("files shortened by another process during reading", SHORTENED, outcome, failures)
 
 
 def traps(folder: Path) -> Row:
@@ -186,8 +167,8 @@ def traps(folder: Path) -> Row:
         Image.new("1", (side, side)).save(target / f"is_{side}.png")
         Image.new("1", (side, side)).save(target / f"is_{side}.tif", compression="group4")
         Image.new("L", (min(side, 16_000), min(side, 16_000))).save(target / f"is_{side}.gif")
-    for name in ("tall", "wide"):
-        Image.new("RGB", (1, 20_000) if name == "tall" else (20_000, 1)).save(target / f"{name}.png")
+    Image.new("RGB", (1, 20_000)).save(target / "tall.png")
+    Image.new("RGB", (20_000, 1)).save(target / "wide.png")
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(10**8)))
     plain = (target / "tall.png").read_bytes()
     (target / "text.png").write_bytes(plain[:33] + text + plain[33:])
@@ -229,10 +210,7 @@ def servers() -> Row:
         if not is_right or seconds > TIMEOUT + 3:
             failures.append(f"a server that {behaviour}: {outcome} after {seconds:.1f} s")
         outcomes["picture" if outcome is None else "reason"] += 1
-    return Row(
-        f"{len(BEHAVIOURS)} kinds of servers (hang, drip, redirect, lie, send without end), with limits of "
-        f"{TIMEOUT:g} s and {MEGABYTES} MB",
-        sum(outcomes.values()),
-        f"{outcomes['picture']} pictures, {outcomes['reason']} reasons, all in time",
-        failures,
-    )
+    what = f"{len(BEHAVIOURS)} kinds of servers (hang, drip, redirect, lie, send without end)"
+    limits = f"with limits of {TIMEOUT:g} s and {MEGABYTES} MB"
+    found = f"{outcomes['picture']} pictures, {outcomes['reason']} reasons, all in time"
+    return Row(f"{what}, {limits}", outcomes.total(), found, failures)

@@ -51,7 +51,7 @@ print(json.dumps([count, total, before, peak]))
 def run(chance: random.Random, folder: Path) -> Iterator[Row]:
     yield million(chance, folder)
     yield long_lexicon(folder)
-    yield from damaged(chance, folder)
+    yield damaged(chance, folder)
 
 
 def million(chance: random.Random, folder: Path) -> Row:
@@ -72,11 +72,9 @@ def million(chance: random.Random, folder: Path) -> Row:
     failures = [] if (count, found) == (ROWS, total) else [f"{count:,} annotations, checksum {found} for {total}"]
     if peak - before > MOST_MEGABYTES:
         failures.append(f"{peak - before:.0f} MB, more than {MOST_MEGABYTES}")
-    size = path.stat().st_size / 1e6
+    seconds, size = time.monotonic() - began, path.stat().st_size / 1e6
     path.unlink()
-    outcome = (
-        f"all read right in {time.monotonic() - began:.0f} s with {peak - before:.0f} MB for a file of {size:.0f} MB"
-    )
+    outcome = f"all read right in {seconds:.0f} s with {peak - before:.0f} MB for a file of {size:.0f} MB"
     return Row("annotations of one file", ROWS, outcome, failures)
 
 
@@ -89,9 +87,6 @@ def long_lexicon(folder: Path) -> Row:
     wrong = [word for i, word in enumerate(words) if lexicon[word] != (round(i % 1001 / 500 - 1, 4), -1.0, 1.0)]
     outcome = f"all read right in {time.monotonic() - began:.1f} s"
     return Row("words of one lexicon", len(words), outcome, [f"{len(wrong)} wrong: {wrong[:3]}"] if wrong else [])
-
-
-# ---- damaged files ----
 
 
 def made_up(chance: random.Random) -> list[dict]:
@@ -124,7 +119,7 @@ def without(text: str, place: int) -> str:
     return text[:place] + text[place + 1 :]
 
 
-def put(text: str, place: int, letter: str) -> str:
+def put(text: str | bytes, place: int, letter: str | bytes) -> str | bytes:
     return text[:place] + letter + text[place:]
 
 
@@ -133,20 +128,9 @@ def one_field(rows: list[dict], chance: random.Random, **values) -> str:
     return as_csv([row | (values if i == hit else {}) for i, row in enumerate(rows)])
 
 
-def without_line_break(rows: list[dict], chance: random.Random) -> str:
-    text = as_csv(rows, lineterminator="\n")
-    return without(text, chance.choice(outside_quotes(text, "\n")[1:-1]))
-
-
 def cut_within_a_row(rows: list[dict], chance: random.Random) -> bytes:
     text = as_csv(rows).encode()
     return text[: chance.choice([end for end in range(60, len(text)) if text[end - 1] not in b"\r\n"])]
-
-
-def with_bad_byte(rows: list[dict], chance: random.Random) -> bytes:
-    text = as_csv(rows).encode()
-    place = chance.randrange(len(text))
-    return text[:place] + b"\xff" + text[place:]
 
 
 # Allowed outcome -> damages. After a warning, the last row may be wrong.
@@ -168,11 +152,13 @@ DAMAGES: dict[str, dict[str, Callable[[list[dict], random.Random], str | bytes]]
         "a quote added": lambda r, c: put(text := as_csv(r), c.randrange(60, len(text)), '"'),
         "a comma lost": lambda r, c: without(text := as_csv(r), c.choice(outside_quotes(text, ","))),
         "a comma added": lambda r, c: put(text := as_csv(r), c.choice(outside_quotes(text, ",")), ","),
-        "a line break lost": without_line_break,
+        "a line break lost": lambda r, c: without(
+            text := as_csv(r, lineterminator="\n"), c.choice(outside_quotes(text, "\n")[1:-1])
+        ),
         "Latin-1": lambda r, c: as_csv(r).encode("latin-1", "replace"),
         "UTF-16": lambda r, c: as_csv(r).encode(c.choice(["utf-16", "utf-16-le", "utf-16-be"])),
         "a NUL": lambda r, c: put(text := as_csv(r), c.randrange(len(text)), "\0"),
-        "a byte that is not UTF-8": with_bad_byte,
+        "a byte that is not UTF-8": lambda r, c: put(text := as_csv(r).encode(), c.randrange(len(text)), b"\xff"),
         "joined to itself": lambda r, c: as_csv(r) * 2,
         "a column twice": lambda r, c: as_csv(r).replace(*(c.sample(COLUMNS[:-1], 2)), 1),
         "a column without its name": lambda r, c: as_csv(r).replace(c.choice(COLUMNS[:-1]), "x", 1),
@@ -188,7 +174,7 @@ DAMAGES: dict[str, dict[str, Callable[[list[dict], random.Random], str | bytes]]
 }
 
 
-def damaged(chance: random.Random, folder: Path) -> Iterator[Row]:
+def damaged(chance: random.Random, folder: Path) -> Row:
     warnings: list[logging.LogRecord] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = warnings.append
@@ -197,23 +183,21 @@ def damaged(chance: random.Random, folder: Path) -> Iterator[Row]:
     logger.propagate = False
     kinds = [(allowed, kind, damage) for allowed, part in DAMAGES.items() for kind, damage in part.items()]
     path, outcomes, failures = folder / "damaged.csv", collections.Counter(), []
-    try:
-        for i in range(DAMAGED):
-            seed, (allowed, kind, damage) = chance.randrange(2**32), kinds[i % len(kinds)]
-            draw = random.Random(seed)
-            rows = made_up(draw)
-            content = damage(rows, draw)
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
-            warnings.clear()
-            outcome = what_happens(path, rows, warnings)
-            outcomes[outcome] += 1
-            if outcome not in allowed.split(" or "):
-                failures.append(f"{kind}, seed {seed}: {outcome}")
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = True
+    for i in range(DAMAGED):
+        seed, (allowed, kind, damage) = chance.randrange(2**32), kinds[i % len(kinds)]
+        draw = random.Random(seed)
+        rows = made_up(draw)
+        content = damage(rows, draw)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        warnings.clear()
+        outcome = what_happens(path, rows, warnings)
+        outcomes[outcome] += 1
+        if outcome not in allowed.split(" or "):
+            failures.append(f"{kind}, seed {seed}: {outcome}")
+    logger.removeHandler(handler)
+    logger.propagate = True
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
-    yield Row(f"tables, damaged or formatted in {len(kinds)} ways", DAMAGED, counts, failures)
+    return Row(f"tables, damaged or formatted in {len(kinds)} ways", DAMAGED, counts, failures)
 
 
 def what_happens(path: Path, rows: list[dict], warnings: list) -> str:
