@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """From rows to batches: the pair of annotations drawn in each epoch, and its collation."""
 
 import pytest

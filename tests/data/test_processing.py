@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The processor: prompts, training rows and their VAD, reading generations, saving and loading."""
 
 import json
@@ -65,10 +64,6 @@ def assert_rows_are(batch, sentences, processor, **kwargs):
         for name, values in expected_row(processor, emotion, explanation, width, **kwargs).items():
             assert np.array_equal(batch[name][row], np.array(values, dtype=batch[name].dtype)), f"{name} of row {row}"
 
-
-# Prompts.
-
-
 def test_images_alone_give_one_prompt_each(processor):
     batch = processor(images=[picture(), picture(seed=1)], return_tensors="pt")
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
@@ -126,10 +121,6 @@ def test_the_token_layout_has_the_ids_of_the_tokenizer(processor):
     names = ["because_token_id", "emotion_segment_id", "explanation_segment_id", "pad_token_id"]
     tokens = tokenizer.convert_ids_to_tokens([layout[name] for name in [*names, "bos_token_id", "eos_token_id"]])
     assert tokens == ["Ġbecause", "<emotion>", "<explanation>", "<pad>", END_OF_TEXT, END_OF_TEXT]
-
-
-# Training rows.
-
 
 FLAT = [
     ("awe", "a lonely funeral, dark and dark"),
@@ -228,10 +219,6 @@ def test_because_inside_an_explanation_does_not_start_another(processor):
     assert batch["token_type_ids"][0].tolist().index(segment) == ids.index(because)
     assert (batch["token_type_ids"][0, ids.index(because) :] == segment).all()
 
-
-# Reading generations.
-
-
 BOS, EOS, PAD = END_OF_TEXT, END_OF_TEXT, "<pad>"
 
 
@@ -304,10 +291,6 @@ def test_every_label_and_explanation_survives_training_row_and_reading(long_proc
     ]
     real = rows["attention_mask"].astype(bool)
     assert not (rows["input_ids"] == long_processor.tokenizer.pad_token_id)[real].any()
-
-
-# Saving and loading.
-
 
 @pytest.fixture
 def processor_warnings(monkeypatch):
@@ -417,10 +400,6 @@ def test_another_process_loads_the_folder(processor, tmp_path, installed):
     assert (str(ROOT) in report["path"]) == installed
     expected = processor(**ROWS)
     assert report["rows"] == {name: array.tolist() for name, array in expected.items()}
-
-
-# Errors.
-
 
 @pytest.mark.parametrize(
     ("arguments", "message"),

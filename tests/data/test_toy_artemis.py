@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The embedded data set: deterministic, its sentences true of its pictures, its words in the embedded lexicon."""
 
 import hashlib

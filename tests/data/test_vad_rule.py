@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The rule that gives tokens their VAD, as the reader of token ids applies it, and the compiled tables against it."""
 
 import json
@@ -94,10 +93,6 @@ def read_tables(tables: dict, token_ids: list[int]) -> np.ndarray:
         states.append(max(state, 0))
     return (tables["state_vad"][states].float() / 10_000).reshape(-1, 3).numpy()
 
-
-# The rule.
-
-
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
@@ -168,10 +163,6 @@ def test_the_reader_refuses_ids_that_the_tokenizer_does_not_have(token_id):
 def test_the_reader_can_be_pickled_for_data_loader_workers():
     ids = TOKENIZER.encode("a happy funeral")
     assert np.array_equal(pickle.loads(pickle.dumps(READER))(ids), READER(ids))
-
-
-# Compiled tables.
-
 
 FRAGMENTS = [" ", "a", " a", "fun", " fun", "eral", " Funeral", "HAPPY", "hour", " (happy", "“", "’s", "é", " Élan"]
 FRAGMENTS += ["lan", "ß", " straße", "STRASSE", "İ", "\u0345", "\ufffd", "\n", "abcdefgh", "i", "un", "end", "ing"]

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Patch features of every kind of vision tower, and models started from a pretrained tower and decoder."""
 
 import numpy as np
@@ -220,10 +219,6 @@ def test_the_projection_of_a_convolutional_tower_normalises_the_scale_of_its_fea
 def test_a_tower_of_unknown_width_is_an_error():
     with pytest.raises(ValueError, match="'' tower"):
         vision_feature_size(PreTrainedConfig())
-
-
-# Models started from pretrained parts.
-
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
