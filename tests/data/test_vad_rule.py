@@ -93,6 +93,7 @@ def read_tables(tables: dict, token_ids: list[int]) -> np.ndarray:
         states.append(max(state, 0))
     return (tables["state_vad"][states].float() / 10_000).reshape(-1, 3).numpy()
 
+
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
@@ -163,6 +164,7 @@ def test_the_reader_refuses_ids_that_the_tokenizer_does_not_have(token_id):
 def test_the_reader_can_be_pickled_for_data_loader_workers():
     ids = TOKENIZER.encode("a happy funeral")
     assert np.array_equal(pickle.loads(pickle.dumps(READER))(ids), READER(ids))
+
 
 FRAGMENTS = [" ", "a", " a", "fun", " fun", "eral", " Funeral", "HAPPY", "hour", " (happy", "“", "’s", "é", " Élan"]
 FRAGMENTS += ["lan", "ß", " straße", "STRASSE", "İ", "\u0345", "\ufffd", "\n", "abcdefgh", "i", "un", "end", "ing"]

@@ -220,6 +220,7 @@ def test_a_tower_of_unknown_width_is_an_error():
     with pytest.raises(ValueError, match="'' tower"):
         vision_feature_size(PreTrainedConfig())
 
+
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
