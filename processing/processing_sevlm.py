@@ -212,8 +212,8 @@ class SEVLMProcessor(ProcessorMixin):
         # numpy keeps rows of unequal lengths as lists.
         is_text = [value is None or isinstance(value, str) for value in [*labels.flat, *sentences.flat]]
         if labels.shape != sentences.shape or not all(is_text):
-            shape = "one string for each label, equally many for every image; fill up with None"
-            raise ValueError(f"`explanations` must have the shape of `emotions`: {shape}.")
+            rule = "one string for each label, equally many for every image; fill up with None"
+            raise ValueError(f"`explanations` must have the shape of `emotions`: {rule}.")
         shape = labels.shape or (1,)
         for row, (label, sentence) in enumerate(zip(labels.flat, sentences.flat, strict=True)):
             if (label is None) != (sentence is None) or (sentence is not None and not sentence.split()):

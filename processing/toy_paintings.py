@@ -100,9 +100,7 @@ def _polar(radius: float, angle: float) -> Point:
     return radius * math.cos(angle), radius * math.sin(angle)
 
 
-class Brushwork(NamedTuple):
-    """The strokes around a motif that carry its emotion."""
-
+class Brushwork(NamedTuple):  # the strokes around a motif that carry its emotion
     colours: tuple[RGB, ...]
     angle: float  # of a stroke, in radians; if radial, from the outward direction
     radial: bool
@@ -425,7 +423,7 @@ class Scene:
         return counts[self.index // 9 % len(counts)]
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """Returns a random stream per purpose, so that the setting is the same with and without its motif."""
+        # One stream per purpose: the setting is the same with and without its motif.
         stream = ("setting", "motif", "labels", "sentences").index(purpose)
         return np.random.Generator(np.random.PCG64([self.seed, self.index, stream]))
 
@@ -436,8 +434,7 @@ def paint_scene(scene: Scene, image_size: int = 64, *, with_motif: bool = True) 
     Returns the picture (RGB, image_size x image_size) and the box (x0, y0, x1, y1) of its motif and brushwork, in
     fractions from the upper left corner. Without the motif, nothing outside the box differs and the box is all zeros.
     """
-    setting, rng, box = SETTINGS[scene.setting], scene.generator("setting"), (0.0, 0.0, 0.0, 0.0)
-    side = image_size * SUPERSAMPLING
+    setting, rng, side = SETTINGS[scene.setting], scene.generator("setting"), image_size * SUPERSAMPLING
     column = np.array(setting.gradient, dtype=np.uint8)[:, None]
     canvas = Image.fromarray(column).resize((side, side), Image.Resampling.BICUBIC)
     brush = _Brush(canvas, rng, (0.5, 0.5), 0.5)
@@ -452,10 +449,10 @@ def paint_scene(scene: Scene, image_size: int = 64, *, with_motif: bool = True) 
     noise = noise.transpose(Image.Transpose.ROTATE_90) if abs(math.sin(setting.slant)) > 0.7 else noise
     streaks = noise.resize((image_size, image_size), Image.Resampling.BICUBIC)
     grain = 0.9 + np.asarray(streaks, dtype=np.float64)[..., None] / 255 * 0.2
+    before = canvas.copy()
     if with_motif:
-        before = canvas.copy()
         _paint_motif(scene, canvas)
-        box = _changed_box(before, canvas)
+    box = _changed_box(before, canvas)
     pixels = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float64) * grain
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)), box
 
@@ -468,7 +465,7 @@ def motif_box(scene: Scene, image_size: int = 64) -> Box:
 
 def _changed_box(before: Image.Image, after: Image.Image) -> Box:
     """Returns the box of the changed pixels, in fractions, grown to whole pixels of the finished picture."""
-    left, top, right, bottom = ImageChops.difference(before, after).getbbox()
+    left, top, right, bottom = ImageChops.difference(before, after).getbbox() or (0, 0, 0, 0)
     size, step = after.width // SUPERSAMPLING, SUPERSAMPLING
     return left // step / size, top // step / size, -(-right // step) / size, -(-bottom // step) / size
 

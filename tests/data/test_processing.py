@@ -65,16 +65,13 @@ def assert_rows_are(batch, sentences, processor, **kwargs):
             assert np.array_equal(batch[name][row], np.array(values, dtype=batch[name].dtype)), f"{name} of row {row}"
 
 
-def test_images_alone_give_one_prompt_each(processor):
+def test_images_alone_or_with_an_emotion_give_one_prompt_each(processor):
     batch = processor(images=[picture(), picture(seed=1)], return_tensors="pt")
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
     assert batch["input_ids"].tolist() == [sentence_ids(processor, " the emotion is")] * 2
     assert batch["attention_mask"].tolist() == [[1] * 4] * 2
     assert batch["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert processor(images=picture(), return_tensors="pt")["input_ids"].shape == (1, 4)
-
-
-def test_one_image_and_one_emotion_are_a_batch_of_one(processor):
     batch = processor(images=picture(), emotions="awe", return_tensors="pt")
     assert batch["input_ids"].tolist() == [sentence_ids(processor, " the emotion is awe because")]
     assert batch["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -140,9 +137,8 @@ def test_flat_training_rows_equal_sentences_encoded_in_one_piece(processor):
     assert batch["vad_values"].dtype == np.float32 and batch["labels"].dtype == np.int64
     words = [processor.tokenizer.encode(f" {word}") for word in WORDS]
     assert {len(word) > 1 for word in words} == {True, False}, "the comparison needs words of one and several tokens"
-    assert {WORDS["lonely"], WORDS["funeral"], WORDS["fun"]} <= set(
-        expected_vad(processor, sum(batch["input_ids"].tolist(), []))
-    )
+    read = expected_vad(processor, sum(batch["input_ids"].tolist(), []))
+    assert {WORDS["lonely"], WORDS["funeral"], WORDS["fun"]} <= set(read), "and short words in longer ones"
     assert processor(emotions=[[None]], explanations=[[None]])["input_ids"].shape == (1, 1, 1)
 
 
@@ -328,8 +324,7 @@ def test_a_lexicon_may_be_saved_for_your_own_use(tmp_path, processor_warnings):
     processor.save_pretrained(tmp_path, include_vad_lexicon=True)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert_same_behaviour(processor, loaded)
-    assert not processor_warnings
-    assert loaded.vad_lexicon.to_metadata() == processor.vad_lexicon.to_metadata()
+    assert not processor_warnings and loaded.vad_lexicon.to_metadata() == processor.vad_lexicon.to_metadata()
     loaded.save_pretrained(tmp_path)
     assert not (tmp_path / "vad_lexicon.tsv").exists(), "saving again must leave the lexicon out"
 

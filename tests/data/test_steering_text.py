@@ -86,7 +86,7 @@ def test_candidates_with_written_special_tokens_are_scored_to_their_end(long_pro
     model = tiny_model(long_processor)
     sentences = [f"calm <pad> {end}" for end in ("happy", "lonely")]
     rows = long_processor(emotions=["awe"] * 2, explanations=sentences, return_tensors="pt")
-    assert rows["attention_mask"].all() and rows["input_ids"].shape[1] < model.config.max_positions
+    assert rows["attention_mask"].all()
     scores = model.alignment_score(rows["input_ids"], pixel_values=pixels(1))
     assert scores[0] != scores[1]
     whole = model(pixel_values=pixels(1), **{name: rows[name][None] for name in rows}).alignment_scores
@@ -113,14 +113,9 @@ LONG = " word" * 300
 
 def test_text_longer_than_the_context_is_refused_everywhere(processor, model):
     prompt = processor(text=LONG, return_tensors="pt")
-    rows = tiny_processor(max_length=1000)(emotions="awe", explanations=LONG, return_tensors="pt")
-    for refused in (
-        lambda: model.generate(pixel_values=pixels(1), **prompt),
-        lambda: model(pixel_values=pixels(1), **rows),
-        lambda: model.alignment_score(rows["input_ids"], pixel_values=pixels(1)),
-    ):
+    for call in (model.generate, model, model.alignment_score):
         with pytest.raises(ValueError, match=r"\d{3,} tokens .*64.*: shorten"):
-            refused()
+            call(input_ids=prompt["input_ids"], pixel_values=pixels(1))
 
 
 def test_a_generation_that_would_not_fit_is_refused_before_it_begins(processor, model):

@@ -37,6 +37,10 @@ def test_outputs_have_the_shape_of_the_input(processor, model, nested):
     if not nested:
         batch = {name: tensor[:, 0] if name != "pixel_values" else tensor for name, tensor in batch.items()}
     outputs = model(**batch)
+    if nested:
+        with pytest.raises(ValueError, match=r"\(B, P, L\)"):
+            flat = {name: batch[name].flatten(0, 1) for name in batch if name != "pixel_values"}
+            model(pixel_values=batch["pixel_values"], **flat)
     shape = batch["input_ids"].shape
     assert outputs.logits.shape == (*shape, len(processor.tokenizer))
     assert outputs.vad_predictions.shape == (*shape, 3)
@@ -289,13 +293,6 @@ def test_a_lexicon_is_compiled_only_for_the_models_own_tokenizer(processor, mode
         model.set_vad_lexicon(tiny_lexicon(), other)
     model.set_vad_lexicon(None)
     assert not model.vad_lookup.has_table and model.config.vad_lexicon is None
-
-
-def test_training_text_needs_one_row_per_image(processor, model):
-    batch = training_batch(processor)
-    flat = {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name != "pixel_values"}
-    with pytest.raises(ValueError, match=r"\(B, P, L\)"):
-        model(pixel_values=batch["pixel_values"], **flat)
 
 
 def test_embeddings_can_be_resized(processor, model):
