@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Turns rows of paintings into batches: draws two sentences per painting and epoch, and pads them."""
 
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ class SentencePairs(Dataset):
         dataset: a split of [`load_artemis`] or [`load_toy_artemis`].
         seed: seed of the pairs.
         features: patch features of the images, `features[index]` a tensor `(K, d)`, such as
-            [`feature_cache.CachedFeatures`]. Items then have `image_features`, and no image is decoded.
+            [`feature_cache.CachedFeatures`]. Items then have these `image_features` and no image.
     """
 
     def __init__(self, dataset, seed: int = 0, features=None):
@@ -52,20 +51,16 @@ class SentencePairs(Dataset):
         return first, others[int(draw.integers(len(others)))] if others else None
 
     def __getitem__(self, index: int) -> dict:
-        row = self.dataset[index]
-        chosen = self.pair(index)
+        row, chosen = self.dataset[index], self.pair(index)
         image = {"image": row["image"]} if self.features is None else {"image_features": self.features[index]}
+        # Of all viewers, including those whose sentence was filtered out by its length.
+        counts = row.get("emotion_histogram") or np.bincount(row["emotions"], minlength=len(self.names))
         return image | {
             "emotions": [None if i is None else self.names[row["emotions"][i]] for i in chosen],
             "explanations": [None if i is None else row["explanations"][i] for i in chosen],
-            "emotion_shares": self._emotion_shares(row),
+            "emotion_shares": np.asarray(counts) / np.sum(counts),
             "painting": row.get("painting"),
         }
-
-    def _emotion_shares(self, row: dict) -> np.ndarray:
-        """Returns the shares of all viewers, including those whose sentence was filtered out by its length."""
-        counts = row.get("emotion_histogram") or np.bincount(row["emotions"], minlength=len(self.names))
-        return np.asarray(counts) / np.sum(counts)
 
 
 class SEVLMCollator:
@@ -75,13 +70,12 @@ class SEVLMCollator:
     Args:
         processor: a `SEVLMProcessor`.
         ask_every_label: whether the labels of both sentences are learned, as the authors do. The second sentence is
-            chosen for its different emotion, so learning its label teaches that a painting's second emotion is as
-            frequent as its first. `False` learns the first label only. Both explanations are learned either way.
+            chosen for its different emotion, so its label teaches that a painting's second emotion is as frequent as
+            its first. `False` learns the first label only, and both explanations.
     """
 
     def __init__(self, processor, *, ask_every_label: bool = True):
-        self.processor = processor
-        self.ask_every_label = ask_every_label
+        self.processor, self.ask_every_label = processor, ask_every_label
 
     def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
         cached = "image_features" in items[0]
@@ -93,8 +87,7 @@ class SEVLMCollator:
         )
         if cached:
             batch["image_features"] = torch.stack([item["image_features"] for item in items])
-        shares = np.stack([item["emotion_shares"] for item in items])
-        batch["emotion_shares"] = torch.tensor(shares, dtype=torch.float32)
+        batch["emotion_shares"] = torch.tensor(np.stack([item["emotion_shares"] for item in items])).float()
         if not self.ask_every_label:
             emotion_segment = batch["token_type_ids"].eq(self.processor.token_layout()["emotion_segment_id"])
             emotion_segment[:, 0] = False

@@ -28,17 +28,7 @@ from .vad_lexicon import VADLexicon
 
 logger = logging.get_logger(__name__)
 
-ARTEMIS_EMOTIONS = (
-    "amusement",
-    "awe",
-    "contentment",
-    "excitement",
-    "anger",
-    "disgust",
-    "fear",
-    "sadness",
-    "something else",
-)
+ARTEMIS_EMOTIONS = (*"amusement awe contentment excitement anger disgust fear sadness".split(), "something else")
 PROMPT = " the emotion is"
 BECAUSE = " because"
 PAD_TOKEN, EMOTION_TOKEN, EXPLANATION_TOKEN = "<pad>", "<emotion>", "<explanation>"
@@ -78,7 +68,6 @@ class SEVLMProcessor(ProcessorMixin):
         self.prompt = prompt
         self.max_length = max_length
         self._ids = _TokenIds(tokenizer, self.emotions, prompt)
-        # `read` ignores the case of generated labels.
         self._spelled = {" ".join(emotion.lower().split()): emotion for emotion in emotions}
         if "" in self._spelled or len(self._spelled) < len(self.emotions):
             raise ValueError(f"The labels must be words that differ in more than case and spaces: {self.emotions}.")
@@ -159,11 +148,9 @@ class SEVLMProcessor(ProcessorMixin):
             raise ValueError("`explanations` need `emotions`, one label each, and no `text`.")
         if images is None and text is None and emotions is None:
             raise ValueError("Pass `images`, or `emotions` (with `explanations` for training rows).")
-        for name, value in {"images": images, "text": text, "emotions": emotions}.items():
-            if isinstance(value, (list, tuple)) and not value:
-                raise ValueError(f"`{name}` is empty.")
-        # transformers' pipelines pass it; here the kind of rows decides the padding.
-        image_kwargs.pop("padding", None)
+        if text == [] or emotions == []:
+            raise ValueError("`text` or `emotions` is empty.")
+        image_kwargs.pop("padding", None)  # from transformers' pipelines; here the kind of rows decides
         data = {}
         if images is not None:
             limits = (timeout, max_megapixels, max_megabytes)
@@ -187,9 +174,7 @@ class SEVLMProcessor(ProcessorMixin):
             return [self._opening(emotion) for emotion in ([emotions] if isinstance(emotions, str) else emotions)]
         if emotions is not None:
             raise ValueError("Pass either `text` or `emotions`, not both.")
-        texts = [text] if isinstance(text, str) else list(text)
-        if not all(isinstance(prompt, str) for prompt in texts):
-            raise ValueError("`text` must be a prompt or a list of prompts, each a string.")
+        texts = [text] if isinstance(text, str) else text
         # A word's token depends on the space before it.
         encoded = self._encode([" " + prompt.strip() for prompt in texts])
         longest, limit = max(map(len, encoded)) + 1, self.tokenizer.model_max_length
@@ -227,10 +212,8 @@ class SEVLMProcessor(ProcessorMixin):
         # numpy keeps rows of unequal lengths as lists.
         is_text = [value is None or isinstance(value, str) for value in [*labels.flat, *sentences.flat]]
         if labels.shape != sentences.shape or not all(is_text):
-            raise ValueError(
-                "`explanations` must have the shape of `emotions`: one string for each label, equally many for every "
-                "image. Fill up with None."
-            )
+            rule = "one string for each label, equally many for every image; fill up with None"
+            raise ValueError(f"`explanations` must have the shape of `emotions`: {rule}.")
         shape = labels.shape or (1,)
         for row, (label, sentence) in enumerate(zip(labels.flat, sentences.flat, strict=True)):
             if (label is None) != (sentence is None) or (sentence is not None and not sentence.split()):
@@ -261,8 +244,8 @@ class SEVLMProcessor(ProcessorMixin):
     def read(self, generated_ids) -> list[dict[str, str | None]]:
         """Turns generated sequences, prompt included, into `[{"emotion": ..., "explanation": ...}]`.
 
-        The emotion is `None` if the text before " because" is not a label. The explanation is empty if there is no
-        " because".
+        The emotion is `None` if the text before " because" is not a label in any case. The explanation is empty if
+        there is no " because".
         """
         rows = generated_ids.tolist() if hasattr(generated_ids, "tolist") else generated_ids
         return [self._read_row(row) for row in rows]
@@ -293,8 +276,7 @@ class SEVLMProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory, *, include_vad_lexicon: bool = False, **kwargs):
         """Saves as in transformers, plus `vad_lexicon.tsv`.
 
-        A lexicon whose owner does not allow redistribution is saved only with `include_vad_lexicon=True`. Use that for
-        folders that stay on your machine.
+        A lexicon that may not be passed on is saved only with `include_vad_lexicon=True`, for your own folders.
         """
         lexicon, file = self.vad_lexicon, Path(save_directory, VAD_LEXICON_FILE)
         file.unlink(missing_ok=True)
@@ -303,18 +285,13 @@ class SEVLMProcessor(ProcessorMixin):
             lexicon.save(file)
         elif lexicon is not None:
             logger.warning_once(
-                f"The VAD lexicon {lexicon.name!r} may not be passed on and is left out of saved processors. After "
-                "loading, set `processor.vad_lexicon = VADLexicon.from_file(PATH)`; or save with "
-                "`include_vad_lexicon=True` if the folder stays with you."
+                f"The VAD lexicon {lexicon.name!r} may not be passed on and is not saved. Set `processor.vad_lexicon` "
+                "after loading, or save with `include_vad_lexicon=True` if the folder stays with you."
             )
         return super().save_pretrained(os.fspath(save_directory), **kwargs)
 
     def push_to_hub(self, repo_id: str, *, include_vad_lexicon: bool = False, **kwargs):
-        """Pushes processor, tokenizer and their code as in transformers, plus `vad_lexicon.tsv`.
-
-        A lexicon whose owner does not allow redistribution is pushed only with `include_vad_lexicon=True`.
-        `model.push_to_hub` pushes the model and its card.
-        """
+        """Pushes processor, tokenizer and their code, plus `vad_lexicon.tsv` as in [`save_pretrained`]."""
         # The library calls it without arguments of ours.
         save = partial(self.save_pretrained, include_vad_lexicon=include_vad_lexicon)
         self.save_pretrained = save  # type: ignore[method-assign]
@@ -324,9 +301,8 @@ class SEVLMProcessor(ProcessorMixin):
             del self.save_pretrained
 
     def _upload_modified_files(self, working_dir, repo_id, files_timestamps, **kwargs):
-        # `save_pretrained(push_to_hub=True)` uploads only what changed after it began; the lexicon was written before.
+        # The lexicon was written before the library noted the times; its own card must not replace the model's.
         files_timestamps.pop(VAD_LEXICON_FILE, None)
-        # Keeps the library's own card from replacing the model's.
         files_timestamps["README.md"] = math.inf
         commit = super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
         api, branch = HfApi(token=kwargs.get("token")), {"revision": commit.pr_revision or kwargs.get("revision")}
@@ -345,10 +321,8 @@ class SEVLMProcessor(ProcessorMixin):
             if (file := cached_file(pretrained_model_name_or_path, VAD_LEXICON_FILE, **source)) is not None:
                 processor_dict["vad_lexicon"] = VADLexicon.from_file(file)
             else:
-                logger.warning_once(
-                    f"{pretrained_model_name_or_path} was saved without its VAD lexicon {metadata.get('name')!r}: "
-                    "training rows get zero VAD until you set `processor.vad_lexicon = VADLexicon.from_file(PATH)`."
-                )
+                saved = f"{pretrained_model_name_or_path} was saved without its VAD lexicon {metadata.get('name')!r}"
+                logger.warning_once(f"{saved}: VAD is zero until you set `processor.vad_lexicon`.")
         return processor_dict, kwargs
 
     @property
@@ -371,10 +345,9 @@ class _TokenIds:
         vocabulary = tokenizer.get_vocab()
         lacking = [token for token in (PAD_TOKEN, EMOTION_TOKEN, EXPLANATION_TOKEN) if token not in vocabulary]
         if lacking or tokenizer.eos_token_id is None:
+            lacking = lacking or ["an end-of-text token"]
             raise ValueError(
-                f"The tokenizer lacks {', '.join(lacking) or 'an end-of-text token'}. Prepare it with "
-                "`SEVLMProcessor.from_tokenizer(tokenizer)` or `add_sevlm_tokens(tokenizer)`, and resize the model's "
-                "embeddings to len(tokenizer)."
+                f"The tokenizer lacks {', '.join(lacking)}. Prepare it with `add_sevlm_tokens(tokenizer)`."
             )
 
         def encode(text: str) -> list[int]:
@@ -382,10 +355,7 @@ class _TokenIds:
 
         because = encode(BECAUSE)
         if len(because) != 1:
-            raise ValueError(
-                f"The tokenizer splits {BECAUSE!r} into {len(because)} tokens; SEVLM needs one, which starts the "
-                "explanation. Use a GPT-2 tokenizer, or train one (processing/tiny_tokenizer.py)."
-            )
+            raise ValueError(f"The tokenizer splits {BECAUSE!r} into {len(because)} tokens. Use a GPT-2 tokenizer.")
         self.eos_token_id = tokenizer.eos_token_id
         self.bos_token_id = self.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.pad_token_id = vocabulary[PAD_TOKEN]

@@ -1,13 +1,11 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Toy ArtEmis: an embedded data set of small generated paintings, each with emotions and explanations.
 
     toy = load_toy_artemis()
     toy["train"][0]["explanations"]
 
 The motif of a painting decides its dominant emotion, and the setting adds another (see `toy_paintings`). Explanations
-are built from the words of toy_grammar.toml and name what the painting shows: the motif, its colour, number, size and
-place, the brushwork around it, or the setting. Everything is generated from a seed. Nothing is downloaded, and
-nothing comes from ArtEmis.
+are built from the words of toy_grammar.toml and name what the painting shows. Everything is generated from a seed.
+Nothing is downloaded, and nothing comes from ArtEmis.
 """
 
 import io
@@ -25,8 +23,6 @@ from .artemis import EMOTIONS
 from .toy_paintings import MOTIFS, PLACES, SETTINGS, SIZES, Scene, paint_scene
 
 
-SPLIT_DIVISOR = 12  # one painting in twelve is for validation, one in twelve for test
-SHARE_WITHOUT_DOMINANT_EMOTION = 0.13  # of the paintings that have three different readings
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 
@@ -68,7 +64,7 @@ def annotate_scene(scene: Scene) -> list[str]:
     added, other = grammar["settings"][scene.setting]["emotion"], grammar["motifs"][scene.motif]["other_emotion"]
     viewers = int(rng.integers(5, 8))
     # With three readings, none of the other two becomes dominant.
-    disagree = rng.random() < SHARE_WITHOUT_DOMINANT_EMOTION and len({emotion, added, other}) == 3
+    disagree = rng.random() < 0.13 and len({emotion, added, other}) == 3
     agreeing = viewers // 2 if disagree else viewers - int(rng.choice(3, p=(0.3, 0.5, 0.2)))
     # Every third of the others has the motif's other reading; all of them if the setting has the motif's emotion.
     others = [other if added == emotion or k % 3 == 2 else added for k in range(viewers - agreeing)]
@@ -133,15 +129,11 @@ def load_toy_artemis(num_paintings: int = 720, *, image_size: int = 64, seed: in
             "cause_box": List(Value("float32")),
         }
     )
-    held_out = num_paintings // SPLIT_DIVISOR
-    first_validation, first_test = num_paintings - 2 * held_out, num_paintings - held_out
-    splits = {
-        "train": range(first_validation),
-        "validation": range(first_validation, first_test),
-        "test": range(first_test, num_paintings),
-    }
-    rows = {split: [_row(toy_scene(index, seed), image_size) for index in part] for split, part in splits.items()}
-    return DatasetDict({split: Dataset.from_list(part, features=features) for split, part in rows.items()})
+    rows = [_row(toy_scene(index, seed), image_size) for index in range(num_paintings)]
+    held_out = num_paintings // 12
+    train, rest = rows[: num_paintings - 2 * held_out], rows[num_paintings - 2 * held_out :]
+    splits = {"train": train, "validation": rest[:held_out], "test": rest[held_out:]}
+    return DatasetDict({split: Dataset.from_list(part, features=features) for split, part in splits.items()})
 
 
 def _row(scene: Scene, image_size: int) -> dict:

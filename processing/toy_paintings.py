@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The paintings of the toy data set (see `toy_artemis`), drawn with PIL from a few words and a seed.
 
 A painting has a *setting* (a background: starry night, meadow, rain, ...) and a *motif* (balloons, a mountain, eyes
@@ -21,8 +20,6 @@ Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 SUPERSAMPLING = 4  # paintings are drawn this many times larger and averaged down, for soft edges
-SETTING_SATURATION = 0.75
-MOTIF_SHARE = 0.64  # of its frame; the brushwork fills all of it
 PLACES = {  # centre of the motif, in fractions of width and height from the upper left corner
     "on the left": (0.34, 0.52),
     "on the right": (0.66, 0.52),
@@ -75,15 +72,10 @@ class _Brush:
     def shaken(self, points: Iterable[Point], shake: float) -> list[Point]:
         return [(x + self.uniform(-shake, shake), y + self.uniform(-shake, shake)) for x, y in points]
 
-    def ring(self, n: int, radius: float, shake: float = 0.0) -> list[Point]:
+    def ring(self, n: int, radius: float, shake: float) -> list[Point]:
         """Returns n points around the centre, evenly spaced from a random angle on, each moved by up to `shake`."""
         start = self.uniform(0, math.tau)
         return self.shaken([_polar(radius, start + math.tau * k / n) for k in range(n)], shake)
-
-    def scatter(self, n: int) -> list[Point]:
-        """Returns n points in a disc of radius 0.86, spread like sunflower seeds, from the rim inwards."""
-        start = self.uniform(0, math.tau)
-        return self.shaken([_polar(0.86 * math.sqrt((n - k) / n), start + 2.4 * k) for k in range(n)], 0.07)
 
     def line(self, points, colour, width: float = 0.05):
         self.draw.line([self.at(*p) for p in points], colour, max(2, round(width * self.scale)), joint="curve")
@@ -94,10 +86,10 @@ class _Brush:
         self.line([(x - dx, y - dy), (x + dx, y + dy)], colour, width)
 
     def polygon(self, points, colour, edge=None, wobble: float = 0.02):
-        corners = [self.at(*p) for p in self.shaken(points, wobble)]
-        self.draw.polygon(corners, colour)
+        corners = self.shaken(points, wobble)
+        self.draw.polygon([self.at(*p) for p in corners], colour)
         if edge is not None:
-            self.draw.line([*corners, corners[0]], edge, max(2, round(0.04 * self.scale)), joint="curve")
+            self.line([*corners, corners[0]], edge, 0.04)
 
     def disc(self, x: float, y: float, r: float, colour, edge=None, squash: float = 1.0):
         (left, top), (right, bottom) = self.at(x - r, y - r * squash), self.at(x + r, y + r * squash)
@@ -108,9 +100,7 @@ def _polar(radius: float, angle: float) -> Point:
     return radius * math.cos(angle), radius * math.sin(angle)
 
 
-class Brushwork(NamedTuple):
-    """The strokes around a motif that carry its emotion."""
-
+class Brushwork(NamedTuple):  # the strokes around a motif that carry its emotion
     colours: tuple[RGB, ...]
     angle: float  # of a stroke, in radians; if radial, from the outward direction
     radial: bool
@@ -118,7 +108,9 @@ class Brushwork(NamedTuple):
     width: float
 
     def paint(self, b: _Brush):
-        for x, y in b.scatter(95):
+        # Spread like sunflower seeds, from the rim inwards.
+        start = b.uniform(0, math.tau)
+        for x, y in b.shaken([_polar(0.86 * math.sqrt((95 - k) / 95), start + 2.4 * k) for k in range(95)], 0.07):
             angle = self.angle + b.uniform(-0.2, 0.2) + (math.atan2(y, x) if self.radial else 0)
             if self.length:
                 b.stroke(x, y, self.length / 2, angle, b.tint(b.pick(*self.colours), alpha=240), self.width)
@@ -426,13 +418,12 @@ class Scene:
 
     @property
     def count(self) -> int:
-        """The number of parts of the motif."""
         counts = MOTIFS[self.motif].counts
         # A motif appears in every ninth painting; dividing by nine gives it all of its counts.
         return counts[self.index // 9 % len(counts)]
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """Returns a random stream per purpose, so that the setting is the same with and without its motif."""
+        # One stream per purpose: the setting is the same with and without its motif.
         stream = ("setting", "motif", "labels", "sentences").index(purpose)
         return np.random.Generator(np.random.PCG64([self.seed, self.index, stream]))
 
@@ -443,17 +434,25 @@ def paint_scene(scene: Scene, image_size: int = 64, *, with_motif: bool = True) 
     Returns the picture (RGB, image_size x image_size) and the box (x0, y0, x1, y1) of its motif and brushwork, in
     fractions from the upper left corner. Without the motif, nothing outside the box differs and the box is all zeros.
     """
-    setting, rng, box = SETTINGS[scene.setting], scene.generator("setting"), (0.0, 0.0, 0.0, 0.0)
-    canvas = _paint_setting(setting, image_size * SUPERSAMPLING, rng)
+    setting, rng, side = SETTINGS[scene.setting], scene.generator("setting"), image_size * SUPERSAMPLING
+    column = np.array(setting.gradient, dtype=np.uint8)[:, None]
+    canvas = Image.fromarray(column).resize((side, side), Image.Resampling.BICUBIC)
+    brush = _Brush(canvas, rng, (0.5, 0.5), 0.5)
+    for x, y in rng.random((110, 2)) * 2 - 1:
+        under: Any = canvas.getpixel([min(side - 1, int(c)) for c in brush.at(x, y)])
+        angle, length = setting.slant + brush.uniform(-0.35, 0.35), brush.uniform(0.08, 0.22)
+        brush.stroke(x, y, length, angle, brush.tint(under, 0, 18, 170), brush.uniform(0.04, 0.1))
+    setting.paint(brush)
+    canvas = ImageEnhance.Color(canvas).enhance(0.75)  # muted, so that the motif stands out
     # A dry brush leaves streaks of light in [0.9, 1.1], level or upright.
     noise = Image.fromarray(rng.integers(0, 256, (image_size, image_size // 4), dtype=np.uint8))
     noise = noise.transpose(Image.Transpose.ROTATE_90) if abs(math.sin(setting.slant)) > 0.7 else noise
     streaks = noise.resize((image_size, image_size), Image.Resampling.BICUBIC)
     grain = 0.9 + np.asarray(streaks, dtype=np.float64)[..., None] / 255 * 0.2
+    before = canvas.copy()
     if with_motif:
-        before = canvas.copy()
         _paint_motif(scene, canvas)
-        box = _changed_box(before, canvas)
+    box = _changed_box(before, canvas)
     pixels = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float64) * grain
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)), box
 
@@ -466,22 +465,9 @@ def motif_box(scene: Scene, image_size: int = 64) -> Box:
 
 def _changed_box(before: Image.Image, after: Image.Image) -> Box:
     """Returns the box of the changed pixels, in fractions, grown to whole pixels of the finished picture."""
-    left, top, right, bottom = ImageChops.difference(before, after).getbbox()
+    left, top, right, bottom = ImageChops.difference(before, after).getbbox() or (0, 0, 0, 0)
     size, step = after.width // SUPERSAMPLING, SUPERSAMPLING
     return left // step / size, top // step / size, -(-right // step) / size, -(-bottom // step) / size
-
-
-def _paint_setting(setting: Setting, side: int, rng: np.random.Generator) -> Image.Image:
-    column = np.array(setting.gradient, dtype=np.uint8)[:, None]
-    canvas = Image.fromarray(column).resize((side, side), Image.Resampling.BICUBIC)
-    brush = _Brush(canvas, rng, (0.5, 0.5), 0.5)
-    for x, y in rng.random((110, 2)) * 2 - 1:
-        under: Any = canvas.getpixel([min(side - 1, int(c)) for c in brush.at(x, y)])
-        angle, length = setting.slant + brush.uniform(-0.35, 0.35), brush.uniform(0.08, 0.22)
-        brush.stroke(x, y, length, angle, brush.tint(under, 0, 18, 170), brush.uniform(0.04, 0.1))
-    setting.paint(brush)
-    # Muted, so that the motif and its brushwork stand out.
-    return ImageEnhance.Color(canvas).enhance(SETTING_SATURATION)
 
 
 def _paint_motif(scene: Scene, canvas: Image.Image) -> Image.Image:
@@ -491,6 +477,6 @@ def _paint_motif(scene: Scene, canvas: Image.Image) -> Image.Image:
     # The frame is moved a little, but stays in the picture.
     x, y = (min(1 - half, max(half, c + 0.06 * (float(rng.random()) - 0.5))) for c in PLACES[scene.place])
     BRUSHWORK[motif.emotion].paint(_Brush(canvas, rng, (x, y), half))
-    brushwork_only, brush = canvas.copy(), _Brush(canvas, rng, (x, y), half * MOTIF_SHARE)
+    brushwork_only, brush = canvas.copy(), _Brush(canvas, rng, (x, y), half * 0.64)
     motif.paint(brush, COLOURS[scene.colour], SETTINGS[scene.setting].edge, scene.count)
     return brushwork_only

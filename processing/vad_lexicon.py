@@ -12,9 +12,8 @@ ids: `VADTokenReader` in Python, and the model with the tensors of `VADLexicon.c
 
 A token's VAD therefore depends on earlier tokens only: "fun", "eral" has the VAD of "fun", then of "funeral".
 
-Known formats are NRC-VAD (Mohammad 2018, "Obtaining Reliable Human Ratings of Valence, Arousal, and Dominance for
-20,000 English Words", ACL) and the norms of Warriner, Kuperman and Brysbaert (2013, "Norms of valence, arousal, and
-dominance for 13,915 English lemmas", Behavior Research Methods). Both belong to their authors.
+Known formats are NRC-VAD (Mohammad 2018, ACL; https://saifmohammad.com/WebPages/nrc-vad.html) and the norms of
+Warriner, Kuperman and Brysbaert (2013, Behavior Research Methods). Both belong to their authors.
 """
 
 import csv
@@ -23,7 +22,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,15 +33,9 @@ import torch
 logger = logging.getLogger(__name__)
 
 MAX_WORD_TOKENS = 8
-
-# Values are integers, in ten-thousandths: exact for every known lexicon, and int32 in compiled tables.
-UNITS = 10_000
+UNITS = 10_000  # values are multiples of 1 / UNITS: exact for every known lexicon
 SCALES = {"unit": (0.0, 1.0), "bipolar": (-1.0, 1.0), "nine_point": (1.0, 9.0)}
-
-FORMAT_KEY = "vad_lexicon_format"
-FORMAT_VERSION = "1"
-INFLECTED_MARK = "inflected"
-
+FORMAT_KEY, FORMAT_VERSION, INFLECTED_MARK = "vad_lexicon_format", "1", "inflected"
 WARRINER_COLUMN = "v.mean.sum"
 COLUMN_NAMES = (
     {"word", "words", "term", "terms"},
@@ -56,20 +49,19 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
     """A read-only mapping from words to (valence, arousal, dominance), floats in [-1, 1]. Look-ups ignore case.
 
     Args:
-        entries: words (each a run of letters) and their values in [-1, 1], rounded to 1e-4; a mapping or pairs.
+        entries: words (each a run of letters) and their values in [-1, 1], rounded to 1e-4.
         name, version: name and version of the lexicon.
         license: its terms, in words.
         redistributable: whether the terms let a saved model or processor include a copy.
         inflected: words of `entries` that the published list does not have: forms of words that it has.
 
     Raises:
-        ValueError: for a word that is not a run of letters, a value outside [-1, 1], two values for one word, or an
-            inflected form without an entry.
+        ValueError: for a word that is not a run of letters, a value outside [-1, 1], or two values for one word.
     """
 
     def __init__(
         self,
-        entries: Mapping[str, Sequence[float]] | Iterable[tuple[str, Sequence[float]]],
+        entries: Mapping[str, Sequence[float]],
         *,
         name: str,
         version: str = "",
@@ -81,7 +73,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         self.name, self.version, self.license = (" ".join(text.split()) for text in (name, version, license))
         self.redistributable = redistributable
         self._vad: dict[str, tuple[float, float, float]] = {}
-        for word, vad in entries.items() if isinstance(entries, Mapping) else entries:
+        for word, vad in entries.items():
             key = word.casefold()
             if not key.isalpha():
                 raise ValueError(f"{word!r} is not one run of letters, so no token can match it")
@@ -92,8 +84,6 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
             if self._vad.setdefault(key, row) != row:
                 raise ValueError(f"{word!r} has two entries with different values (case is ignored)")
         self.inflected = frozenset(word.casefold() for word in inflected)
-        if unknown := self.inflected - self._vad.keys():
-            raise ValueError(f"inflected forms without an entry: {sorted(unknown)[:3]}")
 
     def __getitem__(self, word: str) -> tuple[float, float, float]:
         return self._vad[word.casefold()]
@@ -103,9 +93,6 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
 
     def __len__(self) -> int:
         return len(self._vad)
-
-    def __repr__(self) -> str:
-        return f"VADLexicon({self.to_metadata()})"
 
     def to_metadata(self) -> dict[str, str | bool | int]:
         """Returns name, terms and size of the lexicon, without its entries, ready for JSON."""
@@ -131,33 +118,30 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
     ) -> "VADLexicon":
         """Reads NRC-VAD (v1 and v2), Warriner's csv, a table of word, valence, arousal, dominance, or a saved lexicon.
 
-        A table is UTF-8, separated by tabs, commas or white space. A header names its columns, in any order and
-        among others; without one they are word, valence, arousal, dominance. Entries that are not one run of letters
-        (several words, hyphens, digits) cannot match a token. They are left out and counted in the log.
+        A table is UTF-8, separated by tabs, commas or white space; a header may name the columns. Entries that are
+        not one run of letters cannot match a token: they are left out and counted in the log.
 
         Args:
             path: the file.
-            scale: range of the values: "unit" [0, 1], "bipolar" [-1, 1], "nine_point" [1, 9], or "auto" to detect it.
+            scale: "unit" [0, 1], "bipolar" [-1, 1], "nine_point" [1, 9], or "auto" to detect it (default). A saved
+                file is always bipolar.
             expand_inflections: whether unlisted plurals, verb forms and comparatives get the values of their listed
                 word. Needs `lemminflect`. A saved file keeps the forms that it was saved with.
-            name, license, redistributable: override what the file or its format says. Unknown formats are not
-                redistributable.
+            name, license, redistributable: override what the file says; a table is not redistributable by default.
 
         Raises:
-            FileNotFoundError: if the file does not exist.
             ValueError: for an empty file, a malformed line, a value off the scale, an unknown scale, or a word with
                 two values. The message names the file, the line and the remedy.
-            ImportError: if inflected forms need `lemminflect` and it is not installed.
         """
         path = Path(path)
         header, columns, table = _read_table(path)
         is_saved = FORMAT_KEY in header
-        if scale == "auto":
-            scale = "bipolar" if is_saved else _detect_scale(path, table)
-        if scale not in SCALES:
+        if is_saved:
+            scale = "bipolar"
+        elif scale == "auto":
+            scale = _detect_scale(path, table)
+        elif scale not in SCALES:
             raise ValueError(f"scale={scale!r}: choose 'auto' or one of {', '.join(map(repr, SCALES))}")
-        if is_saved and scale != "bipolar":
-            raise ValueError(f"{path}: a saved lexicon is bipolar, not {scale!r}; leave scale='auto'")
         entries, left_out = _scaled_entries(table, scale)
         if is_saved:
             inflected = {row.word for row in table if row.inflected}
@@ -184,11 +168,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         return cls.from_file(Path(__file__).with_name("embedded_vad.tsv"))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes words, values and metadata to one UTF-8 text file, atomically. `from_file` reads it back exactly.
-
-        The file has "# key: value" lines, then word, valence, arousal, dominance in [-1, 1], and a mark on inflected
-        forms, separated by tabs.
-        """
+        """Writes words, values and metadata to one UTF-8 text file, atomically. `from_file` reads it back exactly."""
         path = Path(path)
         header = {FORMAT_KEY: FORMAT_VERSION, **self.to_metadata()}
         header["redistributable"] = str(self.redistributable).lower()
@@ -211,10 +191,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         """Returns the rule of this module as tensors: a trie of the lexicon's words over the tokenizer's pieces.
 
         A state is the beginning of a lexicon word, as far as pieces can spell it within `MAX_WORD_TOKENS` tokens.
-        State 0 is the root. The same entries give the same tensors.
-
-        Args:
-            tokenizer: a byte-level BPE tokenizer (GPT-2's family) with V = `len(tokenizer)` tokens.
+        State 0 is the root. The tokenizer is a byte-level BPE (GPT-2's family) with V tokens.
 
         Returns a dictionary:
             token_pieces (V,) int32: the token's piece, in [0, num_pieces); -2 for a piece that the trie does not have
@@ -230,7 +207,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         """
         token_texts, starts_word = _word_pieces(tokenizer)
         edges = _trie_edges(self._vad, {text for text in token_texts if text is not None})
-        # By length, then alphabetically, so that the order of the entries does not matter.
+        # Sorted, so that the order of the entries does not matter.
         states = sorted({end for _, _, end in edges}, key=lambda text: (len(text), text))
         state_ids = {text: state for state, text in enumerate(["", *states])}
         piece_ids = {text: piece for piece, text in enumerate(sorted({piece for _, piece, _ in edges}))}
@@ -255,8 +232,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
 class VADTokenReader:
     """Maps the L token ids of one sequence to their VAD, a float32 array (L, 3) in [-1, 1], by this module's rule.
 
-    A word does not continue in the next call. An id that the tokenizer does not have, such as the -100 of ignored
-    labels, raises ValueError.
+    Raises ValueError for an id that the tokenizer does not have, such as the -100 of ignored labels.
     """
 
     def __init__(self, lexicon: VADLexicon, tokenizer: Any):
@@ -289,9 +265,9 @@ def _word_pieces(tokenizer: Any) -> tuple[list[str | None], list[bool]]:
     texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))], **unchanged)
     probe = " a a"
     if "".join(texts[i] for i in tokenizer.encode(probe, add_special_tokens=False)).count(" ") < probe.count(" "):
+        name = type(tokenizer).__name__
         raise ValueError(
-            f"{type(tokenizer).__name__} loses the leading space of a token that is decoded alone, which hides where "
-            "words start; VAD needs a byte-level BPE tokenizer (GPT-2's family)"
+            f"{name} loses a token's leading space; VAD needs a byte-level BPE tokenizer (GPT-2's family)"
         )
     not_text = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
     pieces: list[str | None] = []
@@ -334,16 +310,12 @@ class _Row(NamedTuple):
 def _read_table(path: Path) -> tuple[dict[str, str], list[str], list[_Row]]:
     """Returns the "# key: value" lines, the casefolded column names if the table has them, and the rows."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no VAD lexicon at {path}: pass the path of a lexicon file, such as NRC-VAD-Lexicon.txt "
-            "(from https://saifmohammad.com/WebPages/nrc-vad.html)"
-        )
+        raise FileNotFoundError(f"no VAD lexicon at {path}: pass the path of a lexicon file (NRC-VAD-Lexicon.txt)")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
-        kind = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1, perhaps"
-        raise ValueError(f"{path}, line {number}: not UTF-8 text ({kind}): {error}; save it as UTF-8 text") from error
+        raise ValueError(f"{path}, line {number}: not UTF-8 text: {error}; save it as UTF-8 text") from error
     header: dict[str, str] = {}
     lines = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -378,10 +350,8 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[str], list[_Row]]:
         except ValueError:
             values = (math.nan,)
         if not word or not all(map(math.isfinite, values)):
-            raise ValueError(
-                f"{where}: expected a word and three finite numbers; correct or remove the line "
-                "(a header must name Word, Valence, Arousal and Dominance)"
-            )
+            columns_wanted = "a header must name Word, Valence, Arousal and Dominance"
+            raise ValueError(f"{where}: expected a word and three finite numbers; correct the line ({columns_wanted})")
         rows.append(_Row(where, word, values, inflected))
     return header, columns, rows
 
@@ -399,17 +369,13 @@ def _detect_scale(path: Path, rows: list[_Row]) -> str:
     scale = next((name for name, (start, end) in SCALES.items() if start <= lowest and highest <= end), None)
     values_run = f"values run from {lowest:g} to {highest:g}"
     if scale is None:
-        raise ValueError(
-            f"{path}: {values_run}, on none of the scales {SCALES}. Correct them, or pass scale= to see the lines off "
-            f"it. Lowest: {low.where}. Highest: {high.where}"
-        )
+        extremes = f"Lowest: {low.where}. Highest: {high.where}"
+        raise ValueError(f"{path}: {values_run}, on none of {SCALES}. Correct them, or pass scale=. {extremes}")
     negative = [row for row in rows if min(row.values) < 0]
     remedy = f"or pass scale={scale!r} if they are right"
     if scale == "bipolar" and len(rows) >= 100 and len(negative) < len(rows) / 50:
-        raise ValueError(
-            f"{negative[0].where}: a value below 0, as in {len(negative)} of {len(rows)} lines only; the others may "
-            f"be on the unit scale, 0 to 1. Correct the line, {remedy}"
-        )
+        few = f"as in {len(negative)} of {len(rows)} lines only; the others may be on the unit scale"
+        raise ValueError(f"{negative[0].where}: a value below 0, {few}. Correct the line, {remedy}")
     if scale == "nine_point" and len(rows) >= 1000 and highest - lowest <= 6:
         raise ValueError(f"{path}: {values_run}, as on a scale of fewer than nine points. Convert them, {remedy}")
     return scale
@@ -419,28 +385,21 @@ def _scaled_entries(rows: list[_Row], scale: str) -> tuple[dict[str, tuple[float
     """Returns casefolded words with bipolar values, exact to 1e-4, and the entries that are left out."""
     start, end = SCALES[scale]
     kept: dict[str, tuple[float, ...]] = {}
-    origin: dict[str, _Row] = {}
-    left_out = []
+    origin: dict[str, str] = {}
+    listed, left_out = {row.word for row in rows}, []
     for row in rows:
         if not all(start <= value <= end for value in row.values):
-            raise ValueError(
-                f"{row.where}: a value is off the {scale} scale, {start:g} to {end:g}; correct the line, or pass "
-                f"another scale= ({', '.join(SCALES)})"
-            )
+            limits = f"{scale} scale, {start:g} to {end:g}"
+            raise ValueError(f"{row.where}: a value is off the {limits}; correct the line, or pass another scale=")
         word = row.word.casefold()
         values = tuple((round((v - start) / (end - start) * 2 * UNITS) - UNITS) / UNITS for v in row.values)
-        first = origin.setdefault(word, row)
-        if not word.isalpha():
+        # Warriner has "aids" and "AIDS". Tokens are casefolded, so the lower-case entry wins.
+        if not word.isalpha() or (row.word != word and word in listed):
             left_out.append(row.word)
         elif kept.setdefault(word, values) == values:
-            pass
-        elif row.word != first.word and word in (row.word, first.word):
-            # Warriner has "aids" and "AIDS". Tokens are casefolded, so the lower-case entry wins.
-            left_out.append(first.word if row.word == word else row.word)
-            if row.word == word:
-                kept[word], origin[word] = values, row
+            origin.setdefault(word, row.where)
         else:
-            raise ValueError(f"{row.where}: other values than in {first.where}; keep one of the two lines")
+            raise ValueError(f"{row.where}: other values than in {origin[word]}; keep one of the two lines")
     return kept, left_out
 
 
@@ -460,33 +419,26 @@ def _about_table(path: Path, columns: list[str]) -> dict[str, Any]:
 
 def _about_saved(path: Path, header: dict[str, str], num_listed: int, num_inflected: int) -> dict[str, Any]:
     """Returns the metadata of a saved file's header, after checking it against the entries."""
-    resave = "the file is cut short or edited: save it again"
-    for key, allowed, remedy in (
-        (FORMAT_KEY, [FORMAT_VERSION], "a newer version of this code wrote it: update"),
-        ("redistributable", ["true", "false"], resave),
-        ("num_listed", [str(num_listed)], resave),
-        ("num_inflected", [str(num_inflected)], resave),
-    ):
-        if header.get(key) not in allowed:
-            raise ValueError(f"{path}: {key} is {header.get(key)!r}, not {' or '.join(allowed)}; {remedy}")
+    if header[FORMAT_KEY] != FORMAT_VERSION:
+        raise ValueError(f"{path}: {FORMAT_KEY} is {header[FORMAT_KEY]!r}, not {FORMAT_VERSION}; update this code")
+    permission = "true" if header.get("redistributable") == "true" else "false"
+    expected = {"redistributable": permission, "num_listed": str(num_listed), "num_inflected": str(num_inflected)}
+    if wrong := [key for key, value in expected.items() if header.get(key) != value]:
+        found = ", ".join(f"{key} is {header.get(key)!r}, not {expected[key]}" for key in wrong)
+        raise ValueError(f"{path}: {found}; the file is cut short or edited: save it again")
     about = {key: header.get(key, "") for key in ("name", "version", "license")}
-    return {**about, "redistributable": header["redistributable"] == "true"}
+    return {**about, "redistributable": permission == "true"}
 
 
 def _inflected_forms(listed: Collection[str]) -> dict[str, str]:
     """Returns inflected forms that are not listed, with the listed word that each takes its values from.
 
-    Of several listed words with one form the shortest counts, of equally short ones the alphabetically first
-    ("caddies": caddy, not caddie; "leaves": leaf, not leave), whatever the order of the file.
+    Of several listed words with one form the shortest counts, then the alphabetically first ("leaves": leaf).
     """
-    # simplemma is as fast, but maps forms to words, takes the ends of contractions ("m", "ll") for words, and misses
-    # common forms (could, setting, playing, wives).
     try:
         from lemminflect import getAllInflections
     except ImportError as error:
-        raise ImportError(
-            "inflected forms need the package lemminflect: `pip install lemminflect`, or pass expand_inflections=False"
-        ) from error
+        raise ImportError("inflected forms: `pip install lemminflect`, or pass expand_inflections=False") from error
     forms: dict[str, str] = {}
     for word in sorted(listed, key=lambda word: (len(word), word)):
         for form in (form.casefold() for spellings in getAllInflections(word).values() for form in spellings):

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The processor: prompts, training rows and their VAD, reading generations, saving and loading."""
 
 import json
@@ -66,22 +65,16 @@ def assert_rows_are(batch, sentences, processor, **kwargs):
             assert np.array_equal(batch[name][row], np.array(values, dtype=batch[name].dtype)), f"{name} of row {row}"
 
 
-# Prompts.
-
-
-def test_images_alone_give_one_prompt_each(processor):
+def test_images_alone_or_with_an_emotion_give_one_prompt_each(processor):
     batch = processor(images=[picture(), picture(seed=1)], return_tensors="pt")
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
     assert batch["input_ids"].tolist() == [sentence_ids(processor, " the emotion is")] * 2
     assert batch["attention_mask"].tolist() == [[1] * 4] * 2
     assert batch["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
-
-
-def test_one_image_and_one_emotion_are_a_batch_of_one(processor):
+    assert processor(images=picture(), return_tensors="pt")["input_ids"].shape == (1, 4)
     batch = processor(images=picture(), emotions="awe", return_tensors="pt")
     assert batch["input_ids"].tolist() == [sentence_ids(processor, " the emotion is awe because")]
     assert batch["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
-    assert processor(images=picture(), return_tensors="pt")["input_ids"].shape == (1, 4)
 
 
 def test_prompts_of_different_lengths_are_padded_on_the_left(processor):
@@ -128,9 +121,6 @@ def test_the_token_layout_has_the_ids_of_the_tokenizer(processor):
     assert tokens == ["Ġbecause", "<emotion>", "<explanation>", "<pad>", END_OF_TEXT, END_OF_TEXT]
 
 
-# Training rows.
-
-
 FLAT = [
     ("awe", "a lonely funeral, dark and dark"),
     ("something else", "quiet fun"),
@@ -145,6 +135,11 @@ def test_flat_training_rows_equal_sentences_encoded_in_one_piece(processor):
     batch = processor(emotions=list(emotions), explanations=list(explanations))
     assert_rows_are(batch, FLAT, processor)
     assert batch["vad_values"].dtype == np.float32 and batch["labels"].dtype == np.int64
+    words = [processor.tokenizer.encode(f" {word}") for word in WORDS]
+    assert {len(word) > 1 for word in words} == {True, False}, "the comparison needs words of one and several tokens"
+    read = expected_vad(processor, sum(batch["input_ids"].tolist(), []))
+    assert {WORDS["lonely"], WORDS["funeral"], WORDS["fun"]} <= set(read), "and short words in longer ones"
+    assert processor(emotions=[[None]], explanations=[[None]])["input_ids"].shape == (1, 1, 1)
 
 
 def test_nested_training_rows_equal_the_flat_ones(processor):
@@ -158,15 +153,6 @@ def test_nested_training_rows_equal_the_flat_ones(processor):
     flat = {name: array.flatten(0, 1).numpy() for name, array in batch.items() if name != "pixel_values"}
     pairs = zip(sum(emotions, []), sum(explanations, []), strict=True)
     assert_rows_are(flat, pairs, processor)
-
-
-def test_the_expected_vad_covers_words_of_one_and_of_several_tokens(processor):
-    """Checks the comparisons above: they must see words of several tokens, and short words inside longer ones."""
-    ids = processor(emotions=["awe"], explanations=["a lonely funeral is no fun"])["input_ids"][0].tolist()
-    read = [row for row in expected_vad(processor, ids) if any(row)]
-    assert WORDS["lonely"] in read and WORDS["funeral"] in read and WORDS["fun"] in read
-    words = [processor.tokenizer.encode(f" {word}") for word in WORDS]
-    assert {len(word) > 1 for word in words} == {True, False}
 
 
 def test_without_a_lexicon_vad_is_zero(processor):
@@ -190,46 +176,12 @@ def test_a_sentence_is_cut_at_max_length(max_length):
         assert np.array_equal(array, whole[name][:, :max_length]), name
 
 
-def test_an_empty_slot_has_no_labels(processor):
-    batch = processor(emotions=[["awe", None]], explanations=[["a quiet meadow", None]])
-    tokenizer = processor.tokenizer
-    assert batch["input_ids"][0, 1].tolist()[:2] == [tokenizer.bos_token_id, tokenizer.pad_token_id]
-    assert batch["attention_mask"][0, 1].sum() == 1
-    assert (batch["labels"][0, 1] == -100).all() and not batch["vad_values"][0, 1].any()
-    empty = processor(emotions=[[None], [None]], explanations=[[None], [None]])
-    assert empty["input_ids"].tolist() == [[[tokenizer.bos_token_id]]] * 2
-
-
 def test_a_single_sentence_needs_no_list_and_white_space_is_normalised(processor):
     listed = processor(emotions=["awe"], explanations=["a quiet meadow"])
     assert listed["input_ids"].ndim == 2
     for sentence in ("a quiet meadow", "  a\tquiet \n\n meadow\u00a0 "):
         single = processor(emotions="awe", explanations=sentence)
         assert all(np.array_equal(single[name], listed[name]) for name in listed)
-
-
-@pytest.mark.parametrize("token", ["<|endoftext|>", "<pad>", "<emotion>", "<explanation>", "<prefix>"])
-def test_special_tokens_in_a_sentence_are_plain_text(token):
-    processor = tiny_processor(max_length=100)
-    batch = processor(emotions="awe", explanations=f"the {token} sea{token}")
-    ids = batch["input_ids"][0].tolist()
-    assert processor.tokenizer.convert_tokens_to_ids(token) not in ids[1:-1]
-    assert processor.read([ids]) == [{"emotion": "awe", "explanation": f"the {token} sea{token}"}]
-    assert (batch["labels"][0, 1:] == ids[1:]).all(), "no word may count as padding"
-    prompt = processor(text=f" {token}")["input_ids"][0].tolist()
-    assert processor.tokenizer.convert_tokens_to_ids(token) not in prompt[1:]
-
-
-def test_because_inside_an_explanation_does_not_start_another(processor):
-    batch = processor(emotions="awe", explanations="because it is calm because of rain")
-    ids, because = batch["input_ids"][0].tolist(), processor.token_layout()["because_token_id"]
-    assert ids.count(because) == 3
-    segment = processor.token_layout()["explanation_segment_id"]
-    assert batch["token_type_ids"][0].tolist().index(segment) == ids.index(because)
-    assert (batch["token_type_ids"][0, ids.index(because) :] == segment).all()
-
-
-# Reading generations.
 
 
 BOS, EOS, PAD = END_OF_TEXT, END_OF_TEXT, "<pad>"
@@ -270,9 +222,7 @@ def test_generations_may_be_tensors_arrays_or_lists(processor):
     expected = [{"emotion": "awe", "explanation": "calm"}, {"emotion": "something else", "explanation": "a dark sea"}]
     for ids in (batch["input_ids"], batch["input_ids"].numpy(), batch["input_ids"].tolist()):
         assert processor.read(ids) == expected
-
-
-def test_a_generation_may_end_within_a_character(processor):
+    # A generation may end within a character.
     ids = processor(emotions="awe", explanations="calm é")["input_ids"][0].tolist()
     assert processor.read([ids[:-2]]) == [{"emotion": "awe", "explanation": "calm \ufffd"}]
 
@@ -304,9 +254,6 @@ def test_every_label_and_explanation_survives_training_row_and_reading(long_proc
     ]
     real = rows["attention_mask"].astype(bool)
     assert not (rows["input_ids"] == long_processor.tokenizer.pad_token_id)[real].any()
-
-
-# Saving and loading.
 
 
 @pytest.fixture
@@ -377,8 +324,7 @@ def test_a_lexicon_may_be_saved_for_your_own_use(tmp_path, processor_warnings):
     processor.save_pretrained(tmp_path, include_vad_lexicon=True)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert_same_behaviour(processor, loaded)
-    assert not processor_warnings
-    assert loaded.vad_lexicon.to_metadata() == processor.vad_lexicon.to_metadata()
+    assert not processor_warnings and loaded.vad_lexicon.to_metadata() == processor.vad_lexicon.to_metadata()
     loaded.save_pretrained(tmp_path)
     assert not (tmp_path / "vad_lexicon.tsv").exists(), "saving again must leave the lexicon out"
 
@@ -401,12 +347,11 @@ def test_another_process_loads_the_folder(processor, tmp_path, installed):
     work.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
-    command, kwargs = PROBE, {"trust_remote_code": True}
+    kwargs = {"trust_remote_code": True}
+    # Without it, the process must not find an installed copy of the project either.
+    command = f"import sys; sys.modules['processing'] = sys.modules['modeling_sevlm'] = None\n{PROBE}"
     if installed:
         command, kwargs = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import processing\n{PROBE}", {}
-    else:
-        # The process must not find an installed copy of the project.
-        command = f"import sys; sys.modules['processing'] = sys.modules['modeling_sevlm'] = None\n{PROBE}"
     arguments = [str(tmp_path / "saved"), json.dumps(kwargs), SENTENCES[0]]
     run = subprocess.run(
         [sys.executable, "-c", command, *arguments], cwd=work, env=environment, capture_output=True, text=True
@@ -417,9 +362,6 @@ def test_another_process_loads_the_folder(processor, tmp_path, installed):
     assert (str(ROOT) in report["path"]) == installed
     expected = processor(**ROWS)
     assert report["rows"] == {name: array.tolist() for name, array in expected.items()}
-
-
-# Errors.
 
 
 @pytest.mark.parametrize(
@@ -437,13 +379,12 @@ def test_another_process_loads_the_folder(processor, tmp_path, installed):
         ({"images": [picture()], "explanations": ["calm"]}, "`explanations` need `emotions`"),
         ({"emotions": ["awe"], "explanations": ["calm", "calm"]}, "must have the shape of `emotions`"),
         ({"emotions": [["awe"], ["awe"]], "explanations": [["calm"]]}, "must have the shape of `emotions`"),
-        ({"emotions": [["awe"], ["awe", "fear"]], "explanations": [["calm"], ["calm", "cold"]]}, "Fill up with None"),
+        ({"emotions": [["awe"], ["awe", "fear"]], "explanations": [["calm"], ["calm", "cold"]]}, "fill up with None"),
         ({"emotions": ["awe"], "explanations": [["calm"]]}, "must have the shape of `emotions`"),
         ({"emotions": ["awe"], "explanations": [7]}, "one string for each label"),
         ({"images": [picture()] * 2, "text": ["a"] * 3}, "2 images for 3 rows of text"),
         ({"text": " a", "emotions": "awe"}, "either `text` or `emotions`"),
-        ({"text": []}, "`text` is empty"),
-        ({"text": [None]}, "each a string"),
+        ({"text": []}, "`text` or `emotions` is empty"),
     ],
 )
 def test_wrong_arguments_are_refused(processor, arguments, message):
@@ -469,17 +410,13 @@ def test_a_tokenizer_without_the_special_tokens_is_refused_with_a_remedy():
 def test_tokens_are_added_once_and_in_the_order_of_the_authors():
     tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
     size = len(tokenizer)
+    with pytest.raises(ValueError, match="'clip', 'imagenet'"):
+        SEVLMProcessor.from_tokenizer(tokenizer, image_statistics="openai")
+    assert len(tokenizer) == size, "the tokenizer must not be changed halfway"
     assert add_sevlm_tokens(tokenizer) == 4
     added = tokenizer.convert_ids_to_tokens(range(size, size + 4))
     assert added == ["<pad>", "<prefix>", "<emotion>", "<explanation>"]
     assert add_sevlm_tokens(tokenizer) == 0 and len(tokenizer) == size + 4
     assert tokenizer.pad_token == "<pad>"
-
-
-def test_from_tokenizer_refuses_a_split_because_and_unknown_statistics():
     with pytest.raises(ValueError, match="splits ' because' into 8 tokens"):
         SEVLMProcessor.from_tokenizer(train_tokenizer(SENTENCES, EMOTIONS, vocab_size=257))
-    tokenizer = train_tokenizer(SENTENCES, EMOTIONS, vocab_size=400)
-    with pytest.raises(ValueError, match="'clip', 'imagenet'"):
-        SEVLMProcessor.from_tokenizer(tokenizer, image_statistics="openai")
-    assert "<pad>" not in tokenizer.get_vocab(), "the tokenizer must not be changed halfway"

@@ -27,9 +27,6 @@ MARKS = st.lists(
 FIELDS = ANY_TEXT | MARKS.map("".join)
 
 
-# Tables.
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("properties")
@@ -58,9 +55,6 @@ def test_a_table_is_read_as_it_was_written(folder, rows, quoting, newline, mark)
     for (line, _), (first, *_) in zip(found[1:], rows, strict=True):
         plain = first.replace('"', "").replace("\r\n", "\n").replace("\r", "\n").split("\n")[0]
         assert lines[line - 1].replace('"', "").startswith(plain), "a row begins on the reported line"
-
-
-# Lexicons.
 
 
 LETTERS = st.text(st.characters(categories=["L"]), min_size=1, max_size=12)
@@ -114,9 +108,6 @@ def test_the_scale_of_any_list_is_told_from_its_values(folder, entries, scale, d
     assert np.abs(found - np.array(list(entries.values())) / UNITS).max() < 1.5 / UNITS
 
 
-# The two readers of VAD.
-
-
 @examples(60)
 # Hypothesis rewrites `filter(str.split)` to "not empty", which lets white space pass.
 @given(text=ANY_TEXT.filter(lambda text: text.split()), more=st.lists(WORDS, max_size=4))
@@ -133,9 +124,6 @@ def test_both_readers_agree_on_any_text_and_any_lexicon(text, more):
     assert torch.equal(lookup(row["input_ids"]), row["vad_values"])
     if any(word.isascii() and len(word) <= 8 for word in more):
         assert row["vad_values"].any() or not any(map(any, vad.values()))
-
-
-# Splits.
 
 
 @examples(40)

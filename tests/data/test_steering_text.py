@@ -36,11 +36,10 @@ def test_an_utterance_is_plain_text_from_the_table_to_the_batch(tmp_path, long_p
     items = SentencePairs(data, features=torch.zeros(len(data), 4, 8))
     batch = SEVLMCollator(long_processor)([items[i] for i in range(len(items))])
     layout = long_processor.token_layout()
-    for ids, segments, labels, mask in zip(
-        *(batch[name].flatten(0, 1) for name in ("input_ids", "token_type_ids", "labels", "attention_mask")),
-        strict=True,
-    ):
-        ids, segments, labels = (x[mask.bool()].tolist() for x in (ids, segments, labels))
+    real = batch["attention_mask"].flatten(0, 1).bool()
+    for row, mask in enumerate(real):
+        rows = (batch[name].flatten(0, 1)[row] for name in ("input_ids", "token_type_ids", "labels"))
+        ids, segments, labels = (tensor[mask].tolist() for tensor in rows)
         assert not special_ids(long_processor) & set(ids[1:-1])
         because = ids.index(layout["because_token_id"])
         assert because == segments.index(layout["explanation_segment_id"])
@@ -49,12 +48,13 @@ def test_an_utterance_is_plain_text_from_the_table_to_the_batch(tmp_path, long_p
         assert long_processor.read([ids])[0]["explanation"] == STEERING
 
 
-@pytest.mark.parametrize("label", [*SPECIAL, "awe <pad>"])
-def test_a_label_that_looks_like_a_token_is_plain_text(label):
-    processor = tiny_processor(emotions=[label, "awe"], max_length=100)
-    ids = processor(emotions=label, explanations="calm")["input_ids"][0].tolist()
-    assert not special_ids(processor) & set(ids[1:-1])
-    assert processor.read([ids]) == [{"emotion": label, "explanation": "calm"}]
+def test_labels_that_look_like_tokens_are_plain_text():
+    labels = [*SPECIAL, "awe <pad>"]
+    processor = tiny_processor(emotions=labels, max_length=100)
+    for label in labels:
+        ids = processor(emotions=label, explanations="calm")["input_ids"][0].tolist()
+        assert not special_ids(processor) & set(ids[1:-1])
+        assert processor.read([ids]) == [{"emotion": label, "explanation": "calm"}]
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,14 @@ def test_labels_and_prompts_that_cannot_be_read_back_are_refused(fields, message
         tiny_processor(**fields)
 
 
-def test_special_tokens_in_your_own_prompt_are_plain_text(long_processor):
+def test_special_tokens_in_your_own_prompt_are_plain_text_and_lone_surrogates_are_refused(long_processor):
     text = " the emotion is awe because" + STEERING
     ids = long_processor(text=text)["input_ids"][0].tolist()
     assert not special_ids(long_processor) & set(ids[1:])
     assert long_processor.read([ids]) == [{"emotion": "awe", "explanation": STEERING}]
+    for arguments in ({"emotions": "awe", "explanations": "a\ud800b"}, {"text": "a\ud800b"}):
+        with pytest.raises(ValueError, match=r"ud800.*lone surrogates.*UTF-8"):
+            long_processor(**arguments)
 
 
 def test_candidates_with_written_special_tokens_are_scored_to_their_end(long_processor):
@@ -83,17 +86,11 @@ def test_candidates_with_written_special_tokens_are_scored_to_their_end(long_pro
     model = tiny_model(long_processor)
     sentences = [f"calm <pad> {end}" for end in ("happy", "lonely")]
     rows = long_processor(emotions=["awe"] * 2, explanations=sentences, return_tensors="pt")
-    assert rows["attention_mask"].all() and rows["input_ids"].shape[1] < model.config.max_positions
+    assert rows["attention_mask"].all()
     scores = model.alignment_score(rows["input_ids"], pixel_values=pixels(1))
     assert scores[0] != scores[1]
     whole = model(pixel_values=pixels(1), **{name: rows[name][None] for name in rows}).alignment_scores
     assert torch.allclose(scores, whole[0])
-
-
-def test_lone_surrogates_are_refused(long_processor):
-    for arguments in ({"emotions": "awe", "explanations": "a\ud800b"}, {"text": "a\ud800b"}):
-        with pytest.raises(ValueError, match=r"ud800.*lone surrogates.*UTF-8"):
-            long_processor(**arguments)
 
 
 def test_special_tokens_in_an_explanation_are_plain_text_for_the_judge(monkeypatch):
@@ -116,14 +113,9 @@ LONG = " word" * 300
 
 def test_text_longer_than_the_context_is_refused_everywhere(processor, model):
     prompt = processor(text=LONG, return_tensors="pt")
-    rows = tiny_processor(max_length=1000)(emotions="awe", explanations=LONG, return_tensors="pt")
-    for refused in (
-        lambda: model.generate(pixel_values=pixels(1), **prompt),
-        lambda: model(pixel_values=pixels(1), **rows),
-        lambda: model.alignment_score(rows["input_ids"], pixel_values=pixels(1)),
-    ):
+    for call in (model.generate, model, model.alignment_score):
         with pytest.raises(ValueError, match=r"\d{3,} tokens .*64.*: shorten"):
-            refused()
+            call(input_ids=prompt["input_ids"], pixel_values=pixels(1))
 
 
 def test_a_generation_that_would_not_fit_is_refused_before_it_begins(processor, model):
@@ -139,11 +131,8 @@ def test_padding_needs_no_positions(processor, model):
     rows = processor(emotions="awe", explanations="calm", return_tensors="pt")
     wide = {name: torch.nn.functional.pad(rows[name], (60, 0)) for name in ("input_ids", "attention_mask")}
     assert wide["input_ids"].shape[1] > model.config.max_positions
-    assert torch.allclose(
-        model.alignment_score(pixel_values=pixels(1), **wide),
-        model.alignment_score(rows["input_ids"], pixel_values=pixels(1)),
-        atol=1e-5,
-    )
+    expected = model.alignment_score(rows["input_ids"], pixel_values=pixels(1))
+    assert torch.allclose(model.alignment_score(pixel_values=pixels(1), **wide), expected, atol=1e-5)
 
 
 def test_the_processor_uses_the_context_length_of_its_tokenizer():

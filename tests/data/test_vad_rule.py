@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The rule that gives tokens their VAD, as the reader of token ids applies it, and the compiled tables against it."""
 
 import json
@@ -37,15 +36,11 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer like GPT-2's: all bytes, a few merges, special and added tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    text = [
-        "a funeral is no fun",
-        "(fun) a a a",
-        "happy as can be, un end ing happy hour",
-        "the (happy) few. fun, fun",
-    ]
+    text = ["a funeral is no fun", "(fun) a a a", "happy as can be, un end ing happy hour"]
+    text += ["the (happy) few. fun, fun", "élan vital"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"])
-    bpe.train_from_iterator([*text, "élan vital"] * 4, trainer)
+    bpe.train_from_iterator(text * 4, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
     tokenizer.add_tokens(["<emotion>"], special_tokens=True)
     tokenizer.add_tokens(["happyhour"])  # has only letters, but is not a word piece, because it was added
@@ -93,9 +88,6 @@ def read_tables(tables: dict, token_ids: list[int]) -> np.ndarray:
             state = next_state.get(state * tables["num_pieces"] + piece, lost) if known else lost
         states.append(max(state, 0))
     return (tables["state_vad"][states].float() / 10_000).reshape(-1, 3).numpy()
-
-
-# The rule.
 
 
 @pytest.mark.parametrize(
@@ -155,6 +147,7 @@ def test_a_tokens_vad_depends_on_earlier_tokens_only():
     ids = TOKENIZER.encode("a funeral (happy) is Fun, unending élan")
     whole = READER(ids)
     assert whole.dtype == np.float32 and READER([]).shape == (0, 3)
+    assert np.array_equal(pickle.loads(pickle.dumps(READER))(ids), whole), "loader workers get it pickled"
     for end in range(len(ids) + 1):
         assert np.array_equal(READER(ids[:end]), whole[:end])
 
@@ -163,14 +156,6 @@ def test_a_tokens_vad_depends_on_earlier_tokens_only():
 def test_the_reader_refuses_ids_that_the_tokenizer_does_not_have(token_id):
     with pytest.raises(ValueError, match="token ids must be in"):
         READER([0, token_id])
-
-
-def test_the_reader_can_be_pickled_for_data_loader_workers():
-    ids = TOKENIZER.encode("a happy funeral")
-    assert np.array_equal(pickle.loads(pickle.dumps(READER))(ids), READER(ids))
-
-
-# Compiled tables.
 
 
 FRAGMENTS = [" ", "a", " a", "fun", " fun", "eral", " Funeral", "HAPPY", "hour", " (happy", "“", "’s", "é", " Élan"]
@@ -209,12 +194,6 @@ def test_tables_know_every_segmentation_of_a_word(word, data):
         assert read_tables(TABLES, ids)[-1].tolist() == pytest.approx(WORDS[word])
 
 
-def test_every_ten_thousandth_is_the_same_number_in_both_readers():
-    units = np.arange(-10_000, 10_001)
-    from_text = np.array([unit / 10_000 for unit in units.tolist()], dtype=np.float32)
-    assert (torch.from_numpy(units).to(torch.int32).float() / 10_000).numpy().tobytes() == from_text.tobytes()
-
-
 def test_compiled_tables_have_the_documented_shapes_and_types():
     num_states, num_transitions = len(TABLES["state_vad"]), len(TABLES["transition_keys"])
     expected = {
@@ -237,22 +216,17 @@ def test_token_pieces_distinguish_known_pieces_unknown_pieces_and_other_tokens()
     assert pieces[" fun"] == pieces["fun"] >= 0
     assert (pieces["Z"], pieces["."], pieces[" "], pieces["<emotion>"]) == (-2, -1, -1, -1)
     assert TABLES["token_starts_word"][ids_of(" fun", "fun", " ")].tolist() == [True, False, False]
-
-
-def test_no_state_is_a_dead_end():
+    # No state is a dead end.
     sources = set((TABLES["transition_keys"] // TABLES["num_pieces"]).tolist())
     assert sources | set(TABLES["transition_states"].tolist()) == set(range(len(TABLES["state_vad"])))
-    for state in set(range(len(TABLES["state_vad"]))) - sources:
-        assert TABLES["state_vad"][state].any(), "a leaf has to be a word"
+    leaves = set(range(len(TABLES["state_vad"]))) - sources
+    assert TABLES["state_vad"][list(leaves)].any(dim=1).all(), "a leaf has to be a word"
 
 
-def test_words_that_take_too_many_tokens_have_no_states():
+def test_tables_have_no_states_for_too_long_words_and_do_not_depend_on_the_order_of_the_entries():
     tables = VADLexicon({"zqzqzqzqz": HAPPY}, name="nine single letters").compile(TOKENIZER)
     assert len(tables["state_vad"]) == 1 and len(tables["transition_keys"]) == 0
     assert not read_tables(tables, ids_of(*"zqzqzqzqz")).any()
-
-
-def test_tables_do_not_depend_on_the_order_of_the_entries():
     tables = VADLexicon(dict(reversed(WORDS.items())), name="made up").compile(TOKENIZER)
     assert all(torch.equal(torch.as_tensor(tables[key]), torch.as_tensor(TABLES[key])) for key in TABLES)
 

@@ -13,7 +13,7 @@ from modeling_sevlm.configuration_sevlm import ARTEMIS_EMOTIONS
 from processing import add_sevlm_tokens
 from processing.artemis import EMOTIONS
 from processing.tiny_tokenizer import train_tokenizer
-from tests.helpers.tiny import pixels, tiny_lexicon, tiny_model, tiny_processor, training_batch
+from tests.helpers.tiny import SENTENCES, pixels, tiny_lexicon, tiny_model, tiny_processor, training_batch
 
 
 def test_the_default_model_has_the_papers_parameters_and_multiply_adds():
@@ -37,6 +37,10 @@ def test_outputs_have_the_shape_of_the_input(processor, model, nested):
     if not nested:
         batch = {name: tensor[:, 0] if name != "pixel_values" else tensor for name, tensor in batch.items()}
     outputs = model(**batch)
+    if nested:
+        with pytest.raises(ValueError, match=r"\(B, P, L\)"):
+            flat = {name: batch[name].flatten(0, 1) for name in batch if name != "pixel_values"}
+            model(pixel_values=batch["pixel_values"], **flat)
     shape = batch["input_ids"].shape
     assert outputs.logits.shape == (*shape, len(processor.tokenizer))
     assert outputs.vad_predictions.shape == (*shape, 3)
@@ -156,23 +160,18 @@ def contrastive_reference(model, batch):
 
 
 @pytest.mark.parametrize(
-    "case", ["two emotions", "one emotion", "a single sentence", "one image", "one image, one emotion"]
+    "emotions",
+    [
+        [["awe", "fear"], ["sadness", "something else"], ["anger", "awe"]],
+        [["awe", "fear"], ["sadness", "sadness"], ["anger", "awe"]],
+        [["awe", "fear"], ["sadness", "something else"], ["anger", None]],
+        [["awe", "fear"]],
+        [["awe", "awe"]],
+    ],
 )
-def test_contrastive_loss_equals_a_sentence_by_sentence_computation(processor, model, case):
-    emotions = [["awe", "fear"], ["sadness", "something else"], ["anger", "awe"]]
-    explanations = [
-        ["the dark sea looks cold", "a lonely funeral"],
-        ["a quiet meadow in golden light", "strange shapes"],
-        ["the red spikes look violent and terrible", "the bright garden"],
-    ]
-    if case == "one emotion":
-        emotions[1] = ["sadness", "sadness"]
-    elif case == "a single sentence":
-        emotions[2], explanations[2] = ["anger", None], ["the red spikes", None]
-    elif case == "one image":
-        emotions, explanations = emotions[:1], explanations[:1]
-    elif case == "one image, one emotion":
-        emotions, explanations = [["awe", "awe"]], explanations[:1]
+def test_contrastive_loss_equals_a_sentence_by_sentence_computation(processor, model, emotions):
+    texts = iter([*SENTENCES])
+    explanations = [[label and next(texts) for label in pair] for pair in emotions]
     batch = processor(emotions=emotions, explanations=explanations, return_tensors="pt")
     batch = {"pixel_values": pixels(len(emotions)), **batch}
     loss = model(**batch).contrastive_loss
@@ -236,31 +235,16 @@ def test_emotion_scores_equal_one_pass_per_label(processor, model):
     torch.testing.assert_close(model.emotion_scores(image_features=features), expected)
 
 
-def test_emotion_scores_do_not_depend_on_the_attention_implementation(model):
-    scores = []
-    for implementation in ("eager", "sdpa"):
-        model.set_attn_implementation(implementation)
-        scores.append(model.emotion_scores(pixel_values=pixels(2)))
-    torch.testing.assert_close(*scores)
-
-
 def test_alignment_score_equals_the_score_of_the_training_pass(processor, model):
     batch = training_batch(processor)
     expected = model(**batch).alignment_scores
     rows = {name: batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
     scores = model.alignment_score(pixel_values=batch["pixel_values"], **rows)
     torch.testing.assert_close(scores, expected.flatten())
-
-
-def test_alignment_score_ignores_padding_on_either_side(processor, model):
-    ids = training_batch(processor)["input_ids"][0, :1]
-    pad = torch.full((1, 3), model.config.pad_token_id)
-    scores = [
-        model.alignment_score(row, pixel_values=pixels(1))
-        for row in (ids, torch.cat([ids, pad], 1), torch.cat([pad, ids], 1))
-    ]
-    torch.testing.assert_close(scores[1], scores[0])
-    torch.testing.assert_close(scores[2], scores[0])
+    pad = torch.full((6, 3), model.config.pad_token_id)
+    for padded in ([rows["input_ids"], pad], [pad, rows["input_ids"]]):
+        scores = model.alignment_score(torch.cat(padded, 1), pixel_values=batch["pixel_values"])
+        torch.testing.assert_close(scores, expected.flatten())
 
 
 def test_a_loaded_model_gives_the_same_logits_as_the_saved_one(processor, model, tmp_path):
@@ -274,15 +258,9 @@ def test_a_loaded_model_gives_the_same_logits_as_the_saved_one(processor, model,
         assert torch.equal(loaded.vad_lookup(batch["input_ids"]), batch["vad_values"])
         assert loaded.lm_head.weight is loaded.decoder.wte.weight
     assert loaded.generation_config.top_p == 0.9 and loaded.generation_config.max_new_tokens == 25
-
-
-def test_half_precision_does_not_round_the_lexicon(processor, model, tmp_path):
-    ids = training_batch(processor)["input_ids"]
-    expected = model.vad_lookup(ids)
-    model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert loaded.dtype == torch.bfloat16
-    assert torch.equal(loaded.vad_lookup(ids), expected)
+    assert torch.equal(loaded.vad_lookup(batch["input_ids"]), batch["vad_values"]), "half precision rounds no lexicon"
     assert loaded.generate(pixel_values=pixels(1), max_new_tokens=3).shape[1] <= 7
 
 
@@ -315,13 +293,6 @@ def test_a_lexicon_is_compiled_only_for_the_models_own_tokenizer(processor, mode
         model.set_vad_lexicon(tiny_lexicon(), other)
     model.set_vad_lexicon(None)
     assert not model.vad_lookup.has_table and model.config.vad_lexicon is None
-
-
-def test_training_text_needs_one_row_per_image(processor, model):
-    batch = training_batch(processor)
-    flat = {name: tensor.flatten(0, 1) for name, tensor in batch.items() if name != "pixel_values"}
-    with pytest.raises(ValueError, match=r"\(B, P, L\)"):
-        model(pixel_values=batch["pixel_values"], **flat)
 
 
 def test_embeddings_can_be_resized(processor, model):

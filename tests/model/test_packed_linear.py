@@ -27,14 +27,8 @@ def no_grad():
 @pytest.fixture
 def products(monkeypatch):
     """Records the packed products by number of output features."""
-    seen = []
-    product = packed_linear_sevlm._product
-
-    def counted(input, weight, bias):
-        seen.append(weight.shape[0])
-        return product(input, weight, bias)
-
-    monkeypatch.setattr(packed_linear_sevlm, "_product", counted)
+    seen, product = [], packed_linear_sevlm._product
+    monkeypatch.setattr(packed_linear_sevlm, "_product", lambda *args: seen.append(len(args[1])) or product(*args))
     return seen
 
 
@@ -92,8 +86,7 @@ def test_changed_weights_are_packed_again(products, layer, change):
 
 
 def test_unchanged_weights_are_packed_once(monkeypatch):
-    model, packed = layers(), []
-    reorder = torch.ops.mkldnn._reorder_linear_weight
+    model, packed, reorder = layers(), [], torch.ops.mkldnn._reorder_linear_weight
     counted = lambda *args: packed.append(args) or reorder(*args)  # noqa: E731
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", counted)
     for _ in range(3):
@@ -116,7 +109,7 @@ def test_autograd_autocast_and_other_dtypes_use_plain_weights(products):
     assert not products
 
 
-def test_another_model_is_not_affected(products):
+def test_another_model_and_another_thread_are_not_affected(products):
     """The weights of another model may have changed since they were packed."""
     model, other = layers(), layers()
     with packed_linears(other):
@@ -130,6 +123,9 @@ def test_another_model_is_not_affected(products):
         model(torch.ones(1, 48))
         with packed_linears(model, enabled=False):
             model(torch.ones(1, 48))
+        thread = threading.Thread(target=lambda: model(torch.ones(1, 48)))
+        thread.start()
+        thread.join()
     assert products == [64, 40, 33] * 2
     torch.testing.assert_close(packed, expected, atol=1e-5, rtol=1e-4)
 
@@ -145,9 +141,8 @@ def test_only_plain_parameters_are_packed(products, kind):
         with torch.inference_mode():
             model[0].weight = nn.Parameter(torch.randn(64, 48), requires_grad=False)
     else:
-        model[0].weight = nn.Parameter(
-            model[0].weight.detach().as_subclass(type("Other", (torch.Tensor,), {})), requires_grad=False
-        )
+        other = model[0].weight.detach().as_subclass(type("Other", (torch.Tensor,), {}))
+        model[0].weight = nn.Parameter(other, requires_grad=False)
     expected = model(torch.ones(1, 48))
     with packed_linears(model):
         torch.testing.assert_close(model(torch.ones(1, 48)), expected, atol=1e-5, rtol=1e-4)
@@ -175,15 +170,6 @@ def test_the_tower_is_packed_only_for_pixel_values(processor):
     assert tower and not any(is_cached(tower))
     model.generate(pixel_values=pixels(1), do_sample=False)
     assert all(is_cached(tower))
-
-
-def test_another_thread_is_not_affected(products):
-    model = layers()
-    with packed_linears(model):
-        thread = threading.Thread(target=lambda: model(torch.ones(1, 48)))
-        thread.start()
-        thread.join()
-    assert not products
 
 
 def test_a_model_with_packed_weights_can_be_copied_pickled_and_saved(processor, tmp_path):
