@@ -95,9 +95,7 @@ def _torch_load(path: Path) -> dict:
     # A damaged file can raise any error. Torch's message is not repeated: it recommends to load without the check.
     except Exception as error:
         code = re.search(r"unsupported GLOBAL (\S+)", str(error))
-        reason = (
-            f"it calls {code[1]}" if code else f"it is missing, broken or no file of weights ({type(error).__name__})"
-        )
+        reason = f"it calls {code[1]}" if code else f"it is broken or missing ({type(error).__name__})"
         raise ReleaseError(f"{path} was refused, because such files can run code: {reason}. {REMEDY}") from error
     _need(content, path)
     return content
