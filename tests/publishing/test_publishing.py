@@ -90,7 +90,6 @@ def published(hub, folder, checkpoint):
 def visitor(hub, folder, published, image):
     """A process without the project loads `org/first`, saves it again and pushes it."""
     code = """
-assert "modeling_sevlm" not in sys.modules and "processing" not in sys.modules
 trust = {"trust_remote_code": True}
 found = {"answers": []}
 processor = transformers.AutoProcessor.from_pretrained("org/first", **trust)
