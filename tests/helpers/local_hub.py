@@ -14,9 +14,9 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 import socket
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -30,16 +30,7 @@ USER = "tester"
 
 
 class LocalHub:
-    """
-    Args:
-        root: an empty folder for file contents.
-
-    Attributes:
-        url: value of `HF_ENDPOINT`.
-        repos: `{name: {"commits": [...], "refs": {branch: id}, "private": bool}}`.
-        unhandled: method and path of requests without a route.
-        cut: "uploads" or "commits", the requests to interrupt.
-    """
+    """A Hub with file contents in the folder `root`. `unhandled` lists the requests without a route."""
 
     def __init__(self, root: Path | str):
         self.root, self.repos, self.unhandled, self.cut = Path(root), {}, [], None
@@ -58,14 +49,13 @@ class LocalHub:
         self._server.server_close()
 
     def listing(self, name: str, revision: str = "main") -> list[str]:
-        """Returns the files of a repository, without the initial `.gitattributes`."""
-        return sorted(set(self.find(self.repos[name], revision)["files"]) - {".gitattributes"})
+        """Returns the files of a repository."""
+        return sorted(self.find(self.repos[name], revision)["files"])
 
     def contents(self, name: str, revision: str = "main") -> dict[str, bytes]:
         """Returns the bytes of these files by name."""
         files = self.find(self.repos[name], revision)["files"]
-        oids = {path: files[path].get("sha256") or files[path]["oid"] for path in self.listing(name, revision)}
-        return {path: self.blob(oid).read_bytes() for path, oid in oids.items()}
+        return {path: self.blob(file.get("sha256") or file["oid"]).read_bytes() for path, file in files.items()}
 
     def titles(self, name: str) -> list[str]:
         """Returns the messages of all commits, oldest first."""
@@ -74,22 +64,15 @@ class LocalHub:
     def blob(self, oid: str) -> Path:
         return self.root / oid
 
-    def create(self, name: str, private: bool) -> None:
-        attributes = b"".join(b"*%s filter=lfs diff=lfs merge=lfs -text\n" % s.encode() for s in LFS_SUFFIXES)
-        repo = self.repos[name] = {"commits": [], "refs": {}, "private": private}
-        self.commit(repo, "main", "initial commit", {".gitattributes": self.store(attributes)}, None)
-
     def store(self, data: bytes) -> dict:
         oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         self.blob(oid).write_bytes(data)
         return {"oid": oid, "size": len(data)}
 
-    def commit(self, repo: dict, branch: str, title: str, files: dict, parent: str | None) -> str:
-        identity = json.dumps([title, files, parent, time.time_ns()], sort_keys=True)
-        oid = hashlib.sha1(identity.encode()).hexdigest()
-        repo["commits"].append({"oid": oid, "title": title, "files": files, "parent": parent})
-        repo["refs"][branch] = oid
-        return oid
+    def commit(self, repo: dict, branch: str, title: str, files: dict) -> str:
+        repo["refs"][branch] = secrets.token_hex(20)
+        repo["commits"].append({"oid": repo["refs"][branch], "title": title, "files": files})
+        return repo["refs"][branch]
 
     def find(self, repo: dict, revision: str) -> dict | None:
         """Returns the commit of a branch or an id."""
@@ -115,10 +98,6 @@ def card_errors(content: str) -> list[str]:
     return errors
 
 
-class _Interrupted(Exception):
-    pass
-
-
 class _Refused(Exception):
     """Status, error code and message of a response."""
 
@@ -137,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.query = parse_qs(url.query)
             with self.hub.lock:
                 self.route(url.path, data)
-        except _Interrupted:
+        except ConnectionAbortedError:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
         except _Refused as refusal:
@@ -164,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if kind is not None and kind == self.hub.cut:
             self.rfile.read(length // 2)
-            raise _Interrupted
+            raise ConnectionAbortedError
         return self.rfile.read(length)
 
     def reply(self, code=200, content=None, headers=None, data=None):
@@ -203,7 +182,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/{name}"
         if name in self.hub.repos:
             return self.reply(409, {"error": "exists", "url": url})
-        self.hub.create(name, asked.get("private") or asked.get("visibility") == "private")
+        is_private = asked.get("private") or asked.get("visibility") == "private"
+        self.hub.repos[name] = {"commits": [], "refs": {}, "private": is_private}
+        self.hub.commit(self.hub.repos[name], "main", "initial commit", {})
         self.reply(200, {"url": url, "name": name, "id": name})
 
     def validate_card(self, data):
@@ -223,8 +204,6 @@ class _Handler(BaseHTTPRequestHandler):
     def tree(self, data, name, revision, folder=""):
         _, commit = self.look_up(name, revision)
         entries = [self.entry(*item) for item in sorted(commit["files"].items()) if item[0].startswith(folder or "")]
-        if folder and not entries:
-            raise _Refused(404, "EntryNotFound", f"{folder} does not exist on {revision}")
         self.reply(200, entries)
 
     def preupload(self, data, name, revision):
@@ -272,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.query.get("create_pr") == ["1"]:
             number = 1 + sum(ref.startswith("refs/pr/") for ref in repo["refs"])
             branch, answer = f"refs/pr/{number}", {"pullRequestUrl": f"{self.hub.url}/{name}/discussions/{number}"}
-        oid = self.hub.commit(repo, branch, title, files, commit["oid"])
+        oid = self.hub.commit(repo, branch, title, files)
         url = f"{self.hub.url}/{name}/commit/{oid}"
         self.reply(200, answer | {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 

@@ -5,7 +5,6 @@ Each process does several things, because starting torch and transformers takes 
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -24,11 +23,9 @@ from tests.helpers.tiny import IMAGE_SIZE, tiny_model, tiny_processor
 
 
 LEXICON = {"vad_lexicon.tsv"}
-RESULTS = {
-    "data": {"annotations": None, "dataset": None},
-    "arguments": {"split": "test", "num_candidates": 1, "do_sample": False},
-    **{"accuracy": 0.515, "num_paintings": 10, "num_dominant": 5, "judge": None, "seeds": [0]},
-}
+RESULTS = {"accuracy": 0.515, "num_paintings": 10, "num_dominant": 5, "judge": None, "seeds": [0]}
+RESULTS["data"] = {"annotations": None, "dataset": None}
+RESULTS["arguments"] = {"split": "test", "num_candidates": 1, "do_sample": False}
 FIGURES = "| this model | 51.5 |"
 
 
@@ -131,10 +128,9 @@ def test_a_process_without_the_project_computes_the_same(visitor, checkpoint):
 
 
 @pytest.fixture(scope="module")
-def reader(hub, folder, visitor, ways, trained, image):
-    """A process without the project loads what others pushed, and runs the code of a card."""
+def reader(hub, folder, visitor, trained, image):
+    """A process without the project loads what others pushed."""
     code = """
-import re, huggingface_hub
 trust = {"trust_remote_code": True}
 found = {}
 for name in ("org/second", "org/trained"):
@@ -142,19 +138,9 @@ for name in ("org/second", "org/trained"):
     processor = transformers.AutoProcessor.from_pretrained(name, **trust)
     found[name] = answer(model, processor, IMAGE)
     found[name] |= {"lexicon": processor.vad_lexicon.name, "table": model.vad_lookup.has_table}
-del model, processor
-card = open(huggingface_hub.hf_hub_download("org/restricted", "README.md")).read()
-blocks = re.findall(r"```python\\n(.*?)```", card, re.DOTALL)
-for block in blocks:
-    exec(block)
-found["card"] = answer(model, processor, IMAGE) | {"blocks": len(blocks), "lexicon": processor.vad_lexicon.name}
 print(json.dumps(found))
 """
-    cache = folder / "reader"
-    cache.mkdir()
-    shutil.copy(image, cache / "painting.jpg")
-    shutil.copy(folder / "NRC-VAD-Lexicon.txt", cache)
-    return answers(visit(hub, cache, script(image, code)))
+    return answers(visit(hub, folder / "reader", script(image, code)))
 
 
 def test_a_model_loaded_from_the_hub_and_pushed_again_is_the_same(hub, reader, checkpoint):
@@ -172,11 +158,6 @@ def test_a_push_of_the_same_weights_brings_their_card(hub, ways, visitor):
         assert card == re.sub(r"\b(org/|# |name: )first\b", rf"\1{name[4:]}", first), name
     assert FIGURES not in hub.contents("org/changed")["README.md"].decode(), "measured with other weights"
     assert "org/second gets no model card" in visitor["log"] and "card of org/changed is replaced" in ways.log
-
-
-def test_the_code_of_the_card_restores_the_lexicon(reader, restricted):
-    assert_same(reader["card"], restricted[1])
-    assert reader["card"]["blocks"] == 2 and reader["card"]["lexicon"] == "NRC-VAD"
 
 
 def test_a_cached_model_and_a_saved_folder_load_without_a_connection(hub, folder, visitor, checkpoint, image):
