@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Convert the authors' release to a folder that `AutoModel` and `AutoProcessor` load.
 
     python -m modeling_sevlm.convert_sevlm_checkpoint RELEASE_DIR --tag best-acc --output_dir OUT \
@@ -18,7 +17,7 @@ from transformers import AutoConfig, CLIPVisionConfig, GPT2Config, GPT2Tokenizer
 
 from processing import SEVLMProcessor, VADLexicon
 from processing.files import write_json
-from processing.script_utils import errors_as_exit
+from processing.script_utils import errors_as_exit, load_lexicon
 
 from .configuration_sevlm import SEVLMConfig
 from .model_card import TRAINING_FILE, write_model_card
@@ -91,14 +90,12 @@ def _need(content: object, path: Path, *names: str) -> None:
 
 
 def _torch_load(path: Path) -> dict:
-    if not path.is_file():
-        raise ReleaseError(f"{path} is missing. {REMEDY}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file can raise any error. Torch's message is not repeated: it recommends to load without the check.
     except Exception as error:
         code = re.search(r"unsupported GLOBAL (\S+)", str(error))
-        reason = f"it calls {code[1]}" if code else f"it is broken or not a file of weights ({type(error).__name__})"
+        reason = f"it calls {code[1]}" if code else f"it is broken or missing ({type(error).__name__})"
         raise ReleaseError(f"{path} was refused, because such files can run code: {reason}. {REMEDY}") from error
     _need(content, path)
     return content
@@ -136,11 +133,10 @@ def convert(
         vision_config = getattr(vision_config, "vision_config", vision_config)
         if vision_feature_size(vision_config) != width:
             raise ReleaseError(f"{vision_model} lacks features of width {width}: use openai/clip-vit-base-patch16.")
-    layers = {match[1] for name in weights if (match := re.match(r"emotion_encoder\.layers\.(\d+)\.", name))}
     encoder: dict = {}
-    if layers:
+    if "emotion_encoder.positions.weight" in weights:
         encoder = {
-            "emotion_encoder_layers": len(layers),
+            "emotion_encoder_layers": sum(name.endswith(".fc_in.weight") for name in weights),
             "emotion_encoder_intermediate_size": weights["emotion_encoder.layers.0.fc_in.weight"].shape[0],
             "emotion_encoder_max_positions": weights["emotion_encoder.positions.weight"].shape[0],
         }
@@ -150,7 +146,7 @@ def convert(
         text_config=GPT2Config(**{name: value for name, value in release.items() if name in text_fields}),
         use_vision_tower=vision_model is not None,
         use_vad_features="decoder.vad_fusion.weight" in weights,
-        use_emotion_encoder=bool(layers),
+        use_emotion_encoder=bool(encoder),
         emotion_encoder_attention="bidirectional",
         use_vad_head="vad_head.weight" in weights,
         contrastive_negatives=["emotion", "image"] if "contrastive_head.mlp.0.weight" in weights else [],
@@ -179,17 +175,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True, help="folder to write")
     parser.add_argument("--vad_lexicon", help="lexicon file (default: none, every word is neutral)")
     parser.add_argument("--vision_model", help="CLIP ViT-B/16 by name or path (default: no tower)")
-    parser.add_argument(
-        "--include_vad_lexicon", action="store_true", help="save the lexicon too, for a private folder"
-    )
+    parser.add_argument("--include_vad_lexicon", action="store_true", help="save the lexicon, for a private folder")
     args = parser.parse_args(argv)
     with errors_as_exit():
-        lexicon = VADLexicon.from_file(args.vad_lexicon) if args.vad_lexicon else None
-        model, processor = convert(args.release_dir, args.tag, lexicon, args.vision_model)
+        model, processor = convert(args.release_dir, args.tag, load_lexicon(args.vad_lexicon), args.vision_model)
     model.save_pretrained(args.output_dir, include_vad_lexicon=args.include_vad_lexicon)
     processor.save_pretrained(args.output_dir, include_vad_lexicon=args.include_vad_lexicon)
-    converted = {"tag": args.tag, "vision_model": args.vision_model}
-    write_json(Path(args.output_dir, TRAINING_FILE), {"converted": converted})
+    about = {"converted": {"tag": args.tag, "vision_model": args.vision_model}}
+    write_json(Path(args.output_dir, TRAINING_FILE), about)
     write_model_card(args.output_dir)
     print(f"{args.output_dir}: {sum(p.numel() for p in model.parameters()):,} parameters")
     if args.vision_model is None:

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Pushing to the Hub: checks before a push, one commit, and errors that say what to do."""
 
 import argparse
@@ -8,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 
 class PushError(ValueError):
@@ -17,10 +16,8 @@ class PushError(ValueError):
 
 def check_token(token: str | None) -> None:
     """Raises [`PushError`] if `token` cannot be a token. The libraries' own errors would print it."""
-    if isinstance(token, str) and not (token.isascii() and token.isprintable() and " " not in token):
-        raise PushError(
-            "The token contains a line break, a space or another invalid character: `hf auth login` again."
-        )
+    if token and not re.fullmatch("[!-~]+", token):
+        raise PushError("The token has a line break, a space or another invalid character: `hf auth login` again.")
 
 
 @contextlib.contextmanager
@@ -28,8 +25,6 @@ def hub_errors(repository: str, problem: str, remedy: str) -> Iterator[None]:
     """Turns an error of the Hub or the connection into a [`PushError`] with `problem`, cause and `remedy`."""
     try:
         yield
-    except LocalTokenNotFoundError as error:
-        raise PushError("You are not logged in to the Hub. Run `hf auth login`, or set HF_TOKEN.") from error
     # The class of a connection error depends on the HTTP library that huggingface_hub uses.
     except Exception as error:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
@@ -79,17 +74,12 @@ def commit_folder(
         api.create_branch(repository, branch=revision, exist_ok=True)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     published = set(api.list_repo_files(repository, revision=revision, repo_type=repo_type))
-    deleted = sorted(name for name in published.difference(names) if outdated.fullmatch(name))
+    operations: list = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
+    absent = sorted(published.difference(names))
+    operations += [CommitOperationDelete(path_in_repo=name) for name in absent if outdated.fullmatch(name)]
     # `upload_folder` splits large uploads into several commits, and the repository would be inconsistent in between.
-    return api.create_commit(
-        repository,
-        [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
-        + [CommitOperationDelete(path_in_repo=name) for name in deleted],
-        repo_type=repo_type,
-        commit_message=message,
-        revision=revision,
-        create_pr=create_pr,
-    )
+    about: dict = {"commit_message": message, "repo_type": repo_type, "revision": revision, "create_pr": create_pr}
+    return api.create_commit(repository, operations, **about)
 
 
 def push_parser(module: str, description: str) -> argparse.ArgumentParser:

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Writes the model card of a checkpoint folder from the template `model_card.md`.
 
     write_model_card("outputs/sevlm-artemis")       # writes README.md into the folder
@@ -38,9 +37,9 @@ from .training_folder import STATE_FILE
 EVALUATION_FILE = "evaluation_results.json"
 TRAINING_FILE = "training.json"
 LOG_FILE = "training_log.json"
-AUTHORS_REPOSITORY = "jing5566/SEVLM"
-# Argument in `training.json`, label in the card.
-SETTINGS = {
+# In a checkout, or where the package was installed.
+TEMPLATES = (Path(__file__).resolve().parents[1] / "model_card.md", Path(sys.prefix, "share/sevlm/model_card.md"))
+SETTINGS = {  # argument in `training.json`: label in the card
     "per_device_train_batch_size": "paintings per device and step",
     "world_size": "devices",
     "gradient_accumulation_steps": "accumulation steps",
@@ -53,44 +52,6 @@ SETTINGS = {
 }
 
 
-def template_path() -> Path:
-    """Returns the path of `model_card.md`: next to the packages in a checkout, or where it was installed."""
-    for folder in (Path(__file__).resolve().parent.parent, Path(sys.prefix, "share", "sevlm")):
-        if (folder / "model_card.md").is_file():
-            return folder / "model_card.md"
-    raise FileNotFoundError("The template model_card.md is missing. It belongs next to the package modeling_sevlm.")
-
-
-def describe_data(results: dict) -> tuple[str, str]:
-    """Returns type and name of the dataset of a `results.json` or `training.json`; of a local folder only its name."""
-    data = results["data"]
-    if data.get("annotations"):
-        return "artemis", f"ArtEmis {data['version']}"
-    if data.get("dataset"):
-        name = str(data["dataset"])
-        return "custom", name if is_hub_name(name) else Path(name).name
-    return "custom", "embedded paintings"
-
-
-def eval_results(results: dict) -> list[EvalResult]:
-    """Returns the metrics of a `results.json` as entries of a model-index, in percent."""
-    dataset_type, dataset_name = describe_data(results)
-    return [
-        EvalResult(
-            task_type="image-text-to-text",
-            task_name="Emotion and explanation",
-            dataset_type=dataset_type,
-            dataset_name=dataset_name,
-            dataset_split=results["arguments"]["split"],
-            metric_type=metric_type,
-            metric_name=heading,
-            metric_value=round(100 * results[name], 2),
-        )
-        for name, heading, metric_type in METRICS
-        if results.get(name) is not None
-    ]
-
-
 def render_model_card(
     folder: str | os.PathLike, repository: str | None = None, records: str | os.PathLike | None = None
 ) -> ModelCard:
@@ -99,28 +60,44 @@ def render_model_card(
     Args:
         folder: the folder with config and weights.
         repository: name on the Hub (default: name of the folder).
-        records: folder with the records of training and evaluation, or with a card of the same model (default:
-            `folder`).
+        records: folder with the records of training and evaluation, or with the same model's card (default: `folder`).
     """
-    folder = Path(folder)
-    records = Path(folder if records is None else records)
+    folder, records = Path(folder), Path(records or folder)
     repository, facts = repository or folder.name, card_facts(folder)
-    if not any((records / name).is_file() for name in (EVALUATION_FILE, TRAINING_FILE)):
-        if read_facts(records / CARD_FILE) == facts:
-            return ModelCard(renamed_card(records / CARD_FILE, repository))
-    config = SEVLMConfig.from_pretrained(folder)
     results, record = _read(records / EVALUATION_FILE), _read(records / TRAINING_FILE)
+    if not results and not record and read_facts(records / CARD_FILE) == facts:
+        return ModelCard(renamed_card(records / CARD_FILE, repository))
     if not record and (records / STATE_FILE).is_file():  # a checkpoint in the folder of its run
         record = _read(records.parent / TRAINING_FILE)
-    trained_on, evaluated_on = (describe_data(about)[1] if "data" in about else None for about in (record, results))
+    config = SEVLMConfig.from_pretrained(folder)
+    names = (config.vision_config.name_or_path, config.text_config.name_or_path)
+    vision_name, text_name = (name if is_hub_name(name) else None for name in names)
     lexicon = training_lexicon(config.vad_lexicon)
-    towers = {"vision_name": _hub_name(config.vision_config), "text_name": _hub_name(config.text_config)}
+    training_data = _data_name(record)
+    is_open = training_data == "embedded paintings"  # weights trained on other data carry the terms of that data
+    is_artemis = "converted" in record or record.get("data", {}).get("annotations")
+    datasets = ["artemis"] if is_artemis else [training_data] if "/" in (training_data or "") else None
+    base_model = ["jing5566/SEVLM"] if "converted" in record else [name for name in (vision_name, text_name) if name]
     return ModelCard.from_template(
-        _metadata(repository, record, results, [name for name in towers.values() if name], facts),
-        template_path=str(template_path()),
+        ModelCardData(
+            language="en",
+            license="apache-2.0" if is_open else "other",
+            license_name=None if is_open else "research-only",
+            license_link=None if is_open else license_link(repository),
+            library_name="transformers",
+            pipeline_tag="image-text-to-text",
+            tags=["sevlm", "art", "emotion", "affective-computing", "artemis", "vad"],
+            datasets=datasets,
+            base_model=base_model or None,
+            model_name=repository.split("/")[-1],
+            eval_results=_eval_results(results) or None,
+            sevlm=facts,
+        ),
+        template_path=str(next(path for path in TEMPLATES if path.is_file())),
         repository=repository,
         config=config,
-        **towers,
+        vision_name=vision_name,
+        text_name=text_name,
         num_parameters=sum(
             math.prod(file.get_slice(name).get_shape())
             for name, file in stored_tensors(folder)
@@ -130,29 +107,32 @@ def render_model_card(
         lexicon_file=_lexicon_file(lexicon) if lexicon else None,
         converted=record.get("converted"),
         training=_training(records, record),
-        training_data=trained_on,
+        training_data=training_data,
         results=results,
-        data_name=evaluated_on,
-        decoding=_decoding(results) if results else None,
-        table=_table(results) if results else None,
+        data_name=_data_name(results),
+        table=_table(results),
     )
 
 
 def write_model_card(
     folder: str | os.PathLike, repository: str | None = None, records: str | os.PathLike | None = None
-) -> Path:
+) -> None:
     """Writes the card of [`render_model_card`] to the folder's README.md."""
     write_text(Path(folder, CARD_FILE), str(render_model_card(folder, repository, records)))
-    return Path(folder, CARD_FILE)
 
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _hub_name(tower_config) -> str:
-    name = getattr(tower_config, "_name_or_path", "")
-    return name if is_hub_name(name) else ""
+def _data_name(record: dict) -> str | None:
+    """Returns the name of the dataset in a `results.json` or `training.json`; of a local folder without its path."""
+    if "data" not in record:
+        return None
+    if record["data"].get("annotations"):
+        return f"ArtEmis {record['data']['version']}"
+    name = record["data"].get("dataset") or "embedded paintings"
+    return name if is_hub_name(name) else Path(name).name
 
 
 def _lexicon_file(lexicon: dict) -> str:
@@ -161,25 +141,6 @@ def _lexicon_file(lexicon: dict) -> str:
     if name == "NRC-VAD":
         return "NRC-VAD-Lexicon.txt" if version in ("1", "") else f"NRC-VAD-Lexicon-v{version}.txt"
     return "lexicon.csv" if name.startswith("Warriner") else f"{name}.txt"
-
-
-def _metadata(repository: str, record: dict, results: dict, towers: list[str], facts: dict) -> ModelCardData:
-    kind, data = describe_data(record) if "data" in record else ("", "")
-    is_open = data == "embedded paintings"  # weights trained on other data carry the terms of that data
-    return ModelCardData(
-        language="en",
-        license="apache-2.0" if is_open else "other",
-        license_name=None if is_open else "research-only",
-        license_link=None if is_open else license_link(repository),
-        library_name="transformers",
-        pipeline_tag="image-text-to-text",
-        tags=["sevlm", "art", "emotion", "affective-computing", "artemis", "vad"],
-        datasets=["artemis"] if kind == "artemis" or "converted" in record else [data] if "/" in data else None,
-        base_model=([AUTHORS_REPOSITORY] if "converted" in record else towers) or None,
-        model_name=repository.split("/")[-1],
-        eval_results=(eval_results(results) if results else []) or None,
-        sevlm=facts,
-    )
 
 
 def _training(records: Path, record: dict) -> dict | None:
@@ -191,9 +152,10 @@ def _training(records: Path, record: dict) -> dict | None:
     arguments = record.get("arguments", {})
     rows = [(label, arguments[name]) for name, label in SETTINGS.items() if arguments.get(name) is not None]
     rows = [(label, f"{value:g}" if isinstance(value, float) else str(value)) for label, value in rows]
-    losses = [entry["loss"] for entry in log if "loss" in entry]
-    accuracies = [entry["eval_accuracy"] for entry in log if entry.get("eval_accuracy") is not None]
-    seconds = [entry["train_runtime"] for entry in log if "train_runtime" in entry]
+    losses, accuracies, seconds = (
+        [entry[name] for entry in log if entry.get(name) is not None]
+        for name in ("loss", "eval_accuracy", "train_runtime")
+    )
     rows += [("last training loss", f"{losses[-1]:.3f}")] if losses else []
     rows += [("best accuracy in validation", f"{100 * max(accuracies):.1f} %")] if accuracies else []
     return {
@@ -204,22 +166,31 @@ def _training(records: Path, record: dict) -> dict | None:
     }
 
 
-def _decoding(results: dict) -> str:
-    arguments, seeds = results["arguments"], len(results["seeds"])
-    if arguments["num_candidates"] > 1:
-        return f"the best of {arguments['num_candidates']} samples by alignment score"
-    if arguments["do_sample"]:
-        return "nucleus sampling" + (f", mean of {seeds} seeds" if seeds > 1 else "")
-    return "greedy decoding"
+def _eval_results(results: dict) -> list[EvalResult]:
+    """Returns the metrics of a `results.json` as entries of a model-index, in percent."""
+    return [
+        EvalResult(
+            task_type="image-text-to-text",
+            task_name="Emotion and explanation",
+            dataset_type="artemis" if results["data"].get("annotations") else "custom",
+            dataset_name=_data_name(results),
+            dataset_split=results["arguments"]["split"],
+            metric_type=metric_type,
+            metric_name=heading,
+            metric_value=round(100 * results[name], 2),
+        )
+        for name, heading, metric_type in METRICS
+        if results.get(name) is not None
+    ]
 
 
 def _table(results: dict) -> list[tuple[str, list[str]]]:
     """Returns the rows of the results table: headings, this model and, on ArtEmis, two systems of the paper."""
-    known = [column for column, (name, _, _) in enumerate(METRICS) if results.get(name) is not None]
-    rows = [("", [METRICS[column][1] for column in known])]
-    rows.append(("this model", [f"{100 * results[METRICS[column][0]]:.1f}" for column in known]))
-    if results["data"].get("annotations"):
-        paper = PAPER_ROWS[results["data"]["version"]]
+    known = [(column, *metric) for column, metric in enumerate(METRICS) if results.get(metric[0]) is not None]
+    rows = [("", [heading for _, _, heading, _ in known])]
+    rows.append(("this model", [f"{100 * results[name]:.1f}" for _, name, _, _ in known]))
+    if results.get("data", {}).get("annotations"):
         for label, system in (("paper, baseline", "Baseline"), ("paper, SEVLM", "SEVLM")):
-            rows.append((label, [f"{paper[system][column]:.1f}" for column in known]))
+            paper = PAPER_ROWS[results["data"]["version"]][system]
+            rows.append((label, [f"{paper[column]:.1f}" for column, *_ in known]))
     return rows

@@ -1,14 +1,9 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Table 1 of the paper and its metrics, for the model card and for evaluation reports."""
 
-# Name in results.json, heading, metric type in a card's model-index.
-METRICS = (
+METRICS = (  # name in results.json, heading, metric type in a card's model-index
     ("accuracy", "ACC", "accuracy"),
     ("emotional_alignment", "EA", "emotional_alignment"),
-    ("bleu_1", "B1", "bleu"),
-    ("bleu_2", "B2", "bleu"),
-    ("bleu_3", "B3", "bleu"),
-    ("bleu_4", "B4", "bleu"),
+    *((f"bleu_{n}", f"B{n}", "bleu") for n in (1, 2, 3, 4)),
     ("meteor", "METEOR", "meteor"),
     ("rouge_l", "ROUGE-L", "rouge"),
     ("unique", "Unique", "unique"),
@@ -30,8 +25,7 @@ PAPER_ROWS: dict[str, dict[str, tuple[float | None, ...]]] = {
         "LLaVA-7B, fine-tuned": (38.4, 39.3, 53.2, 30.6, 16.9, 9.5, 14.3, 30.7, 84.5),
         "SEVLM": (44.2, 42.6, 51.8, 30.4, 17.2, 10.1, 13.9, 30.4, 63.6),
     },
-    # 100 random test images of v1.0 (Sec. 5.2).
-    "100 images": {
+    "100 images": {  # random test images of v1.0 (Sec. 5.2)
         "GPT-4(V)": (52.6, 43.8, None, None, None, 1.3, 8.4, 20.4, 100.0),
         "SEVLM": (63.2, 56.3, None, None, None, 11.4, 14.2, 29.8, 96.0),
     },

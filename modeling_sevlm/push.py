@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Publish a checkpoint folder on the Hub in one commit.
 
     python -m modeling_sevlm.push outputs/sevlm-artemis org/sevlm-artemis
@@ -20,7 +19,6 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers.dynamic_module_utils import get_relative_import_files
 
 from processing import SEVLMProcessor
 from processing.script_utils import errors_as_exit
@@ -35,10 +33,10 @@ from .space import push_space
 
 Processor = SEVLMProcessor | str | os.PathLike | None
 MESSAGE = "Upload SEVLM"
-LEXICON_FILE = "vad_lexicon.tsv"
-NEEDED = ["config.json", "generation_config.json", "*.safetensors", CARD_FILE]
+NEEDED = [CARD_FILE, "config.json", "generation_config.json", "*.safetensors"]
 NEEDED += ["processor_config.json", "tokenizer.json", "tokenizer_config.json"]
-NEEDED_CODE = ("modeling_sevlm.py", "pipeline_sevlm.py", "processing_sevlm.py")
+NEEDED += ["processing_sevlm.py", "images.py", "vad_lexicon.py"]
+NEEDED += [path.name for path in Path(__file__).parent.glob("*_sevlm.py")]
 # Files of an earlier push that would be read or run together with the new ones. A push deletes no others.
 OUTDATED = re.compile(r"[^/]+(\.(safetensors|bin)(\.index\.json)?|_sevlm\.py)|vad_lexicon\.tsv|chat_template\.jinja")
 
@@ -75,7 +73,7 @@ def push(
     validate_repo_id(repository)
     check_token(token)
     api = HfApi(token=token)
-    # Before the files are prepared, so that this work is not wasted. A trainer must not wait for the Hub, though.
+    # Before the work of preparing the files. A trainer must not wait for the Hub, though.
     destination = find_destination(api, repository, private) if blocking else None
     staging = tempfile.TemporaryDirectory()
     folder = Path(staging.name)
@@ -88,9 +86,8 @@ def push(
             with hub_errors(name, f"The push to {name} broke off", f"{state} Push again to repeat it."):
                 if name != repository:
                     write_model_card(folder, name, records=checkpoint)
-                return commit_folder(
-                    api, folder, name, message, OUTDATED, private=private, revision=revision, create_pr=create_pr
-                )
+                options: dict = {"private": private, "revision": revision, "create_pr": create_pr}
+                return commit_folder(api, folder, name, message, OUTDATED, **options)
 
     return upload() if blocking else api.run_as_future(upload)
 
@@ -99,15 +96,19 @@ def stage(
     checkpoint: Path, folder: Path, repository: str, *, processor: Processor = None, include_vad_lexicon: bool = False
 ) -> None:
     """Writes the files of the repository to an empty `folder` and checks that they are complete; see [`push`]."""
-    if not (checkpoint / "config.json").is_file():
-        raise PushError(f"{checkpoint} is not a checkpoint folder: it has no config.json.")
     _load_model(checkpoint).save_pretrained(folder, include_vad_lexicon=include_vad_lexicon)
     if processor is None or isinstance(processor, (str, os.PathLike)):
-        processor = _load_processor(Path(processor or checkpoint))
+        source = Path(processor or checkpoint)
+        if not (source / "processor_config.json").is_file():
+            raise PushError(f"{source} has no processor: name a folder that has one (--processor FOLDER).")
+        try:
+            processor = SEVLMProcessor.from_pretrained(source, trust_remote_code=False)
+        except (ValueError, OSError, TypeError) as error:
+            raise PushError(
+                f"Cannot load the processor in {source} without running code from there: {error}"
+            ) from error
     if not isinstance(processor, SEVLMProcessor):
-        raise PushError(
-            f"{type(processor)} is another processor class: use `processing.SEVLMProcessor.from_pretrained`."
-        )
+        raise PushError(f"{type(processor)} is another class: load it with `processing.SEVLMProcessor`.")
     processor.save_pretrained(folder, include_vad_lexicon=include_vad_lexicon)
     write_model_card(folder, repository, records=checkpoint)
     check_complete(folder)
@@ -116,6 +117,8 @@ def stage(
 
 
 def _load_model(checkpoint: Path) -> SEVLMForConditionalGeneration:
+    if not (checkpoint / "config.json").is_file():
+        raise PushError(f"{checkpoint} is not a checkpoint folder: it has no config.json.")
     try:
         model, info = SEVLMForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -128,40 +131,21 @@ def _load_model(checkpoint: Path) -> SEVLMForConditionalGeneration:
     return model
 
 
-def _load_processor(folder: Path) -> SEVLMProcessor:
-    if not (folder / "processor_config.json").is_file():
-        raise PushError(f"{folder} has no processor: name a folder that has one (--processor FOLDER).")
-    try:
-        return SEVLMProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, TypeError) as error:
-        raise PushError(f"Cannot load the processor in {folder} without running code from there: {error}") from error
-
-
 def check_complete(folder: Path) -> None:
     """Raises [`PushError`] unless `folder` has every file that a machine without this project needs to load it."""
-    missing = {name for name in NEEDED if not any(folder.glob(name))}
-    for name in NEEDED_CODE:
-        try:
-            get_relative_import_files(folder / name)
-        except FileNotFoundError as error:
-            missing.add(Path(error.filename).name)
-    if missing:
-        raise PushError(f"The repository would lack {', '.join(sorted(missing))}.")
+    if missing := sorted(name for name in NEEDED if not any(folder.glob(name))):
+        raise PushError(f"The repository would lack {', '.join(missing)}.")
 
 
 def check_lexicon_stays(folder: Path) -> None:
     """Raises [`PushError`] if `folder` has a lexicon, as a file or compiled, whose owner forbids redistribution."""
-    for config, is_there, what in (
-        ("processor_config.json", (folder / LEXICON_FILE).exists(), LEXICON_FILE),
-        (
-            "config.json",
-            any(name.startswith(LEXICON_TABLE) for name, _ in stored_tensors(folder)),
-            "The compiled table",
-        ),
-    ):
+    lexicon, tensors = folder / "vad_lexicon.tsv", [name for name, _ in stored_tensors(folder)]
+    found = [("processor_config.json", lexicon.exists(), lexicon.name)]
+    found += [("config.json", any(name.startswith(LEXICON_TABLE) for name in tensors), "The compiled table")]
+    for config, is_there, part in found:
         about = json.loads((folder / config).read_text(encoding="utf-8")).get("vad_lexicon") or {}
         if is_there and not about.get("redistributable"):
-            raise PushError(f"{what} would be published, but its owner does not allow that.")
+            raise PushError(f"{part} would be published, but its owner does not allow that.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -171,9 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processor", help="folder of the processor (default: the checkpoint)")
     parser.add_argument("--revision", help="branch to push to; created if it does not exist (default: main)")
     parser.add_argument("--message", default=MESSAGE, help=f"commit message (default: {MESSAGE})")
-    parser.add_argument(
-        "--include_vad_lexicon", action="store_true", help="publish it in any case; ask its owner first"
-    )
+    parser.add_argument("--include_vad_lexicon", action="store_true", help="publish it even if its terms forbid that")
     parser.add_argument("--space", help="org/name of a Space to publish too, with an app that shows this model")
     arguments = vars(parser.parse_args(argv))
     space = arguments.pop("space")

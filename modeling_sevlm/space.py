@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Publish the app as a Hugging Face Space that shows a model of the Hub.
 
     python -m modeling_sevlm.space org/sevlm-artemis org/sevlm
@@ -9,26 +8,23 @@ environment, a card, and the model's name in `model.txt`. It contains no weights
 """
 
 import configparser
-import os
 import re
 import shutil
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.utils import validate_repo_id
 
+from processing.files import write_text
 from processing.script_utils import errors_as_exit
 
 from .hub import PushError, commit_folder, hub_errors, push_parser
 
 
 ROOT = Path(__file__).resolve().parent.parent
-MESSAGE = "Upload the SEVLM app"
-PACKAGES = ("modeling_sevlm", "processing")
-SUFFIXES = (".py", ".css", ".toml", ".tsv")
 # Version 0.1.0 published a package `web`.
 OUTDATED = re.compile(r"(modeling_sevlm|processing|web)/.+|app_\w+\.(py|css)")
 CARD = """\
@@ -63,35 +59,26 @@ is in the picture. Model: {model}.
 
 def stage_space(folder: Path, model: str) -> None:
     """Writes the files of a Space that shows `model` (a name on the Hub, or a path) to an empty `folder`. Raises
-    [`PushError`] if this is not a checkout with the app, or if a package that the app needs is not installed."""
-    if not (ROOT / "app.py").is_file() or not (ROOT / "setup.cfg").is_file():
+    [`PushError`] if this is not a checkout with the app."""
+    if not (ROOT / "app.py").is_file():
         raise PushError(f"{ROOT} has no app.py: publish a Space from a checkout of the project.")
-    found = [*ROOT.glob("app*"), *(file for package in PACKAGES for file in (ROOT / package).rglob("*"))]
-    files = [ROOT / "LICENSE", *(file for file in found if file.suffix in SUFFIXES)]
-    for file in files:
-        target = folder / file.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, target)
-    (folder / "model.txt").write_text(model + "\n", encoding="utf-8")
-    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
-    about = {"gradio": _installed("gradio"), "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    for package in ("modeling_sevlm", "processing"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (ROOT / "LICENSE", *ROOT.glob("app*.py"), *ROOT.glob("app*.css")):
+        shutil.copy(file, folder)
+    write_text(folder / "model.txt", model + "\n")
+    write_text(folder / "requirements.txt", "".join(f"{line}\n" for line in requirements()))
+    about = {"gradio": version("gradio"), "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     models = f"models:\n- {model}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", model) else ""
-    (folder / "README.md").write_text(CARD.format(model=model, models=models, **about), encoding="utf-8")
+    write_text(folder / "README.md", CARD.format(model=model, models=models, **about))
 
 
 def requirements() -> list[str]:
     """Returns the project's requirements, pinned to the installed versions. The card's `sdk_version` pins Gradio."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    lines = setup["options"]["install_requires"]
-    return [f"{name}=={_installed(name)}" for name in re.findall(r"^[\w.-]+", lines, re.MULTILINE)]
-
-
-def _installed(name: str) -> str:
-    try:
-        return version(name).partition("+")[0]  # without "+cpu", which PyPI does not know
-    except PackageNotFoundError as error:
-        raise PushError(f"{name} is not installed, so its version is unknown: pip install -e '.[app]'") from error
+    names = re.findall(r"^[\w.-]+", setup["options"]["install_requires"], re.MULTILINE)
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]  # PyPI does not know torch's "+cpu"
 
 
 def push_space(model: str, space: str, *, private: bool | None = None, create_pr: bool = False) -> CommitInfo:
@@ -102,7 +89,7 @@ def push_space(model: str, space: str, *, private: bool | None = None, create_pr
         stage_space(Path(folder), model)
         with hub_errors(space, f"The push to the Space {space} broke off", "Push again to repeat it."):
             options: dict = {"repo_type": "space", "private": private, "create_pr": create_pr}
-            return commit_folder(HfApi(), Path(folder), space, MESSAGE, OUTDATED, **options)
+            return commit_folder(HfApi(), Path(folder), space, "Upload the SEVLM app", OUTDATED, **options)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -120,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
         if any(folder.iterdir()):
             raise PushError(f"{folder} is not empty: name another folder.")
         # The app runs in another folder, so a local model needs its absolute path.
-        stage_space(folder, os.path.abspath(args.model) if os.path.isdir(args.model) else args.model)
+        stage_space(folder, str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model)
         print(folder)
 
 

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """A Hub for a test module, processes that talk to it, and helpers that compare models.
 
 A visitor is a process with an empty cache whose `HF_ENDPOINT` is the Hub of the test. It can import this project only
@@ -31,18 +30,7 @@ MODEL_FILES |= {f"{name}_sevlm.py" for name in MODULES.split()}
 PROCESSOR_FILES = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 PROCESSOR_FILES |= {"images.py", "processing_sevlm.py", "vad_lexicon.py"}
 COMPLETE = MODEL_FILES | PROCESSOR_FILES
-WITHOUT_PROJECT = """
-import sys
-
-
-class WithoutProject:
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in ("modeling_sevlm", "processing"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, WithoutProject)
-"""
+WITHOUT_PROJECT = "import sys; sys.modules.update(modeling_sevlm=None, processing=None)"
 
 
 @pytest.fixture(scope="module")
@@ -55,34 +43,18 @@ def visit(hub: LocalHub, cache: Path, command: list[str], *, python_path=(), ret
     """Runs `python COMMAND` as a visitor of `hub` in an empty folder and returns the process, which must end with
     `returncode`."""
     passed = {name: os.environ[name] for name in ("PATH", "TMPDIR", "SYSTEMROOT") if name in os.environ}
-    passed |= {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(cache),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_TOKEN": "hf_test",
-        "NO_PROXY": "*",
-        "HOME": str(cache),
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join(map(str, python_path)),
-        "PYTHONSAFEPATH": "1",
-    }
+    passed |= dict.fromkeys(
+        ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "OMP_NUM_THREADS", "PYTHONSAFEPATH"), "1"
+    )
+    passed |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(cache), "HOME": str(cache)}
+    passed |= {"NO_PROXY": "*", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": ":".join(map(str, python_path))}
     cache.mkdir(parents=True, exist_ok=True)
-    if not python_path:
-        # Hides an installed project.
+    if not python_path:  # an installed project must not be found
         (cache / "without_project").mkdir(exist_ok=True)
         (cache / "without_project" / "sitecustomize.py").write_text(WITHOUT_PROJECT)
         environment["PYTHONPATH"] = str(cache / "without_project")
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cache,
-        env=passed | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    options = {"cwd": cache, "env": passed | environment, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([sys.executable, *map(str, command)], **options)
     assert done.returncode == returncode, done.stderr[-4000:]
     return done
 

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The model card: origin of the model, its lexicon, its results, and the Hub's rules."""
 
 import json
@@ -15,8 +14,7 @@ from tests.helpers.local_hub import card_errors
 from tests.helpers.tiny import tiny_lexicon, tiny_model, tiny_processor
 
 
-def test_the_card_states_the_origin_and_the_results_of_a_model(tmp_path):
-    model = tiny_model(tiny_processor())
+def test_the_card_states_the_origin_and_the_results_of_a_model(model, tmp_path):
     model.config.vision_config._name_or_path = "openai/clip-vit-base-patch16"
     model.config.text_config._name_or_path = "distilgpt2"
     model.save_pretrained(tmp_path)
@@ -90,23 +88,20 @@ def test_another_lexicon_than_in_training_is_recorded_and_stated(processor, tmp_
     assert saved["name"] == "test words" and saved["table"] is None, "the record without the restricted lexicon"
 
 
-# In older versions of huggingface_hub `card.push_to_hub` ignores HF_ENDPOINT.
-UPLOAD_CARD = """
-import sys, huggingface_hub
-from modeling_sevlm import SEVLMForConditionalGeneration
-from huggingface_hub import HfApi
-
-def upload_card(repository, card):
-    HfApi().upload_file(repo_id=repository, path_in_repo="README.md", path_or_fileobj=str(card).encode())
-"""
-
-
-def test_an_outdated_card_is_replaced_on_every_branch(hub, tmp_path):
+def test_an_outdated_card_is_replaced_on_every_branch_and_a_foreign_card_is_kept(hub, model, tmp_path):
     """A model with a restricted lexicon is pushed to the repository of a model with an open one."""
-    tiny_model(tiny_processor()).save_pretrained(tmp_path / "open")
+    model.save_pretrained(tmp_path / "open")
     processor = tiny_processor(vad_lexicon=tiny_lexicon(redistributable=False))
     tiny_model(processor).save_pretrained(tmp_path / "restricted", include_vad_lexicon=True)
+    # In older versions of huggingface_hub `card.push_to_hub` ignores HF_ENDPOINT.
     code = """
+import sys, huggingface_hub
+from modeling_sevlm import SEVLMForConditionalGeneration
+api = huggingface_hub.HfApi()
+
+def upload_card(repository, card):
+    api.upload_file(repo_id=repository, path_in_repo="README.md", path_or_fileobj=str(card).encode())
+
 free, restricted = map(SEVLMForConditionalGeneration.from_pretrained, sys.argv[1:])
 free.push_to_hub("org/turned")
 free.push_to_hub("org/turned", revision="v2", tags=["kept"])
@@ -117,9 +112,12 @@ free.push_to_hub("org/turned", tags=["mine"])
 restricted.push_to_hub("org/turned", revision="v3")
 restricted.push_to_hub("org/turned", create_pr=True)
 restricted.push_to_hub("org/turned", revision="v2")
+api.create_repo("org/hand")
+upload_card("org/hand", "---\\nlicense: mit\\n---\\nMine.")
+free.push_to_hub("org/hand")
 """
     folders = [tmp_path / "open", tmp_path / "restricted"]
-    done = visit(hub, tmp_path / "cache", ["-c", UPLOAD_CARD + code, *folders], python_path=PROJECT)
+    done = visit(hub, tmp_path / "cache", ["-c", code, *folders], python_path=PROJECT)
     branches = ("main", "v2", "v3", "refs/pr/1")
     cards = {name: ModelCard(hub.contents("org/turned", name)["README.md"].decode()) for name in branches}
     assert "A word by hand." in cards["main"].text and "compiled in the weights" in cards["main"].text
@@ -128,22 +126,12 @@ restricted.push_to_hub("org/turned", revision="v2")
         assert "Its owner does not allow redistribution" in cards[name].text, name
         assert not cards[name].data["sevlm"]["includes_vad_lexicon"]
     assert done.stderr.count("it described other weights or another lexicon") == 3
-
-
-def test_a_card_by_somebody_else_is_kept(hub, tmp_path):
-    tiny_model(tiny_processor()).save_pretrained(tmp_path / "model")
-    code = """
-HfApi().create_repo("org/hand")
-upload_card("org/hand", "---\\nlicense: mit\\n---\\nMine.")
-SEVLMForConditionalGeneration.from_pretrained(sys.argv[1]).push_to_hub("org/hand")
-"""
-    done = visit(hub, tmp_path / "cache", ["-c", UPLOAD_CARD + code, tmp_path / "model"], python_path=PROJECT)
     assert "Mine." in hub.contents("org/hand")["README.md"].decode()
     assert "card of org/hand is kept, because this project did not write it" in done.stderr
 
 
-def test_the_card_follows_the_rules_of_the_hub(processor, tmp_path):
-    tiny_model(processor).save_pretrained(tmp_path)
+def test_the_card_follows_the_rules_of_the_hub(model, tmp_path):
+    model.save_pretrained(tmp_path)
     card = render_model_card(tmp_path, "org/name")
     assert card.data.license == "other" and card_errors(str(card)) == []
     for name, value in (("license_link", "README.md"), ("license_name", "Research only!"), ("base_model", "/a/path")):

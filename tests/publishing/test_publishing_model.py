@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """`from_pretrained` reads only safetensors, and `save_pretrained` leaves out what must not leave this machine."""
 
 import json
@@ -10,7 +9,6 @@ from transformers import AutoModel
 
 from modeling_sevlm import SEVLMForConditionalGeneration
 from tests.helpers.hub_fixtures import PROJECT, has_rows, visit
-from tests.helpers.tiny import tiny_model, tiny_processor
 
 
 def pickle_weights(folder, kind):
@@ -31,8 +29,8 @@ def pickle_weights(folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["file", "index", "index without dtype", "named"])
-def test_a_repository_with_pickled_weights_only_is_not_read(hub, tmp_path, monkeypatch, kind):
-    tiny_model(tiny_processor()).save_pretrained(tmp_path)
+def test_a_repository_with_pickled_weights_only_is_not_read(hub, model, tmp_path, monkeypatch, kind):
+    model.save_pretrained(tmp_path)
     pickle_weights(tmp_path, kind)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
@@ -57,21 +55,19 @@ transformers.AutoModel.from_pretrained("{name}", trust_remote_code=True)
     assert "run code" not in str(absent.value)
 
 
-def test_unreachable_weights_are_not_called_pickles(hub, tmp_path):
+def test_unreachable_weights_are_not_called_pickles(hub, model, tmp_path):
     """Offline with only the config in the cache, and with an interrupted connection."""
-    tiny_model(tiny_processor()).save_pretrained(tmp_path / "model")
-    push = "import sys; from modeling_sevlm import *; "
-    push += "SEVLMForConditionalGeneration.from_pretrained(sys.argv[1]).push_to_hub('org/reach')"
-    visit(hub, tmp_path / "owner", ["-c", push, tmp_path / "model"], python_path=PROJECT)
+    model.save_pretrained(tmp_path / "model")
     code = """
+import sys, huggingface_hub.file_download
 from transformers import AutoConfig
 from modeling_sevlm import SEVLMForConditionalGeneration
+SEVLMForConditionalGeneration.from_pretrained(sys.argv[1]).push_to_hub("org/reach")
 config = AutoConfig.from_pretrained("org/reach")
 try:
     SEVLMForConditionalGeneration.from_pretrained("org/reach", config=config, local_files_only=True)
 except OSError as error:
     print("offline:", error)
-import huggingface_hub.file_download
 def broken(*_, **__): raise ConnectionError("cut")
 huggingface_hub.file_download.get_hf_file_metadata = broken
 try:
@@ -79,15 +75,17 @@ try:
 except OSError as error:
     print("cut:", error)
 """
-    done = visit(hub, tmp_path / "visitor", ["-c", code], python_path=PROJECT)
+    done = visit(hub, tmp_path / "visitor", ["-c", code, tmp_path / "model"], python_path=PROJECT)
     assert "offline: Cannot load the weights of org/reach" in done.stdout and "cut: " in done.stdout
     assert "run code" not in done.stdout and "Pickle" not in done.stdout
 
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("lost", [["state_vad"], ["transition_keys", "token_pieces"]])
-def test_weights_without_the_promised_lexicon_load_without_a_lexicon(processor, tmp_path, caplog, sharded, lost):
-    tiny_model(processor).save_pretrained(tmp_path, max_shard_size="100KB" if sharded else "1GB")
+def test_weights_without_the_promised_lexicon_load_without_a_lexicon(
+    model, processor, tmp_path, caplog, sharded, lost
+):
+    model.save_pretrained(tmp_path, max_shard_size="100KB" if sharded else "1GB")
     lost = [f"vad_lookup.{name}" for name in lost]
     for file in tmp_path.glob("*.safetensors"):
         kept = {name: tensor for name, tensor in load_file(file).items() if name not in lost}

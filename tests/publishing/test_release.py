@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The version files of a release agree with the requirements in setup.cfg."""
 
 import re

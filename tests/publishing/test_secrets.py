@@ -1,7 +1,5 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Code in foreign files is not run, and tokens are not printed or saved."""
 
-import io
 import json
 import os
 import pickle
@@ -11,14 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-)
+from transformers import BertConfig, BertForSequenceClassification, CLIPVisionModel, GPT2LMHeadModel
 
 import evaluate_sevlm
 import train
@@ -29,7 +20,7 @@ from modeling_sevlm.push import push
 from modeling_sevlm.trainer import SEVLMTrainingArguments, check_push
 from processing.annotations import read_dataset
 from tests.helpers.hub_fixtures import PROJECT, visit
-from tests.helpers.tiny import tiny_model, tiny_processor
+from tests.helpers.tiny import BLOCKS, save_backbones
 
 
 QUIET = "--num_paintings 60 --image_size 32 --max_steps 2 --eval_strategy no --load_best_model_at_end false".split()
@@ -89,46 +80,39 @@ def pickled(folder: Path, model, trap: Trap) -> str:
     return str(folder)
 
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+REFUSALS = (ValueError, OSError, pickle.UnpicklingError)
 
 
-@pytest.mark.parametrize("which", ["tower", "decoder", "judge"])
-def test_pickled_weights_of_other_models_are_not_run(processor, tmp_path, trap, which):
-    tower = CLIPVisionModel(CLIPVisionConfig(**SIZES, image_size=32, patch_size=8))
-    decoder = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
-    with pytest.raises((ValueError, OSError, pickle.UnpicklingError)):
-        if which == "judge":
-            judge = pickled(
-                tmp_path / "judge", BertForSequenceClassification(BertConfig(**SIZES, vocab_size=50)), trap
-            )
-            emotional_alignment_scores(["so calm"], [[0, 3]], ["LABEL_0", "LABEL_1"], judge)
-        else:
-            decoder.save_pretrained(tmp_path / "decoder")
-            tower.save_pretrained(tmp_path / "tower")
-            chosen = {"tower": tower, "decoder": decoder}[which]
-            pickled(tmp_path / which, chosen, trap)
-            SEVLMForConditionalGeneration.from_backbones(str(tmp_path / "tower"), str(tmp_path / "decoder"), processor)
+@pytest.mark.parametrize(("name", "kind"), [("clip", CLIPVisionModel), ("gpt2", GPT2LMHeadModel)])
+def test_pickled_weights_of_a_backbone_are_not_run(processor, tmp_path, trap, name, kind):
+    save_backbones(tmp_path)
+    pickled(tmp_path / name, kind.from_pretrained(tmp_path / name), trap)
+    with pytest.raises(REFUSALS):
+        SEVLMForConditionalGeneration.from_backbones(str(tmp_path / "clip"), str(tmp_path / "gpt2"), processor)
+
+
+def test_pickled_weights_of_a_judge_are_not_run(tmp_path, trap):
+    judge = pickled(tmp_path, BertForSequenceClassification(BertConfig(**BLOCKS, vocab_size=50)), trap)
+    with pytest.raises(REFUSALS):
+        emotional_alignment_scores(["so calm"], [[0, 3]], ["LABEL_0", "LABEL_1"], judge)
 
 
 @pytest.mark.parametrize("name", ["data.py", "{folder}.py", "data.pkl", "data.pickle"])
 def test_code_in_a_dataset_is_not_run(tmp_path, trap, name):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    file = folder / name.format(folder=folder.name)
-    file.write_bytes(pickle.dumps([{"trap": trap}]) if "pick" in name or "pkl" in name else code(trap))
+    content = code(trap) if name.endswith(".py") else pickle.dumps([{"trap": trap}])
+    (tmp_path / name.format(folder=tmp_path.name)).write_bytes(content)
     with pytest.raises((ValueError, OSError, RuntimeError)):
-        read_dataset(str(folder), "image", "painting", "emotion", "explanation")
+        read_dataset(str(tmp_path), "image", "painting", "emotion", "explanation")
 
 
 def code(trap: Trap) -> bytes:
     return f"import pathlib\npathlib.Path({str(trap.proof)!r}).touch()\n".encode()
 
 
-def test_scripts_do_not_run_code_of_a_model(tmp_path, trap):
+def test_scripts_do_not_run_code_of_a_model(model, processor, tmp_path, trap):
     folder = tmp_path / "model"
-    tiny_processor().save_pretrained(folder)
-    model = tiny_model(tiny_processor())
-    model.save_pretrained(folder)
+    for part in (model, processor):
+        part.save_pretrained(folder)
     for file in folder.glob("*.py"):
         file.write_bytes(code(trap) + file.read_bytes())
     command = [str(folder), "--num_paintings", "24", "--use_cpu", "--captions", "false"]
@@ -144,14 +128,13 @@ def test_scripts_do_not_run_code_of_a_model(tmp_path, trap):
 def holders(folder: Path) -> list[str]:
     """Returns the files that contain the token, also inside archives."""
     found = []
-    for file in folder.rglob("*"):
-        if file.is_file():
-            content = file.read_bytes()
-            if zipfile.is_zipfile(io.BytesIO(content)):
-                with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                    content += b"".join(archive.read(name) for name in archive.namelist())
-            if TOKEN.encode() in content:
-                found.append(str(file.relative_to(folder)))
+    for file in filter(Path.is_file, folder.rglob("*")):
+        content = file.read_bytes()
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                content += b"".join(map(archive.read, archive.namelist()))
+        if TOKEN.encode() in content:
+            found.append(str(file.relative_to(folder)))
     return found
 
 

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """A published Space runs in a folder of its own, without this checkout."""
 
 import os
@@ -6,27 +5,20 @@ import re
 import subprocess
 import sys
 import time
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
+from huggingface_hub import CommitOperationDelete
 
 from modeling_sevlm import space
 from modeling_sevlm.hub import PushError
 from tests.helpers.hub_fixtures import ROOT
-from tests.helpers.tiny import tiny_model, tiny_processor
 
 
 pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[app]'")
 
 from gradio_client import Client, handle_file  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder, processor = tmp_path_factory.mktemp("model"), tiny_processor()
-    tiny_model(processor).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 def files(folder) -> set[str]:
@@ -51,21 +43,24 @@ def test_a_space_has_a_card_pinned_requirements_and_the_code(tmp_path):
 
 def test_modules_next_to_the_app_are_published(tmp_path, monkeypatch):
     checkout = tmp_path / "checkout"
-    for name in ("app.py", "app_page.py", "setup.cfg", "LICENSE", "processing/__init__.py", "train.py"):
+    packages = {"modeling_sevlm/__init__.py", "processing/__init__.py"}
+    for name in ("app.py", "app_page.py", "setup.cfg", "LICENSE", "train.py", *packages):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("[options]\ninstall_requires =\n    torch>=2.6\n" if name == "setup.cfg" else "")
     monkeypatch.setattr(space, "ROOT", checkout)
     (tmp_path / "space").mkdir()
     space.stage_space(tmp_path / "space", "org/model")
-    written = {"README.md", "requirements.txt", "model.txt"}
-    assert files(tmp_path / "space") == written | {"app.py", "app_page.py", "LICENSE", "processing/__init__.py"}
+    written = {"README.md", "requirements.txt", "model.txt", "app.py", "app_page.py", "LICENSE"}
+    assert files(tmp_path / "space") == written | packages
     (checkout / "app.py").unlink()
     with pytest.raises(PushError, match="has no app.py"):
         space.stage_space(tmp_path / "space", "org/model")
 
 
-def test_a_staged_space_starts_and_answers(tmp_path, model):
-    space.stage_space(tmp_path, str(model))
+def test_a_staged_space_starts_and_answers(tmp_path, model, processor):
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    space.stage_space(tmp_path, "model")
     environment = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     log = tmp_path / "log"
@@ -86,42 +81,19 @@ def test_a_staged_space_starts_and_answers(tmp_path, model):
         app.wait(timeout=30)
 
 
-class RecordedHub:
-    """Records what a push asks of the Hub."""
-
-    def __init__(self, published=()):
-        self.published, self.asked = list(published), {}
-
-    def __call__(self):
-        return self
-
-    def create_repo(self, name, **kwargs):
-        self.asked["repo"] = kwargs
-        return type("Url", (), {"repo_id": name})
-
-    def list_repo_files(self, name, **kwargs):
-        return self.published
-
-    def create_commit(self, name, operations, **kwargs):
-        self.asked |= {"name": name, "operations": operations, "commit": kwargs}
-        return "commit"
-
-
 def test_a_space_is_pushed_in_one_commit_that_deletes_outdated_code(monkeypatch):
-    outdated = ["app_old.py", "modeling_sevlm/old_sevlm.py", "web/old.css"]
-    hub = RecordedHub(["README.md", "pictures/mine.png", "mine.py", *outdated])
-    monkeypatch.setattr(space, "HfApi", hub)
-    assert space.push_space("org/model", "org/space", private=True) == "commit"
-    assert hub.asked["repo"] == {"repo_type": "space", "space_sdk": "gradio", "private": True, "exist_ok": True}
-    assert hub.asked["commit"]["repo_type"] == "space"
-    deleted = [o.path_in_repo for o in hub.asked["operations"] if type(o).__name__ == "CommitOperationDelete"]
-    assert deleted == outdated
+    outdated, api = ["app_old.py", "modeling_sevlm/old_sevlm.py", "web/old.css"], MagicMock()
+    api.list_repo_files.return_value = ["README.md", "pictures/mine.png", "mine.py", *outdated]
+    monkeypatch.setattr(space, "HfApi", lambda: api)
+    assert space.push_space("org/model", "org/space", private=True) is api.create_commit.return_value
+    options = {"repo_type": "space", "space_sdk": "gradio", "private": True, "exist_ok": True}
+    api.create_repo.assert_called_once_with("org/space", **options)
+    api.create_commit.assert_called_once()
+    assert api.create_commit.call_args.kwargs["repo_type"] == "space"
+    operations = api.create_commit.call_args.args[1]
+    assert [o.path_in_repo for o in operations if isinstance(o, CommitOperationDelete)] == outdated
 
-
-def test_a_space_that_cannot_be_pushed_is_an_error(monkeypatch):
-    hub = RecordedHub()
-    monkeypatch.setattr(hub, "create_commit", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("gone")))
-    monkeypatch.setattr(space, "HfApi", hub)
+    api.create_commit.side_effect = ConnectionError("gone")
     with pytest.raises(PushError, match="broke off: gone"):
         space.push_space("org/model", "org/space")
     with pytest.raises(ValueError, match="Repo id must"):
