@@ -17,14 +17,12 @@ WITHOUT_EVALUATION = "--eval_strategy no --load_best_model_at_end false".split()
 TINY_RUN = [*QUIET_RUN, *WITHOUT_EVALUATION, "--save_strategy", "no"]
 
 
-def write_artemis(
-    folder: Path, rows: list[tuple] | None = None, paintings: int = 12, header: str | None = None
-) -> list:
+def write_artemis(folder: Path, rows: list[tuple] | None = None, header: str | None = None) -> list[str]:
     """Writes an invented ArtEmis, a CSV file and images, and returns the arguments that name them."""
     if rows is None:
         rows = [
             ("Cubism", f"painter_{i}", EMOTIONS[(i + k) % 9 if k else i % 9], f"the shapes number {i} feel {k}", 3)
-            for i in range(paintings)
+            for i in range(12)
             for k in (0, 0, 1)
         ]
     lines = [header or "art_style,painting,emotion,utterance,repetition"]
@@ -59,8 +57,8 @@ def make_collator(processor):
             explanations=[item["explanations"] for item in items],
             return_tensors="pt",
         )
-        generator = [torch.Generator().manual_seed(item["index"]) for item in items]
-        pixel_values = torch.stack([torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=g) for g in generator])
+        generators = [torch.Generator().manual_seed(item["index"]) for item in items]
+        pixel_values = torch.stack([torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=g) for g in generators])
         shares = torch.tensor([[(name in item["emotions"]) / 2 for name in EMOTIONS] for item in items])
         return {"pixel_values": pixel_values, "emotion_shares": shares, **batch}
 
@@ -68,7 +66,7 @@ def make_collator(processor):
 
 
 def make_trainer(
-    model, processor, output_dir, callbacks=None, train_dataset=None, collator=None, **arguments
+    model, processor, output_dir, callbacks=None, train_dataset=None, eval_dataset=None, collator=None, **arguments
 ) -> SEVLMTrainer:
     defaults = {
         "per_device_train_batch_size": 4,
@@ -87,7 +85,7 @@ def make_trainer(
         model=model,
         args=SEVLMTrainingArguments(output_dir=str(output_dir), **defaults | arguments),
         train_dataset=train_dataset or Sentences(),
-        eval_dataset=Sentences(),
+        eval_dataset=eval_dataset or Sentences(),
         data_collator=collator or make_collator(processor),
         callbacks=callbacks,
     )
