@@ -1,4 +1,4 @@
-"""Callbacks of training: announce the epoch to the data, stop early, draw sheets of explanations."""
+"""Callbacks of training: stop early, draw sheets of explanations."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,6 @@ from .views import gallery_sheet
 logger = logging.get_logger(__name__)
 
 FOLDER, TAG = "sheets", "explanations"
-
-
-class EpochAnnouncement(TrainerCallback):
-    """Calls the data's `set_epoch`, which accelerate does not in distributed and in resumed runs."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch))
 
 
 class EarlyStopping(EarlyStoppingCallback):

@@ -24,7 +24,6 @@ from processing import SEVLMProcessor
 from processing.collator import SentencePairs
 
 from . import training_folder
-from .callbacks import EpochAnnouncement
 from .finite_loss import FiniteWatch, NonFiniteError, Update
 from .heads_sevlm import emotion_targets
 from .hub import check_token, find_destination
@@ -112,8 +111,6 @@ class SEVLMTrainer(Trainer):
             raise ValueError("With `even_batches: false` processes wait for others that have finished. Leave it out.")
         self.data_collator = functools.partial(collate_with_names, self.data_collator)
         self.generation_metrics = generation_metrics
-        if hasattr(self.train_dataset, "set_epoch"):
-            self.add_callback(EpochAnnouncement(self.train_dataset))
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the items, and `Trainer` must not
         self._sums = torch.zeros(len(LOSS_PARTS), 2, device=args.device)  # `loss_sums` since the last log
         self._watch = FiniteWatch(interval=1 if args.device.type == "cpu" else 1000)
@@ -140,6 +137,8 @@ class SEVLMTrainer(Trainer):
     def _run_epoch(self, *args, **kwargs) -> None:
         # Otherwise a finished run is trained for one more step when it is resumed.
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if hasattr(self.train_dataset, "set_epoch"):  # accelerate calls it in new runs of one process only
+            self.train_dataset.set_epoch(int(self.state.epoch))
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 

@@ -28,7 +28,7 @@ class SavingError(OSError):
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
     """Lists the checkpoints in `folder`, complete or not, the oldest first."""
     found = (path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdecimal() and path.is_dir())
-    return sorted(found, key=step_of)
+    return sorted(found, key=lambda path: int(path.name[11:]))
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str:
@@ -36,15 +36,9 @@ def last_checkpoint(folder: str | os.PathLike) -> str:
     return f"the last checkpoint is {found[-1]}" if found else f"there is no checkpoint in {folder}"
 
 
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name[11:])
-
-
 def defect(checkpoint: str | os.PathLike) -> str | None:
     """Says which file of a checkpoint is missing or cut short, or `None` if training can resume from it."""
     checkpoint = Path(checkpoint)
-    if not checkpoint.is_dir():
-        return "there is no such folder"
     if missing := [pattern for pattern in NEEDED if not any(checkpoint.glob(pattern))]:
         return f"{', '.join(missing).replace('*', '')} is missing"
     damaged = [path.name for path in sorted(checkpoint.iterdir()) if path.is_file() and not _is_readable(path)]
@@ -64,14 +58,11 @@ def _is_readable(file: Path) -> bool:
 
 
 def find_checkpoint(folder: str, resume: str | None, report: Callable[[str], None]) -> str | None:
-    """Returns the checkpoint to resume from, `None` to start a new run.
+    """Returns the checkpoint to resume from, `None` to start a new run. Reports incomplete checkpoints. Raises
+    `ValueError` if the given checkpoint is incomplete, or `folder` has checkpoints of later steps.
 
     Args:
         resume: a checkpoint's folder, "true" for the newest complete checkpoint of `folder`, or `None`.
-        report: called with a sentence for each incomplete checkpoint, and with the choice that "true" leads to.
-
-    Raises:
-        ValueError: the given checkpoint is incomplete, or `folder` has checkpoints of later steps.
     """
     complete = []
     for checkpoint in checkpoints(folder):
@@ -86,7 +77,7 @@ def find_checkpoint(folder: str, resume: str | None, report: Callable[[str], Non
         raise ValueError(f"training cannot resume from {resume}: {problem}. Use --resume_from_checkpoint true.")
     step = json.loads(Path(resume, STATE_FILE).read_text(encoding="utf-8"))["global_step"] if resume else 0
     # A later resume would pick the other run's checkpoint.
-    if later := [str(checkpoint) for checkpoint in complete if step_of(checkpoint) > step]:
+    if later := [str(checkpoint) for checkpoint in complete if int(checkpoint.name[11:]) > step]:
         raise ValueError(
             f"{folder} holds checkpoints of an earlier run: {', '.join(later)}. Use --resume_from_checkpoint true, "
             "delete them, or use another --output_dir."

@@ -29,7 +29,6 @@ from tests.helpers.training import KeepGradients, make_trainer, without_dropout
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = "torch.distributed.run --nproc_per_node 2 --master_port"
 ACCELERATE = "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port"
-PARTS = ("loss", "language_loss", "emotion_loss", "label_loss")
 
 
 def free_port() -> int:
@@ -39,8 +38,8 @@ def free_port() -> int:
 
 
 def in_ranks(number: int, function: Callable[[int], None], timeout: float = 120) -> list[int | None]:
-    """Calls `function(rank)` in `number` processes and returns their exit codes, `None` for a process that is still
-    running after `timeout` seconds and is killed."""
+    """Calls `function(rank)` in `number` processes and returns their exit codes; `None` for one that is killed after
+    `timeout` seconds."""
     context, port = multiprocessing.get_context("fork"), free_port()
 
     def run(rank: int):
@@ -92,7 +91,6 @@ class Setting:
     epochs: int = 1
     seed: int = 0
     resume_at: int | None = None
-    model: dict = field(default_factory=dict)
     arguments: dict = field(default_factory=dict)
 
 
@@ -113,7 +111,7 @@ def train_here(setting: Setting, processor, folder: Path, rank: int = 0) -> None
     toy = load_toy_artemis(2 * setting.paintings + 24, image_size=IMAGE_SIZE, seed=setting.seed)["train"]
     data, held_out = toy.select(range(setting.paintings)), toy.select(range(setting.paintings, setting.paintings + 7))
     # The contrastive loss takes its negatives from a process's own batch, so it depends on their number.
-    fields = {"contrastive_negatives": [], "label_loss_weight": 0.5} | setting.model
+    fields = {"contrastive_negatives": [], "label_loss_weight": 0.5}
     model = without_dropout(tiny_model(processor, seed=setting.seed, **fields))
     arguments = {
         "seed": setting.seed,
@@ -121,8 +119,7 @@ def train_here(setting: Setting, processor, folder: Path, rank: int = 0) -> None
         "gradient_accumulation_steps": setting.accumulation,
         "per_device_eval_batch_size": 3,
         "num_train_epochs": setting.epochs,
-        # Small, so that rounding errors do not grow from step to step.
-        "learning_rate": 1e-5,
+        "learning_rate": 1e-5,  # small, so that rounding errors do not grow from step to step
         "vad_learning_rate": 2e-5,
         "optim": "sgd",  # Adam would turn rounding errors into steps of full size
         "lr_scheduler_type": "linear",
@@ -141,29 +138,24 @@ def train_here(setting: Setting, processor, folder: Path, rank: int = 0) -> None
     torch.save(result, folder / f"run-{rank}.pt")
 
 
-def seen(runs: list[dict], setting: Setting) -> list[list]:
-    """Merges what the processes read into the order of a single process: [epoch, painting, first, second sentence].
-    Rows after an epoch's last painting are repeats."""
-    share = setting.batch_size // setting.processes // setting.accumulation
-    dealt = [[run["read"][i : i + share] for i in range(0, len(run["read"]), share)] for run in runs]
-    return [row for batches in zip(*dealt, strict=True) for batch in batches for row in batch]
-
-
 def assert_one_run(setting: Setting, ones: list[dict], several: list[dict]) -> None:
     """Asserts that one and several processes with batches of the same total size did the same."""
-    one, order = ones[0], seen(several, setting)
+    one, share = ones[0], setting.batch_size // setting.processes // setting.accumulation
+    # The batches of the processes in turn: epoch, painting, first and second sentence of each row.
+    dealt = [[run["read"][i : i + share] for i in range(0, len(run["read"]), share)] for run in several]
+    order = [row for batches in zip(*dealt, strict=True) for batch in batches for row in batch]
     for epoch in range(setting.epochs):
-        rows = [row for row in order if row[0] == epoch]
+        rows = [row for row in order if row[0] == epoch]  # with repeats after an epoch's last painting
         expected = [row for row in one["read"] if row[0] == epoch]
         assert rows[: setting.paintings] == expected and len(expected) == setting.paintings
     for rank in several:
         assert rank["steps"] == one["steps"]
         torch.testing.assert_close(rank["gradients"], one["gradients"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(rank["weights"], several[0]["weights"], rtol=0, atol=0)
+    compared = ("loss", "language_loss", "emotion_loss", "label_loss")
     for entry, known in zip(several[0]["log"], one["log"], strict=True):
-        for name in known.keys() & {*PARTS, *(f"eval_{part}" for part in PARTS)}:
+        for name in known.keys() & {*compared, *(f"eval_{part}" for part in compared)}:
             assert entry[name] == pytest.approx(known[name], rel=1e-5), (name, known["step"])
-    weights = [rank["weights"] for rank in several]
-    assert all(torch.equal(weights[0][name], other[name]) for other in weights for name in other)
 
 
 def train_in(setting: Setting, processor, folder: Path) -> list[dict]:

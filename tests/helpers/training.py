@@ -25,16 +25,14 @@ def write_artemis(folder: Path, rows: list[tuple] | None = None, header: str | N
             for i in range(12)
             for k in (0, 0, 1)
         ]
-    lines = [header or "art_style,painting,emotion,utterance,repetition"]
-    lines += [",".join(map(str, row)) for row in rows]
+    lines = [header or "art_style,painting,emotion,utterance,repetition", *(",".join(map(str, row)) for row in rows)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "artemis.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for style, painting, *_ in rows:
         path = folder / "images" / style / f"{painting}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            noise = np.random.default_rng(len(painting)).integers(0, 255, (40, 30, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(path)
+        noise = np.random.default_rng(len(painting)).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
     return ["--annotations", str(folder / "artemis.csv"), "--images", str(folder / "images")]
 
 
@@ -68,19 +66,9 @@ def make_collator(processor):
 def make_trainer(
     model, processor, output_dir, callbacks=None, train_dataset=None, eval_dataset=None, collator=None, **arguments
 ) -> SEVLMTrainer:
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 1,
-        "learning_rate": 1e-3,
-        "vad_learning_rate": 2e-3,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "lr_scheduler_type": "constant",
-    }
+    defaults = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "logging_steps": 1}
+    defaults |= {"per_device_train_batch_size": 4, "num_train_epochs": 1, "disable_tqdm": True, "use_cpu": True}
+    defaults |= {"learning_rate": 1e-3, "vad_learning_rate": 2e-3, "lr_scheduler_type": "constant"}
     return SEVLMTrainer(
         model=model,
         args=SEVLMTrainingArguments(output_dir=str(output_dir), **defaults | arguments),

@@ -82,7 +82,7 @@ def kill_launched(chance: random.Random, folder: Path) -> Row:
     failures, slowest, during = [], 0.0, Counter()
     for number in range(LAUNCHED):
         launcher, rank, moment = (TORCHRUN, ACCELERATE)[number % 2], str(chance.randrange(2)), chance.uniform(0.0, 6.0)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         launched, problem = launch(launcher, folder / str(number), TRAINING.split()), None
         try:
             workers = find_workers(launched)
