@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Train SEVLM.
 
     python train.py                                        # a tiny model on the embedded data, two minutes on a CPU
@@ -43,6 +42,8 @@ from processing.tiny_tokenizer import train_tokenizer
 
 
 GENERATION_METRICS = ("accuracy", "unique", "label_nll")
+RECORDED_ARGUMENTS = "learning_rate vad_learning_rate weight_decay lr_scheduler_type warmup_steps seed".split()
+RECORDED_ARGUMENTS += "per_device_train_batch_size gradient_accumulation_steps world_size bf16 fp16".split()
 TINY_POSITIONS = 128
 PRESETS = {
     "paper": {},
@@ -54,9 +55,7 @@ PRESETS = {
         "vad_learning_rate": 3e-3,
         "num_train_epochs": 30,
         "warmup_steps": 20,
-        # With the paper's weight of 2, a tower trained from scratch learns to tell images apart rather than what is
-        # in them.
-        "contrastive_loss_weight": 0.1,
+        "contrastive_loss_weight": 0.1,  # with 2, a tower trained from scratch learns little else
         "ask_every_label": False,
         "eval_steps": 190,
         "save_steps": 190,
@@ -89,20 +88,14 @@ class ModelArguments:
         metadata={"help": "'emotion', 'image' or both (Fig. 7); 'none': no contrastive head (Fig. 5)."},
     )
     ask_every_label: bool = field(
-        default=True,
-        metadata={"help": "Learn the labels of both sentences of a pair, as the authors do (docs/training.md)."},
+        default=True, metadata={"help": "Learn the labels of both sentences of a pair (docs/training.md)."}
     )
     contrastive_loss_weight: float = field(default=2.0, metadata={"help": "The paper's alpha (Eq. 8)."})
     dropout: float | None = field(
-        default=None,
-        metadata={"help": "Dropout of the decoder's embeddings and blocks (preset paper); default: the text model's."},
+        default=None, metadata={"help": "Dropout of the decoder (preset paper); default: the text model's."}
     )
-    label_loss_weight: float = field(
-        default=0.0, metadata={"help": "Weight of a loss on all viewers' labels, not in the paper (docs/training.md)."}
-    )
-    cache_features: str | None = field(
-        default=None, metadata={"help": "Folder that keeps the frozen tower's features, to train from them."}
-    )
+    label_loss_weight: float = field(default=0.0, metadata={"help": "Weight of a loss on all viewers' labels."})
+    cache_features: str | None = field(default=None, metadata={"help": "Folder to keep the frozen tower's features."})
     cache_dtype: str = field(default="float16", metadata={"help": "Type of these features.", "choices": CACHE_DTYPES})
 
     def config_fields(self) -> dict:
@@ -141,8 +134,7 @@ def build_tiny(
         image_size=args.image_size,
         patch_size=args.image_size // 8,
     )
-    # GPT-2's 0.02 suits a width of 768. In a narrow decoder, cross-attention would hardly learn with it.
-    initializer_range = 0.06
+    initializer_range = 0.06  # with GPT-2's 0.02, cross-attention hardly learns in a narrow decoder
     text_config = GPT2Config(
         n_embd=128,
         n_layer=2,
@@ -155,8 +147,7 @@ def build_tiny(
         **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.05),
     )
     fields = processor.token_layout() | args.config_fields() | {"initializer_range": initializer_range}
-    config = SEVLMConfig(vision_config=vision_config, text_config=text_config, **fields)
-    model = SEVLMForConditionalGeneration(config)
+    model = SEVLMForConditionalGeneration(SEVLMConfig(vision_config=vision_config, text_config=text_config, **fields))
     if processor.vad_lexicon is not None:
         model.set_vad_lexicon(processor.vad_lexicon, processor.tokenizer)
     return model, processor
@@ -186,13 +177,11 @@ def check_arguments(data_args: DataArguments, training_args: SEVLMTrainingArgume
     if training_args.n_gpu > 1:
         sys.exit("error: for several GPUs use `accelerate launch train.py ...`, which starts one process for each.")
     with errors_as_exit():
-        training_args.resume_from_checkpoint = find_checkpoint(
-            training_args.output_dir,
-            training_args.resume_from_checkpoint,
-            report=partial(training_args.distributed_state.print, flush=True),
-        )
+        report = partial(training_args.distributed_state.print, flush=True)
+        folder, resume = training_args.output_dir, training_args.resume_from_checkpoint
+        training_args.resume_from_checkpoint = find_checkpoint(folder, resume, report)
         if training_args.should_save:
-            check_writable(training_args.output_dir)
+            check_writable(folder)
 
 
 def fill_cache(
@@ -249,9 +238,8 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
     choose_metric(training_args, scored)
     train_features = validation_features = None
     if model_args.cache_features:
-        train_features, validation_features = fill_cache(
-            model, processor, [splits["train"], validation], model_args, training_args
-        )
+        cached = [splits["train"], validation]
+        train_features, validation_features = fill_cache(model, processor, cached, model_args, training_args)
 
     trainer = SEVLMTrainer(
         model=model,
@@ -269,13 +257,8 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
     sheets = ExplanationSheets(trainer, drawn)
 
     def generation_metrics(model) -> dict[str, float]:
-        predictions = predict(
-            model,
-            processor,
-            max(scored, drawn, key=len),
-            batch_size=training_args.per_device_eval_batch_size,
-            features=validation_features,
-        )
+        sizes = {"batch_size": training_args.per_device_eval_batch_size, "features": validation_features}
+        predictions = predict(model, processor, max(scored, drawn, key=len), **sizes)
         sheets.predictions = predictions[: len(drawn)]
         figures = score(predictions[: len(scored)], scored, captions=False)[0] if len(scored) else {}
         return {name: figures[name] for name in GENERATION_METRICS if figures.get(name) is not None}
@@ -290,8 +273,10 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
         f"{len(splits['train'])} paintings; {training_args.world_size} process(es) on {training_args.device.type}",
         flush=True,
     )
+    arguments = {name: getattr(training_args, name) for name in RECORDED_ARGUMENTS}
+    record = {"data": asdict(data_args), "preset": model_args.preset, "arguments": arguments}
     with errors_as_exit((OSError, NonFiniteError)):
-        train_and_save(trainer, training_record(model_args, data_args, training_args))
+        train_and_save(trainer, record)
     return trainer
 
 
@@ -303,8 +288,7 @@ def train_and_save(trainer: SEVLMTrainer, record: dict) -> None:
             # The weights, and Adam's two means of those that learn.
             sizes = (p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in trainer.model.parameters())
             check_writable(args.output_dir, sum(sizes))
-        # The model card of a pushed checkpoint needs it.
-        write_json(Path(args.output_dir, TRAINING_FILE), record | {"best_metric": None})
+        write_json(Path(args.output_dir, TRAINING_FILE), record | {"best_metric": None})  # for a checkpoint's card
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         write_json(Path(args.output_dir, LOG_FILE), trainer.state.log_history)
@@ -314,16 +298,6 @@ def train_and_save(trainer: SEVLMTrainer, record: dict) -> None:
     else:
         trainer.save_model()
     trainer.accelerator.wait_for_everyone()  # the files are complete when any process returns
-
-
-def training_record(
-    model_args: ModelArguments, data_args: DataArguments, training_args: SEVLMTrainingArguments
-) -> dict:
-    """Returns what the model card needs besides the log."""
-    names = ("learning_rate", "vad_learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "seed")
-    names += ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "bf16", "fp16")
-    arguments = {name: getattr(training_args, name) for name in names}
-    return {"data": asdict(data_args), "preset": model_args.preset, "arguments": arguments}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Callbacks of training: announce the epoch to the data, stop early, draw sheets of explanations."""
+"""Callbacks of training: stop early, draw sheets of explanations."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,16 +22,6 @@ logger = logging.get_logger(__name__)
 FOLDER, TAG = "sheets", "explanations"
 
 
-class EpochAnnouncement(TrainerCallback):
-    """Calls the data's `set_epoch`, which accelerate does not in distributed and in resumed runs."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch))
-
-
 class EarlyStopping(EarlyStoppingCallback):
     """Stays stopped when a run is resumed. The patience is that of the run's arguments, not of the checkpoint."""
 
@@ -52,9 +41,7 @@ class ExplanationSheets(TrainerCallback):
         trainer: its TensorBoard writer gets the sheets.
         dataset: a few paintings: `image`, `painting`, `emotions`, `explanations`.
 
-    Attributes:
-        predictions: the model's for these paintings, as from `evaluation.predict.predict`. Set them during an
-            evaluation.
+    Set `predictions` during an evaluation to those of `evaluation.predict.predict` for these paintings.
     """
 
     def __init__(self, trainer: Trainer, dataset: Dataset):
@@ -69,19 +56,17 @@ class ExplanationSheets(TrainerCallback):
             self._draw(path, f"step {state.global_step}")
         except (OSError, ValueError) as error:
             logger.warning(f"No sheet of explanations at step {state.global_step}: {error}")
-            return
-        for tracker in args.report_to:
-            self._log(tracker, path, state.global_step)
+        else:
+            for tracker in args.report_to:
+                self._log(tracker, path, state.global_step)
 
     def _draw(self, path: Path, title: str) -> None:
         labels = self.dataset.features["emotions"].feature.names
         texts = self.dataset.select_columns(["emotions", "explanations"])
+        scores = [dict(zip(labels, known["emotion_scores"], strict=True)) for known in self.predictions]
         figure = gallery_sheet(
             [read_image(image) for image in self.dataset["image"]],
-            [
-                {**prediction, "emotion_scores": dict(zip(labels, prediction["emotion_scores"], strict=True))}
-                for prediction in self.predictions
-            ],
+            [{**known, "emotion_scores": row} for known, row in zip(self.predictions, scores, strict=True)],
             titles=self.dataset["painting"][:],
             references=[f"viewer: {labels[row['emotions'][0]]}, {row['explanations'][0]}" for row in texts],
             columns=6,
@@ -97,7 +82,6 @@ class ExplanationSheets(TrainerCallback):
                 # There is no writer before training.
                 if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                     callback.tb_writer.add_image(TAG, pixels, step, dataformats="HWC")
-                    callback.tb_writer.flush()
         elif tracker == "wandb":
             import wandb
 

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Finds the first loss or gradient of training that is NaN or infinite, without waiting for the GPU at every step."""
 
 import math
@@ -30,17 +29,6 @@ class Update:
     paintings: list[list[str]]
     values: torch.Tensor
 
-    def describe(self, number: int, value: float) -> str:
-        """Says where `values[number]`, which is `value`, comes from."""
-        is_loss = number < len(self.paintings)
-        what, batch = ("loss", f", batch {number + 1} of it") if is_loss else ("gradient", "")
-        names = self.paintings[number] if is_loss else [name for batch in self.paintings for name in batch]
-        more = f" and {len(names) - MAX_PAINTINGS} more" if len(names) > MAX_PAINTINGS else ""
-        return (
-            f"The {what} of step {self.step} ({self.epoch:.2f} epochs{batch}) is {value}. The batch's paintings: "
-            f"{', '.join(map(repr, names[:MAX_PAINTINGS]))}{more}."
-        )
-
 
 class FiniteWatch:
     """Keeps the values of the latest updates on their device until they are checked.
@@ -51,18 +39,18 @@ class FiniteWatch:
 
     def __init__(self, interval: int):
         self.interval = interval
-        self._updates: list[Update] = []
-
-    def add(self, update: Update) -> bool:
-        """Keeps an update and returns whether `first_problem` is due."""
-        self._updates.append(update)
-        return len(self._updates) >= self.interval
+        self.updates: list[Update] = []
 
     def first_problem(self) -> str | None:
         """Describes the first value since the last call that is not finite. Waits for the device."""
-        updates, self._updates = self._updates, []
+        updates, self.updates = self.updates, []
         for update in updates if updates and not torch.cat([u.values for u in updates]).isfinite().all() else []:
             for number, value in enumerate(update.values.tolist()):
                 if not math.isfinite(value):
-                    return update.describe(number, value)
+                    is_loss = number < len(update.paintings)
+                    what, batch = ("loss", f", batch {number + 1} of it") if is_loss else ("gradient", "")
+                    names = update.paintings[number] if is_loss else sum(update.paintings, [])
+                    shown = ", ".join(map(repr, names[:MAX_PAINTINGS])) + ", ..." * (len(names) > MAX_PAINTINGS)
+                    where = f"step {update.step} ({update.epoch:.2f} epochs{batch})"
+                    return f"The {what} of {where} is {value}. The batch's paintings: {shown}."
         return None

@@ -1,50 +1,35 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Trainer of SEVLM: the paper's recipe as defaults, the weighted loss of Eq. 8, and checkpoints that are complete
 whenever training is interrupted."""
 
 import contextlib
 import functools
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from huggingface_hub import CommitInfo, HfApi
 from safetensors import SafetensorError
-from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, SaveStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from processing import SEVLMProcessor
 from processing.collator import SentencePairs
 
-from .callbacks import EpochAnnouncement
+from . import training_folder
 from .finite_loss import FiniteWatch, NonFiniteError, Update
 from .heads_sevlm import emotion_targets
 from .hub import check_token, find_destination
 from .model_card import write_model_card
 from .modeling_sevlm import SEVLMForConditionalGeneration
 from .push import push
-from .training_folder import (
-    STAGING,
-    STATE_FILE,
-    SavingError,
-    clear_staging,
-    free_space,
-    last_checkpoint,
-    publish_checkpoint,
-    publish_model,
-    remove_old_checkpoints,
-)
 
 
 logger = logging.get_logger(__name__)
@@ -57,7 +42,7 @@ PAINTINGS = "paintings"  # names in a batch, until the trainer takes them out
 class TokenSafeTrainingArguments(TrainingArguments):
     """`TrainingArguments` without the Hub's token when they are pickled: `Trainer` saves them in every folder.
 
-    Declare subclasses with `@dataclass(repr=False)` too: the `repr` of transformers hides the token."""
+    Declare subclasses with `@dataclass(repr=False)`, to keep transformers' `repr`, which hides the token."""
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"hub_token": None}
@@ -69,9 +54,7 @@ class SEVLMTrainingArguments(TokenSafeTrainingArguments):
 
     output_dir: str | None = field(default="outputs/sevlm", metadata={"help": "Folder of checkpoints and results."})
     learning_rate: float = field(default=2e-5, metadata={"help": "Learning rate of all but the VAD features."})
-    vad_learning_rate: float = field(
-        default=4e-5, metadata={"help": "Learning rate of the emotion encoder and the fusion layer."}
-    )
+    vad_learning_rate: float = field(default=4e-5, metadata={"help": "Learning rate of emotion encoder and fusion."})
     weight_decay: float = 0.0
     num_train_epochs: float = 35
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Paintings, with two sentences each."})
@@ -83,29 +66,17 @@ class SEVLMTrainingArguments(TokenSafeTrainingArguments):
     load_best_model_at_end: bool | None = True
     metric_for_best_model: str | None = "accuracy"
     greater_is_better: bool | None = True
-    early_stopping_patience: int = field(
-        default=10, metadata={"help": "Evaluations without a better metric before training stops; 0: never."}
-    )
-    generation_samples: int = field(
-        default=500, metadata={"help": "Validation paintings to explain at each evaluation; 0: none."}
-    )
-    sheet_paintings: int = field(
-        default=6,
-        metadata={"help": "Validation paintings on the sheet of explanations of each evaluation (sheets/); 0: none."},
-    )
+    early_stopping_patience: int = field(default=10, metadata={"help": "Evaluations without progress; 0: no limit."})
+    generation_samples: int = field(default=500, metadata={"help": "Paintings to explain at evaluation; 0: none."})
+    sheet_paintings: int = field(default=6, metadata={"help": "Paintings on each evaluation's sheet; 0: none."})
     logging_steps: float = 50
-    # The filter hides a loss that is NaN and waits for the device at every step. The trainer stops instead.
-    logging_nan_inf_filter: bool = False
+    logging_nan_inf_filter: bool = False  # hides NaN losses, where this trainer stops
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
-    # Without it a resumed run counts its patience from the start and stops later than an uninterrupted one.
-    restore_callback_states_from_checkpoint: bool = True
-    # The collator needs every column.
-    remove_unused_columns: bool | None = False
-    prediction_loss_only: bool = True
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
+    restore_callback_states_from_checkpoint: bool = True  # the patience of early stopping
+    remove_unused_columns: bool | None = False  # the collator needs every column
 
 
-def collate_with_names(collator: Callable, items: Sequence[dict]) -> dict:
+def collate_with_names(collator: Callable, items: list[dict]) -> dict:
     return collator(items) | {PAINTINGS: [str(item.get("painting", "?")) for item in items]}
 
 
@@ -116,16 +87,12 @@ class SEVLMTrainer(Trainer):
     accumulated batches of all processes. Accumulation and the number of processes therefore change neither the
     language nor the emotion loss. The contrastive loss takes its negatives from one device's batch.
 
-    A loss or gradient that is NaN or infinite ends training before the next log, evaluation or save; on a CPU before
-    the update.
-
     Args:
-        generation_metrics: `model -> {name: value}`, called at each evaluation; its values are logged with the prefix.
+        generation_metrics: `model -> {name: value}`, called at each evaluation.
 
     Raises:
-        ValueError: the arguments ask for label smoothing, for a push to the Hub that is not a complete repository or
-            contains more, or for processes with different numbers of batches.
-        NonFiniteError: a loss or gradient is NaN or infinite.
+        ValueError: a push would not publish a complete repository, or processes have different numbers of batches.
+        NonFiniteError: a loss or gradient is NaN or infinite; raised before the next log, evaluation or save.
         SavingError: a checkpoint or the model cannot be written, for example because the disk is full.
     """
 
@@ -136,60 +103,42 @@ class SEVLMTrainer(Trainer):
     processing_class: SEVLMProcessor | None
     push_in_progress: PushInProgress | None  # type: ignore[assignment]  # transformers infers None
 
-    def __init__(
-        self,
-        model: SEVLMForConditionalGeneration,
-        args: SEVLMTrainingArguments,
-        *,
-        processing_class: SEVLMProcessor | None = None,
-        generation_metrics: Callable[[nn.Module], dict[str, float]] | None = None,
-        **kwargs,
-    ):
-        # `Trainer` creates the repository as it begins.
+    def __init__(self, model, args, *, processing_class=None, generation_metrics=None, **kwargs):
         if args.push_to_hub:
-            check_push(args, processing_class)
-        if args.label_smoothing_factor:
-            raise ValueError("The paper's loss (Eq. 8) has no label smoothing: leave `label_smoothing_factor` at 0.")
+            check_push(args, processing_class)  # first: `Trainer` creates the repository
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         if args.world_size > 1 and not args.accelerator_config.even_batches:
             raise ValueError("With `even_batches: false` processes wait for others that have finished. Leave it out.")
         self.data_collator = functools.partial(collate_with_names, self.data_collator)
         self.generation_metrics = generation_metrics
-        if hasattr(self.train_dataset, "set_epoch"):
-            self.add_callback(EpochAnnouncement(self.train_dataset))
-        # `compute_loss` divides by the items of the accumulated batch; `Trainer` must not divide again.
-        self.model_accepts_loss_kwargs = True
-        self._sums: dict[str, torch.Tensor] = {}  # since the last log, of each part: sum over its items, their number
+        self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the items, and `Trainer` must not
+        self._sums = torch.zeros(len(LOSS_PARTS), 2, device=args.device)  # `loss_sums` since the last log
         self._watch = FiniteWatch(interval=1 if args.device.type == "cpu" else 1000)
         self._names: list[list[str]] = []  # of the paintings of each batch of the update
         self._losses: list[torch.Tensor] = []  # of these batches
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        """As in transformers.
-
-        Raises:
-            ValueError: the checkpoint has no weights in safetensors, or its other files hold more than tensors and
-                numbers. Nothing in them is executed.
-        """
+        """As in transformers, but raises `ValueError` if the checkpoint has no weights in safetensors or a file that
+        could execute code. Nothing is executed."""
         folder = resume_from_checkpoint
-        if isinstance(folder, str) and os.path.isdir(folder) and not any(Path(folder).glob("*.safetensors")):
+        if isinstance(folder, str) and not any(Path(folder).glob("*.safetensors")):
             raise ValueError(f"{folder} has no weights in safetensors; training cannot resume from it.")
         if self.args.should_save:
-            clear_staging(self.args.output_dir)
+            training_folder.clear_staging(self.args.output_dir)
         self.accelerator.wait_for_everyone()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        except UnpicklingError:
-            # The original message recommends to execute the file.
+        except UnpicklingError:  # whose message recommends to execute the file
             raise ValueError(
-                f"{folder} holds a file (optimizer.pt, scheduler.pt or rng_state.pth) that is damaged or can execute "
-                "code, and it was not read. Resume from a checkpoint of your own, or start a new run from its weights."
+                f"{folder}: optimizer.pt, scheduler.pt or rng_state.pth is damaged or can execute code, and was not "
+                "read. Resume from a checkpoint of your own, or start a new run from its weights."
             ) from None
 
     def _run_epoch(self, *args, **kwargs) -> None:
         # Otherwise a finished run is trained for one more step when it is resumed.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if hasattr(self.train_dataset, "set_epoch"):  # accelerate calls it in new runs of one process only
+            self.train_dataset.set_epoch(int(self.state.epoch))
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
@@ -233,69 +182,58 @@ class SEVLMTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs, counts = model(**inputs, skip_logits=True), self._count_items(inputs)
-        shares = torch.ones_like(counts)
-        if num_items_in_batch is not None:
-            # Processes average their gradients, and `num_items_in_batch` is a sum over processes.
-            shares = counts * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+        # Processes average their gradients, and `num_items_in_batch` is a sum over processes.
+        shares = counts * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
         terms = [
             getattr(self.model.config, f"{name}_weight") * share * outputs[name]
             for name, share in zip(LOSS_PARTS, shares, strict=True)
             if outputs.get(name) is not None
         ]
         loss = functools.reduce(torch.add, terms)
-        if model.training:
-            self._losses.append(loss.detach())
-            for name, sums in loss_sums(outputs, counts).items():
-                self._sums[name] = self._sums[name] + sums if name in self._sums else sums
-        return (loss, outputs) if return_outputs else loss
+        self._losses.append(loss.detach())
+        self._sums += loss_sums(outputs, counts)
+        return loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         self._check_finite()
-        if "loss" in logs and self._sums:
-            totals = self.accelerator.reduce(torch.stack(list(self._sums.values())), reduction="sum").tolist()
+        if "loss" in logs:
+            totals = self.accelerator.reduce(self._sums, reduction="sum").tolist()
             # A part without items (there is no lexicon, for example) has no mean.
-            logs |= {name: total / items for name, (total, items) in zip(self._sums, totals, strict=True) if items}
-            self._sums = {}
+            logs |= {name: total / items for name, (total, items) in zip(LOSS_PARTS, totals, strict=True) if items}
+            self._sums.zero_()
         super().log(logs, *args, **kwargs)
 
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
-        values = self._losses
         if self.accelerator.scaler is None:  # else an infinite gradient makes it skip the step and lower its scale
-            values = [*values, torch.as_tensor(norm, device=self.args.device)]
-        stacked = torch.stack([value.float() for value in values])
-        if self._watch.add(Update(self.state.global_step + 1, self.state.epoch, self._names, stacked)):
+            self._losses.append(torch.as_tensor(norm, device=self.args.device))
+        values = torch.stack([value.float() for value in self._losses])
+        self._watch.updates.append(Update(self.state.global_step + 1, self.state.epoch, self._names, values))
+        if len(self._watch.updates) >= self._watch.interval:
             self._check_finite()
         return norm
 
     def _check_finite(self) -> None:
         if problem := self._watch.first_problem():
-            parts = ", ".join(name for name, (total, _) in self._sums.items() if not math.isfinite(total))
+            totals = zip(LOSS_PARTS, self._sums[:, 0].tolist(), strict=True)
+            parts = ", ".join(name for name, total in totals if not math.isfinite(total))
             parts = f"Not finite: {parts}. " if parts else ""
             raise NonFiniteError(
-                f"{problem} {parts}Nothing was saved since; {last_checkpoint(self.args.output_dir)}. Check the images "
-                "and sentences of these paintings, or lower --learning_rate, --vad_learning_rate or --max_grad_norm, "
-                "and continue with --resume_from_checkpoint true."
+                f"{problem} {parts}{training_folder.last_checkpoint(self.args.output_dir)}. Check these paintings, or "
+                "lower --learning_rate or --max_grad_norm, and continue with --resume_from_checkpoint true."
             )
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Deals out whole batches, in the dataset's order, to the processes. Unlike with accelerate's loader, no row
-        is repeated, and a batch (with the negatives in it) does not depend on the number of processes."""
+        """Deals out whole batches to the processes. Unlike with accelerate's loader, no row is repeated, and a batch
+        (with the negatives in it) does not depend on the number of processes."""
         args, dataset = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
         batches = list(BatchSampler(range(len(dataset)), args.eval_batch_size, drop_last=False))
-        return DataLoader(
-            dataset,
-            batch_sampler=batches[args.process_index :: args.world_size],
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-        )
+        batches = batches[args.process_index :: args.world_size]
+        loading: dict = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator, **loading)
 
-    def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
-    ) -> EvalLoopOutput:
-        """Computes the means of the loss parts over all items, and the generation metrics. They do not depend on the
-        number of processes if the loader is that of [`get_eval_dataloader`]."""
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        """Computes the means of the loss parts over all items, and the generation metrics."""
         self._check_finite()
         model, config = self.model.eval(), self.model.config
         self.callback_handler.eval_dataloader = dataloader
@@ -304,15 +242,12 @@ class SEVLMTrainer(Trainer):
             inputs.pop(PAINTINGS)
             inputs = self._prepare_inputs(inputs)
             with torch.no_grad(), self.compute_loss_context_manager():
-                batch_sums = loss_sums(model(**inputs, skip_logits=True), self._count_items(inputs))
-            sums.append({name: part.tolist() for name, part in batch_sums.items()})
+                sums.append(loss_sums(model(**inputs, skip_logits=True), self._count_items(inputs)).tolist())
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        sums = gather_object(sums)
         metrics = {}
-        for name in LOSS_PARTS:
-            parts = [batch[name] for batch in sums if name in batch]
-            if items := sum(count for _, count in parts):
-                metrics[name] = math.fsum(total for total, _ in parts) / items  # exact: the order does not matter
+        for name, batches in zip(LOSS_PARTS, zip(*gather_object(sums), strict=True), strict=True):
+            if items := sum(count for _, count in batches):
+                metrics[name] = math.fsum(total for total, _ in batches) / items  # exact: the order does not matter
         if metrics:
             metrics["loss"] = sum(getattr(config, f"{name}_weight") * value for name, value in metrics.items())
         metrics |= self.generation_metrics(model) if self.generation_metrics is not None else {}
@@ -320,41 +255,39 @@ class SEVLMTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def _get_output_dir(self, trial) -> str:
-        """The folder in which `Trainer` writes checkpoints."""
-        return os.path.join(super()._get_output_dir(trial), STAGING)
+        return f"{super()._get_output_dir(trial)}/{training_folder.STAGING}"
 
     def _save_checkpoint(self, model, trial) -> None:
         self._check_finite()
         args, state = self.args, self.state
         staged = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        folder = staged.parents[1]
-        final = folder / staged.name
+        final = staged.parents[1] / staged.name
         with self._saving(final):
             super()._save_checkpoint(model, trial)
-            if state.best_model_checkpoint == os.fspath(staged):
-                state.best_model_checkpoint = os.fspath(final)
+            if state.best_model_checkpoint == str(staged):
+                state.best_model_checkpoint = str(final)
                 if args.should_save:
-                    state.save_to_json(os.fspath(staged / STATE_FILE))
+                    state.save_to_json(str(staged / training_folder.STATE_FILE))
         self.accelerator.wait_for_everyone()  # each process has a file of its own in it
         if args.should_save:
             with self._saving(final):
-                publish_checkpoint(staged, final)
+                training_folder.publish_checkpoint(staged, final)
         self.accelerator.wait_for_everyone()
         if args.push_to_hub:
-            self._push_from_checkpoint(os.fspath(final))
+            self._push_from_checkpoint(str(final))
         if args.should_save:
-            remove_old_checkpoints(folder, args.save_total_limit, {final, Path(state.best_model_checkpoint or final)})
+            training_folder.remove_old_checkpoints(final, args.save_total_limit, state.best_model_checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
-        if folder.parent.name == STAGING:
+        if folder.parent.name == training_folder.STAGING:
             super().save_model(output_dir, _internal_call=True)
             return
         with self._saving(folder):
-            staged = folder / STAGING / "model"
-            super().save_model(os.fspath(staged), _internal_call=True)
+            staged = folder / training_folder.STAGING / "model"
+            super().save_model(str(staged), _internal_call=True)
             if self.args.should_save:
-                publish_model(staged, folder)
+                training_folder.publish_model(staged, folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
@@ -366,23 +299,17 @@ class SEVLMTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' of a full disk, too
             folder = self.args.output_dir
             if self.args.should_save:
-                clear_staging(folder)
-            raise SavingError(
-                f"{target} could not be saved: {error}. {free_space(folder)} are free there. No file with a final "
-                f"name is incomplete; {last_checkpoint(folder)}. Free space or change the folder's permissions, and "
-                "continue with --resume_from_checkpoint true."
+                training_folder.clear_staging(folder)
+            raise training_folder.SavingError(
+                f"{target} could not be saved: {error}. {training_folder.free_space(folder)} free there. Free more, "
+                f"and continue with --resume_from_checkpoint true: {training_folder.last_checkpoint(folder)}."
             ) from error
 
-    def push_to_hub(
-        self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs
-    ) -> CommitInfo | Future | None:
-        """Saves model, processor and model card, and publishes them in one commit.
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> CommitInfo | Future | None:
+        """Saves model, processor and model card, and publishes them in one commit. Returns it on the first process.
 
         Args:
-            kwargs: `token`, `revision` and `private` of [`push`]; those of the training arguments by default.
-
-        Returns:
-            As [`push`] on the first process, `None` on the others.
+            kwargs: of [`push`]. `token`, `revision` and `private` are those of the training arguments by default.
         """
         if self.hub_model_id is None:
             self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))
@@ -391,50 +318,43 @@ class SEVLMTrainer(Trainer):
             return None
         write_model_card(self.args.output_dir, self.hub_model_id)
         self._finish_current_push()
-        return self._push(self.args.output_dir, message=commit_message, blocking=blocking, **kwargs)
+        return self._push(self.args.output_dir, message=commit_message, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # `Trainer` would publish all files of the output folder, without the code. It calls this before the checkpoint
-        # has its name, too.
-        args = self.args
-        if Path(checkpoint_folder).parent.name == STAGING or not self.is_world_process_zero():
+        # has its name; `_save_checkpoint` calls it again.
+        staged = Path(checkpoint_folder).parent.name == training_folder.STAGING
+        if staged or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         jobs = [] if self.push_in_progress is None else [job for job in self.push_in_progress.jobs if not job.done()]
-        if args.hub_strategy == HubStrategy.END or (jobs and not args.hub_always_push):
-            return
-        by_steps = args.save_strategy == SaveStrategy.STEPS
-        when = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch)}"
-        job = self._push(checkpoint_folder, message=f"Training in progress, {when}", blocking=False)
-        job.add_done_callback(_report_failure)
-        self.push_in_progress = PushInProgress([*jobs, job])  # type: ignore[arg-type]  # takes a list
+        if not jobs or self.args.hub_always_push:
+            message = f"Training in progress, step {self.state.global_step}"
+            job = self._push(checkpoint_folder, message=message, blocking=False)
+            job.add_done_callback(_report_failure)
+            self.push_in_progress = PushInProgress([*jobs, job])  # type: ignore[arg-type]  # takes a list
 
     def _push(self, folder: str, **kwargs) -> CommitInfo | Future:
         args = self.args
-        self.callback_handler.on_push_begin(args, self.state, self.control)
-        given: dict[str, Any] = dict(token=args.hub_token, revision=args.hub_revision, private=args.hub_private_repo)
-        return push(folder, self.hub_model_id, processor=self.processing_class, **given | kwargs)
+        given: dict = dict(token=args.hub_token, revision=args.hub_revision, private=args.hub_private_repo) | kwargs
+        return push(folder, self.hub_model_id, processor=self.processing_class, **given)
 
 
-def loss_sums(outputs, counts: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Returns the sum over the items and their number `(2,)`, for each of `LOSS_PARTS` that the model computes."""
-    return {
-        name: torch.stack([outputs[name].detach().float() * count, count.float()])
-        for name, count in zip(LOSS_PARTS, counts, strict=True)
-        if outputs.get(name) is not None
-    }
+def loss_sums(outputs, counts: torch.Tensor) -> torch.Tensor:
+    """Returns the sum over the items of each of `LOSS_PARTS` and their number `(4, 2)`; 0 for a part not computed."""
+    sums = torch.zeros(len(LOSS_PARTS), 2, device=counts.device)
+    for row, name, count in zip(sums, LOSS_PARTS, counts, strict=True):
+        if outputs.get(name) is not None:
+            row[0], row[1] = outputs[name].detach().float() * count, count
+    return sums
 
 
 def check_push(args: SEVLMTrainingArguments, processor) -> None:
-    """Raises `ValueError` if a push would publish no processor, optimizer states or pickles, or a private model in a
-    public repository."""
+    """Raises `ValueError` if a push would publish no processor, pickles, or a private model in a public repository."""
     check_token(args.hub_token)
     if not isinstance(processor, SEVLMProcessor):
         raise ValueError("push_to_hub needs the processor: pass a `SEVLMProcessor` as `processing_class`.")
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-        raise ValueError(
-            f"hub_strategy={HubStrategy(args.hub_strategy).value!r} would publish optimizer states and pickled "
-            "arguments. Use 'every_save' or 'end', and keep the files that training resumes from on your machine."
-        )
+        raise ValueError("hub_strategy would publish optimizer states and pickles: use 'every_save' or 'end'.")
     if args.hub_private_repo:
         name = args.hub_model_id or Path(args.output_dir).absolute().name
         find_destination(HfApi(token=args.hub_token), name, private=True)

@@ -1,8 +1,7 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The output folder of training. Files with their final names are complete, whenever the run is interrupted.
 
 A checkpoint and the final model are written in `OUTPUT_DIR/saving/` and renamed when every byte is on the disk. A
-checkpoint to delete is moved back there first. The step in its name says which checkpoint is newer, not a clock.
+checkpoint to delete is moved back there first. Checkpoints are ordered by the steps in their names.
 """
 
 import json
@@ -10,7 +9,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
@@ -18,10 +17,8 @@ from safetensors import safe_open
 
 STAGING = "saving"
 STATE_FILE = "trainer_state.json"
-# Files that a run needs to resume with the same bits, and their patterns: weights may be sharded, and each process has
-# its own random state.
-NEEDED = {"config.json": "config.json", "model.safetensors": "model*.safetensors", STATE_FILE: STATE_FILE}
-NEEDED |= {"optimizer.pt": "optimizer*", "scheduler.pt": "scheduler.pt", "rng_state.pth": "rng_state*.pth"}
+# What a run needs to resume with the same bits. Weights may be sharded; each process has its own random state.
+NEEDED = ("config.json", "model*.safetensors", STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 
 class SavingError(OSError):
@@ -29,30 +26,21 @@ class SavingError(OSError):
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
-    """The checkpoints in `folder`, complete or not, the oldest first."""
-    # Not transformers' `sort_checkpoints`, which takes a copy named checkpoint-2-old for a checkpoint.
-    found = (path for path in Path(folder).glob("checkpoint-*") if path.is_dir())
-    return sorted((path for path in found if path.name.partition("-")[2].isdecimal()), key=step_of)
+    """Lists the checkpoints in `folder`, complete or not, the oldest first."""
+    found = (path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdecimal() and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name[11:]))
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str:
-    """A part of a message."""
     found = checkpoints(folder)
     return f"the last checkpoint is {found[-1]}" if found else f"there is no checkpoint in {folder}"
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.partition("-")[2])
 
 
 def defect(checkpoint: str | os.PathLike) -> str | None:
     """Says which file of a checkpoint is missing or cut short, or `None` if training can resume from it."""
     checkpoint = Path(checkpoint)
-    if not checkpoint.is_dir():
-        return "there is no such folder"
-    missing = [name for name, pattern in NEEDED.items() if not any(checkpoint.glob(pattern))]
-    if missing:
-        return f"{', '.join(missing)} is missing"
+    if missing := [pattern for pattern in NEEDED if not any(checkpoint.glob(pattern))]:
+        return f"{', '.join(missing).replace('*', '')} is missing"
     damaged = [path.name for path in sorted(checkpoint.iterdir()) if path.is_file() and not _is_readable(path)]
     return f"{damaged[0]} is cut short or damaged" if damaged else None
 
@@ -61,7 +49,7 @@ def _is_readable(file: Path) -> bool:
     """Whether the file is as long as its header says. The content is not checked."""
     try:
         if file.suffix == ".safetensors":
-            safe_open(file, "pt").__enter__()
+            safe_open(file, "pt")
         if file.suffix == ".json":
             json.loads(file.read_text(encoding="utf-8"))
         return zipfile.is_zipfile(file) if file.suffix in (".pt", ".pth") else True
@@ -70,15 +58,11 @@ def _is_readable(file: Path) -> bool:
 
 
 def find_checkpoint(folder: str, resume: str | None, report: Callable[[str], None]) -> str | None:
-    """Returns the checkpoint to resume from, `None` to start a new run.
+    """Returns the checkpoint to resume from, `None` to start a new run. Reports incomplete checkpoints. Raises
+    `ValueError` if the given checkpoint is incomplete, or `folder` has checkpoints of later steps.
 
     Args:
-        folder: output folder.
         resume: a checkpoint's folder, "true" for the newest complete checkpoint of `folder`, or `None`.
-        report: called with a sentence for each incomplete checkpoint, and with the choice that "true" leads to.
-
-    Raises:
-        ValueError: the given checkpoint is incomplete, or `folder` has checkpoints of later steps.
     """
     complete = []
     for checkpoint in checkpoints(folder):
@@ -90,64 +74,44 @@ def find_checkpoint(folder: str, resume: str | None, report: Callable[[str], Non
         resume = str(complete[-1]) if complete else None
         report(f"Training continues from {resume}." if resume else f"No checkpoint in {folder} yet: training starts.")
     elif resume is not None and (problem := defect(resume)):
-        raise ValueError(
-            f"training cannot resume from {resume}: {problem}. Name another checkpoint, or use "
-            "--resume_from_checkpoint true for the newest complete one."
-        )
+        raise ValueError(f"training cannot resume from {resume}: {problem}. Use --resume_from_checkpoint true.")
     step = json.loads(Path(resume, STATE_FILE).read_text(encoding="utf-8"))["global_step"] if resume else 0
     # A later resume would pick the other run's checkpoint.
-    if later := [str(checkpoint) for checkpoint in complete if step_of(checkpoint) > step]:
+    if later := [str(checkpoint) for checkpoint in complete if int(checkpoint.name[11:]) > step]:
         raise ValueError(
-            f"{folder} holds checkpoints of an earlier run: {', '.join(later)}. Continue it with "
-            "--resume_from_checkpoint true, delete them, or name another --output_dir."
+            f"{folder} holds checkpoints of an earlier run: {', '.join(later)}. Use --resume_from_checkpoint true, "
+            "delete them, or use another --output_dir."
         )
     return resume
 
 
 def check_writable(folder: str | os.PathLike, needed: int = 4096) -> None:
-    """Writes a little to `folder`, or to its nearest existing parent, and checks the free space.
-
-    Args:
-        needed: bytes that must be free.
-
-    Raises:
-        SavingError: the folder cannot be written, or has less free space.
-    """
+    """Raises [`SavingError`] if `folder`, or its nearest existing parent, cannot be written or has less than `needed`
+    bytes free."""
     try:
         place = Path(folder).absolute()
         while not place.exists():
             place = place.parent
         with tempfile.TemporaryFile(dir=place, buffering=0) as file:
             file.write(bytes(4096))
-        free = shutil.disk_usage(place).free
     except OSError as error:
-        raise SavingError(
-            f"{folder} cannot be written ({error.strerror or error}). Change its permissions, free space, or name "
-            "another folder with --output_dir."
-        ) from error
-    if free < needed:
-        raise SavingError(
-            f"{folder} has {_size(free)} free, and a checkpoint takes about {_size(needed)}. Free space there, or "
-            "name a folder on another disk with --output_dir."
-        )
-
-
-def _size(number: float) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+        raise SavingError(f"{folder} cannot be written ({error.strerror}). Use another --output_dir.") from error
+    if shutil.disk_usage(place).free < needed:
+        size = f"{free_space(place)} free, and a checkpoint takes about {needed / 1e9:.2f} GB"
+        raise SavingError(f"{folder} has {size}. Free more, or use an --output_dir on another disk.")
 
 
 def free_space(folder: str | os.PathLike) -> str:
-    return _size(shutil.disk_usage(folder).free)
+    return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB"
 
 
 def clear_staging(folder: str | os.PathLike) -> None:
-    """Deletes the unfinished files of an interrupted run."""
     shutil.rmtree(Path(folder, STAGING), ignore_errors=True)
 
 
 def publish_checkpoint(staged: Path, final: Path) -> None:
     """Renames a complete checkpoint; one of the same name is replaced."""
-    _sync_files(staged)
+    _sync(*staged.iterdir(), staged)
     if final.exists():
         os.rename(final, staged.with_name(f"replaced-{final.name}"))
     os.rename(staged, final)
@@ -158,7 +122,7 @@ def publish_checkpoint(staged: Path, final: Path) -> None:
 def publish_model(staged: Path, folder: Path) -> None:
     """Moves the files of a complete model into `folder`. Old weights go first and new weights come last, so that
     weights are never next to the configuration or the tokenizer of another model."""
-    _sync_files(staged)
+    _sync(*staged.iterdir(), staged)
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
     for file in sorted(staged.iterdir(), key=lambda file: file.match("model*.safetensors*")):
@@ -167,10 +131,10 @@ def publish_model(staged: Path, folder: Path) -> None:
     clear_staging(folder)
 
 
-def remove_old_checkpoints(folder: Path, limit: int | None, keep: Collection[Path]) -> None:
-    """Leaves `limit` checkpoints: those of `keep` and the newest others. All stay if `limit` is `None` or 0."""
-    found = checkpoints(folder)
-    kept = {path.resolve() for path in keep}
+def remove_old_checkpoints(newest: Path, limit: int | None, best: str | None) -> None:
+    """Leaves `limit` checkpoints: `newest`, `best` and the newest others. All stay if `limit` is `None` or 0."""
+    folder, found = newest.parent, checkpoints(newest.parent)
+    kept = {newest.resolve(), Path(best or newest).resolve()}
     others = [path for path in found if path.resolve() not in kept]
     for path in others[: max(0, len(found) - max(limit, len(kept)))] if limit else []:
         # Under its own name, a checkpoint that is partly deleted would look complete.
@@ -179,14 +143,8 @@ def remove_old_checkpoints(folder: Path, limit: int | None, keep: Collection[Pat
     clear_staging(folder)
 
 
-def _sync_files(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+def _sync(*paths: Path) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
-    finally:
         os.close(descriptor)

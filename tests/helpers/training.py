@@ -17,26 +17,22 @@ WITHOUT_EVALUATION = "--eval_strategy no --load_best_model_at_end false".split()
 TINY_RUN = [*QUIET_RUN, *WITHOUT_EVALUATION, "--save_strategy", "no"]
 
 
-def write_artemis(
-    folder: Path, rows: list[tuple] | None = None, paintings: int = 12, header: str | None = None
-) -> list:
+def write_artemis(folder: Path, rows: list[tuple] | None = None, header: str | None = None) -> list[str]:
     """Writes an invented ArtEmis, a CSV file and images, and returns the arguments that name them."""
     if rows is None:
         rows = [
             ("Cubism", f"painter_{i}", EMOTIONS[(i + k) % 9 if k else i % 9], f"the shapes number {i} feel {k}", 3)
-            for i in range(paintings)
+            for i in range(12)
             for k in (0, 0, 1)
         ]
-    lines = [header or "art_style,painting,emotion,utterance,repetition"]
-    lines += [",".join(map(str, row)) for row in rows]
+    lines = [header or "art_style,painting,emotion,utterance,repetition", *(",".join(map(str, row)) for row in rows)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "artemis.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for style, painting, *_ in rows:
         path = folder / "images" / style / f"{painting}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            noise = np.random.default_rng(len(painting)).integers(0, 255, (40, 30, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(path)
+        noise = np.random.default_rng(len(painting)).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
     return ["--annotations", str(folder / "artemis.csv"), "--images", str(folder / "images")]
 
 
@@ -59,8 +55,8 @@ def make_collator(processor):
             explanations=[item["explanations"] for item in items],
             return_tensors="pt",
         )
-        generator = [torch.Generator().manual_seed(item["index"]) for item in items]
-        pixel_values = torch.stack([torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=g) for g in generator])
+        generators = [torch.Generator().manual_seed(item["index"]) for item in items]
+        pixel_values = torch.stack([torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=g) for g in generators])
         shares = torch.tensor([[(name in item["emotions"]) / 2 for name in EMOTIONS] for item in items])
         return {"pixel_values": pixel_values, "emotion_shares": shares, **batch}
 
@@ -68,26 +64,16 @@ def make_collator(processor):
 
 
 def make_trainer(
-    model, processor, output_dir, callbacks=None, train_dataset=None, collator=None, **arguments
+    model, processor, output_dir, callbacks=None, train_dataset=None, eval_dataset=None, collator=None, **arguments
 ) -> SEVLMTrainer:
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 1,
-        "learning_rate": 1e-3,
-        "vad_learning_rate": 2e-3,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "lr_scheduler_type": "constant",
-    }
+    defaults = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "logging_steps": 1}
+    defaults |= {"per_device_train_batch_size": 4, "num_train_epochs": 1, "disable_tqdm": True, "use_cpu": True}
+    defaults |= {"learning_rate": 1e-3, "vad_learning_rate": 2e-3, "lr_scheduler_type": "constant"}
     return SEVLMTrainer(
         model=model,
         args=SEVLMTrainingArguments(output_dir=str(output_dir), **defaults | arguments),
         train_dataset=train_dataset or Sentences(),
-        eval_dataset=Sentences(),
+        eval_dataset=eval_dataset or Sentences(),
         data_collator=collator or make_collator(processor),
         callbacks=callbacks,
     )

@@ -2,12 +2,11 @@
 weights are those of an uninterrupted run, bit for bit, and no file with a final name is incomplete. Then the same on
 disks that are too small."""
 
-import os
 import random
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,31 +62,21 @@ def draw(chance: random.Random) -> list[Case]:
 def has_come(run: Run, case: Case, cache: Path, seconds: float) -> bool:
     """Waits for the case's moment and returns whether it came before the run ended."""
     saving, step = run.output / "saving", 2 * int(1 + 6 * case.place)
-
-    def exists(folder: Path, pattern: str) -> Callable[[], bool]:
-        return lambda: any(folder.glob(pattern))
-
     if case.moment == "any moment":
         begun = run.wait_until(lambda: STARTED in run.printed(), pause=0.02)
         time.sleep(seconds * case.place)
         return begun and run.process.poll() is None
-    if case.moment == "a checkpoint is being written":
-        files = int(20 * case.place)  # of about two dozen
-        return run.wait_until(lambda: sum(1 for _ in saving.glob(f"checkpoint-{step}/*")) > files, pause=0.0002)
-    if case.moment == "an old checkpoint is being deleted":
-        return run.wait_until(exists(saving, "old-*"), pause=0.0002)
-    if case.moment == "a cache shard is being written":
-        return run.wait_until(exists(cache, "*/*.tmp"), pause=0.0002)
     if case.moment == "an evaluation is running":
         begun = run.wait_until(lambda: run.printed().count("'loss'") >= step, pause=0.002)
         time.sleep(0.25 * case.place)  # generation, then a sheet
         return begun and not (run.output / f"checkpoint-{step}").exists()
-    return run.wait_until(exists(saving, "model/*"), pause=0.0002)
-
-
-def orphans_that_stay(orphans: list[psutil.Process]) -> list[int]:
-    _, alive = psutil.wait_procs(orphans, timeout=ORPHAN_SECONDS)
-    return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    where, pattern, files = {
+        "a checkpoint is being written": (saving, f"checkpoint-{step}/*", int(20 * case.place)),  # of about two dozen
+        "an old checkpoint is being deleted": (saving, "old-*", 0),
+        "a cache shard is being written": (cache, "*/*.tmp", 0),
+        "the final model is being written": (saving, "model/*", 0),
+    }[case.moment]
+    return run.wait_until(lambda: len(list(where.glob(pattern))) > files, pause=0.0002)
 
 
 def try_case(case: Case, folder: Path, backbones: list[str], whole: Path, seconds: float) -> tuple[Counter, list[str]]:
@@ -113,7 +102,8 @@ def try_case(case: Case, folder: Path, backbones: list[str], whole: Path, second
     printed = again.printed()
     happened["resumed" if "Training continues from" in printed else "started again"] += 1
     happened["orphans"] += len(orphans)
-    if staying := orphans_that_stay(orphans):
+    _, alive = psutil.wait_procs(orphans, timeout=ORPHAN_SECONDS)
+    if staying := [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]:
         failures.append(f"processes {staying} still running after {ORPHAN_SECONDS:.0f} s")
     if code != 0:
         failures.append(f"the resumed run ended with {code}: {printed[-300:]!r}")
@@ -126,11 +116,11 @@ def try_case(case: Case, folder: Path, backbones: list[str], whole: Path, second
     return happened, [f"{case.name()}: {failure}" for failure in failures]
 
 
-def mount(folder: Path, size: int, *more: str) -> bool:
-    """Mounts a disk in memory of `size` bytes and returns whether that is allowed here."""
+def mount(folder: Path, options: str) -> bool:
+    """Mounts a disk in memory and returns whether that is allowed here."""
     folder.mkdir(exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *more]), "tmpfs", str(folder)]
-    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
+    return done.returncode == 0
 
 
 def try_small_disk(size: int, folder: Path, backbones: list[str], whole: Path) -> tuple[Counter, list[str]]:
@@ -138,20 +128,19 @@ def try_small_disk(size: int, folder: Path, backbones: list[str], whole: Path) -
     happened, failures = Counter(), []
     disk = output = folder / f"disk-{size}"
     arguments = [*backbones, *SHORT, "--cache_features", str(disk / "cache")]
-    if not mount(disk, size):
+    if not mount(disk, f"size={size}"):
         return happened, failures
     try:
         first = Run(output, arguments)
         code, printed = first.wait(), first.printed()
         happened["disks"] += 1
-        if code == 0:
-            happened["large enough"] += 1
-        else:
+        happened["large enough"] += code == 0
+        if code != 0:
             happened["ended with a message"] += "error: " in printed and "free" in printed
             if "error: " not in printed or "Traceback" in printed:
                 failures.append(f"no message: {printed[-300:]!r}")
             failures += half_written(disk) + [f"left: {p}" for p in left_over(disk)]
-            mount(disk, 2**28, "remount")
+            mount(disk, f"size={2**28},remount")
             again = Run(output, arguments)
             if again.wait() != 0:
                 failures.append(f"the run on the larger disk fails: {again.printed()[-300:]!r}")
@@ -188,8 +177,8 @@ def run(chance: random.Random, folder: Path) -> Iterator[Row]:
         yield Row(f"`kill -9` of training, {when}", kills, f"{listed(counts)}; {len(failed)} faults", failed)
     stayed = sum("still running" in failure for failure in failures)
     yield Row("loader processes whose parent was killed", orphans, f"{orphans - stayed} ended without help")
-    full = sum(path.stat().st_size for path in whole.output.rglob("*") if path.is_file())
-    full += sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
+    written = [*whole.output.rglob("*"), *(folder / "cache").rglob("*")]
+    full = sum(path.stat().st_size for path in written if path.is_file())
     sizes = [int(full * chance.uniform(0.1, 1.2)) for _ in range(SMALL_DISKS)]
     with ThreadPoolExecutor(2) as threads:
         results = list(threads.map(lambda size: try_small_disk(size, folder, backbones, whole.output), sizes))
@@ -201,4 +190,4 @@ def run(chance: random.Random, folder: Path) -> Iterator[Row]:
 
 
 def listed(counts: Counter) -> str:
-    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)

@@ -1,11 +1,9 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Several processes compared with one with larger batches, and one of them killed at random moments."""
 
 import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,17 +15,12 @@ import psutil
 from accelerate import PartialState
 from trial import Row
 
-from tests.helpers.ranks import Setting, assert_one_run, free_port, in_ranks, train_here, train_in
+from tests.helpers.ranks import ACCELERATE, TORCHRUN, Setting, assert_one_run, in_ranks, launch, train_here, train_in
 from tests.helpers.tiny import tiny_processor
 
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 COMPARED, KILLED, LAUNCHED = 14, 8, 6
 TIMEOUT = 60  # seconds in which the others must end
-LAUNCHERS = (
-    ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
-    ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"],
-)
 TRAINING = "--num_paintings 60 --image_size 32 --per_device_train_batch_size 4 --use_cpu true --disable_tqdm true "
 TRAINING += "--max_steps 100000 --save_steps 5 --eval_steps 5 --generation_samples 4 --sheet_paintings 0"
 
@@ -44,13 +37,9 @@ def compare(chance: random.Random, folder: Path, processor) -> Row:
     failures, uneven = [], 0
     for number in range(COMPARED):
         processes, accumulation = chance.choice((2, 2, 3)), chance.choice((1, 1, 2, 3))
-        setting = Setting(
-            paintings=chance.randint(3, 40),
-            batch_size=processes * accumulation * chance.randint(1, 4),
-            accumulation=accumulation,
-            epochs=chance.choice((1, 1, 2)),
-            seed=chance.randrange(1000),
-        )
+        paintings, size = chance.randint(3, 40), processes * accumulation * chance.randint(1, 4)
+        epochs, seed = chance.choice((1, 1, 2)), chance.randrange(1000)
+        setting = Setting(paintings, size, accumulation, epochs=epochs, seed=seed)
         uneven += bool(setting.paintings % setting.batch_size)
         try:
             one = train_in(setting, processor, folder / f"{number}-one")
@@ -58,13 +47,9 @@ def compare(chance: random.Random, folder: Path, processor) -> Row:
             assert_one_run(setting, one, train_in(setting, processor, folder / f"{number}-several"))
         except AssertionError as error:
             failures.append(f"{setting}: {str(error).splitlines()[0]}")
-    same = COMPARED - len(failures)
-    return Row(
-        "runs of two or three processes compared with one with the same total batch",
-        COMPARED,
-        f"{same} with the same paintings in the same order, gradients and figures; {uneven} with an uneven end",
-        failures,
-    )
+    outcome = f"{COMPARED - len(failures)} with the same paintings in the same order, gradients and figures; "
+    what = "runs of two or three processes compared with one with the same total batch"
+    return Row(what, COMPARED, f"{outcome}{uneven} with an uneven end", failures)
 
 
 def kill_some(chance: random.Random, folder: Path, processor) -> Row:
@@ -88,34 +73,21 @@ def kill_some(chance: random.Random, folder: Path, processor) -> Row:
         slowest = max(slowest, time.monotonic() - began - moment)
         codes.pop(victim)
         if not all(code is not None and code > 0 for code in codes):
-            failures.append(
-                f"rank {victim} of {processes} killed after {moment:.2f} s: the others' exit codes {codes}"
-            )
-    return Row(
-        "`kill -9` of one process at a random moment, without a launcher",
-        KILLED,
-        f"in {KILLED - len(failures)} all others ended with an error, within {slowest:.1f} s at most",
-        failures,
-    )
+            failures.append(f"rank {victim} of {processes} killed after {moment:.2f} s: exit codes {codes}")
+    outcome = f"in {KILLED - len(failures)} all others ended with an error, within {slowest:.1f} s at most"
+    return Row("`kill -9` of one process at a random moment, without a launcher", KILLED, outcome, failures)
 
 
 def kill_launched(chance: random.Random, folder: Path) -> Row:
     failures, slowest, during = [], 0.0, Counter()
     for number in range(LAUNCHED):
-        launcher, rank, moment = LAUNCHERS[number % 2], str(chance.randrange(2)), chance.uniform(0.0, 6.0)
-        where = folder / str(number)
-        where.mkdir(parents=True)
-        command = [sys.executable, "-m", *launcher, str(free_port()), "train.py", *TRAINING.split()]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        with open(where / "log", "w") as log:
-            launched = subprocess.Popen(
-                [*command, "--output_dir", str(where / "out")], cwd=ROOT, env=environment, stdout=log, stderr=log
-            )
-        problem = None
+        launcher, rank, moment = (TORCHRUN, ACCELERATE)[number % 2], str(chance.randrange(2)), chance.uniform(0.0, 6.0)
+        folder.mkdir(parents=True, exist_ok=True)
+        launched, problem = launch(launcher, folder / str(number), TRAINING.split()), None
         try:
             workers = find_workers(launched)
             begins = number % 3 == 0
-            while not begins and not list((where / "out").glob("checkpoint-*")) and launched.poll() is None:
+            while not begins and not list(folder.glob(f"{number}/checkpoint-*")) and launched.poll() is None:
                 time.sleep(0.05)
             time.sleep(moment)
             during["they start" if begins else "they train, evaluate and save"] += 1
@@ -129,19 +101,15 @@ def kill_launched(chance: random.Random, folder: Path) -> Row:
         except (subprocess.TimeoutExpired, KeyError) as error:
             problem = f"{type(error).__name__}: {error}"
         finally:
-            for process in [*psutil.Process(launched.pid).children(recursive=True)] if launched.poll() is None else []:
+            for process in psutil.Process(launched.pid).children(recursive=True) if launched.poll() is None else []:
                 process.kill()
             launched.kill()
             launched.wait()
         if problem:
-            failures.append(f"{launcher[0]}, rank {rank} killed after {moment:.2f} s: {problem}")
-    return Row(
-        "the same under `torchrun` and `accelerate launch`",
-        LAUNCHED,
-        f"{LAUNCHED - len(failures)} ended with an error and no process left, within {slowest:.1f} s at most "
-        f"({', '.join(f'{count} while {when}' for when, count in sorted(during.items()))})",
-        failures,
-    )
+            failures.append(f"{launcher.split()[0]}, rank {rank} killed after {moment:.2f} s: {problem}")
+    outcome = f"{LAUNCHED - len(failures)} ended with an error and no process left, within {slowest:.1f} s at most ("
+    outcome += ", ".join(f"{count} while {when}" for when, count in sorted(during.items())) + ")"
+    return Row("the same under `torchrun` and `accelerate launch`", LAUNCHED, outcome, failures)
 
 
 def find_workers(launched: subprocess.Popen) -> dict[str, psutil.Process]:

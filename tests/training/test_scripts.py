@@ -47,8 +47,8 @@ def test_evaluation_writes_results_and_predictions(trained, tmp_path, capsys):
     assert results["arguments"]["seed"] == 0 and results["versions"]["torch"]
     assert len(predictions) == results["num_paintings"] > 0
     assert sum(predictions[0]["emotion_scores"].values()) == pytest.approx(1)
-    for name in ("language_loss", "emotion_loss", "contrastive_loss", "label_nll", "prior_label_nll", "unique"):
-        assert math.isfinite(results[name])
+    losses = ("language_loss", "emotion_loss", "contrastive_loss", "label_nll", "prior_label_nll", "unique")
+    assert all(math.isfinite(results[name]) for name in losses)
     assert "label_nll" in capsys.readouterr().out
 
 
@@ -82,14 +82,17 @@ def test_a_lexicon_of_the_user_is_not_saved_and_must_be_named_again(tmp_path):
     assert not (model / "vad_lexicon.tsv").exists()
     evaluation = [str(model), "--output_dir", str(tmp_path / "evaluation"), "--use_cpu"]
     with pytest.raises(SystemExit, match="--vad_lexicon"):
-        evaluate_sevlm.main([*evaluation, "--num_paintings", "60"])
+        evaluate_sevlm.main([*evaluation, *common[:2]])
     assert evaluate_sevlm.main([*evaluation, *common])["num_paintings"] > 0
 
 
-def test_an_evaluation_with_another_lexicon_is_refused(trained, tmp_path):
+def test_an_evaluation_of_no_model_or_with_another_lexicon_is_refused(trained, tmp_path):
     output, lexicon = tmp_path / "out", write_lexicon(tmp_path)
+    more = ["--output_dir", str(output), "--use_cpu"]
     with pytest.raises(SystemExit, match="SEVLM embedded lexicon"):
-        evaluate_sevlm.main([str(trained), "--vad_lexicon", lexicon, "--output_dir", str(output), "--use_cpu"])
+        evaluate_sevlm.main([str(trained), "--vad_lexicon", lexicon, *more])
+    with pytest.raises(SystemExit, match="error: .*nowhere"):
+        evaluate_sevlm.main([str(tmp_path / "nowhere"), *more])
     assert not output.exists()
 
 
@@ -107,6 +110,8 @@ def test_without_generation_the_best_model_is_chosen_by_the_loss(tmp_path):
 
 
 GOOD = ("Cubism", "painter_1", "awe", "the shapes feel large", 3)
+BAD_ROWS = {"unknown label": [GOOD, ("Cubism", "painter_2", "joyfulness", "so many cubes", 3)]}
+BAD_ROWS |= {"empty utterance": [GOOD, ("Cubism", "painter_2", "awe", "", 3)]}
 
 
 @pytest.mark.parametrize(
@@ -126,12 +131,8 @@ GOOD = ("Cubism", "painter_1", "awe", "the shapes feel large", 3)
 )
 @pytest.mark.parametrize("script", ["train", "evaluate"])
 def test_bad_input_names_file_place_and_remedy_and_writes_nothing(trained, tmp_path, broken, parts, script):
-    rows = None
-    if broken in ("unknown label", "empty utterance"):
-        bad = ("Cubism", "painter_2", "joyfulness", "so many cubes", 3)
-        rows = [GOOD, bad if broken == "unknown label" else ("Cubism", "painter_2", "awe", "", 3)]
     header = "art_style,painting,emotion,text,repetition" if broken == "missing column" else None
-    arguments = write_artemis(tmp_path / "data", rows, header=header)
+    arguments = write_artemis(tmp_path / "data", BAD_ROWS.get(broken), header=header)
     image = tmp_path / "data" / "images" / "Cubism" / "painter_3.jpg"
     if broken == "no image folder":
         arguments[3] = str(tmp_path / "no images")
@@ -152,9 +153,7 @@ def test_bad_input_names_file_place_and_remedy_and_writes_nothing(trained, tmp_p
             train.main(["--preset", "tiny", "--vad_lexicon", "none", *arguments])
         else:
             evaluate_sevlm.main([str(trained), *arguments, "--use_cpu"])
-    message = str(stopped.value)
-    for part in parts:
-        assert part in message, message
+    assert all(part in str(stopped.value) for part in parts), str(stopped.value)
     assert not output.exists()
 
 
@@ -163,14 +162,7 @@ def test_bad_images_can_be_skipped_and_are_named(tmp_path, caplog):
     images = tmp_path / "data" / "images" / "Cubism"
     (images / "painter_3.jpg").unlink()
     (images / "painter_5.jpg").write_bytes(b"not a picture")
-    output = str(tmp_path / "model")
-    more = ["--on_bad_image", "skip", "--vad_lexicon", "none", "--output_dir", output, "--max_steps", "1"]
+    more = ["--on_bad_image", "skip", "--vad_lexicon", "none", "--output_dir", str(tmp_path), "--max_steps", "1"]
     train.main(["--preset", "tiny", *data, *more, *TINY_RUN])
     warnings = [record.getMessage() for record in caplog.records if "painter_3" in record.getMessage()]
     assert len(warnings) == 1 and "2" in warnings[0] and "painter_5" in warnings[0]
-
-
-def test_a_missing_model_is_an_error_of_one_line(tmp_path):
-    with pytest.raises(SystemExit, match="error: .*nowhere"):
-        evaluate_sevlm.main([str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()

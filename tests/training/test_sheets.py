@@ -35,10 +35,9 @@ def test_every_evaluation_writes_a_sheet_of_the_same_paintings_and_logs_it(tmp_p
     for event in logged:
         written = np.asarray(Image.open(model / "sheets" / f"step-{event.step}.png").convert("RGB"))
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(event.encoded_image_string))), written)
-    # The paintings are the same in both sheets.
     first, second = (np.asarray(Image.open(path).convert("L")) for path in sorted((model / "sheets").iterdir()))
     top = slice(int(0.1 * first.shape[0]), int(0.4 * first.shape[0]))
-    assert first.shape == second.shape and (first[top] == second[top]).mean() > 0.95
+    assert first.shape == second.shape and (first[top] == second[top]).mean() > 0.95, "the same paintings"
 
 
 @pytest.mark.parametrize("without", ["evaluation", "paintings", "matplotlib"])
@@ -53,37 +52,24 @@ def test_no_sheets_without_evaluation_paintings_or_matplotlib(tmp_path, monkeypa
 
 def test_sheets_draw_the_predictions_of_the_generation_metrics(tmp_path, monkeypatch):
     """Each painting is explained once an evaluation, and metrics do not depend on the number of sheet paintings."""
-    predicted, metrics = [], []
-    predict = train.predict
-    monkeypatch.setattr(
-        train, "predict", lambda *args, **kwargs: predicted.append(predict(*args, **kwargs)) or predicted[-1]
-    )
-    draw = ExplanationSheets._draw
-    monkeypatch.setattr(
-        ExplanationSheets, "_draw", lambda self, *args: drawn.append(self.predictions) or draw(self, *args)
-    )
-    for samples, paintings in ((3, 2), (3, 5)):
-        drawn = []
-        sizes = ["--generation_samples", str(samples), "--sheet_paintings", str(paintings)]
+    predict, predicted, drawn, metrics = train.predict, [], [], []
+    monkeypatch.setattr(train, "predict", lambda *args, **kw: predicted.append(predict(*args, **kw)) or predicted[-1])
+    monkeypatch.setattr(ExplanationSheets, "_draw", lambda self, *args: drawn.append(self.predictions))
+    for paintings in (2, 5):
+        sizes = ["--generation_samples", "3", "--sheet_paintings", str(paintings)]
         trainer = train.main(["--output_dir", str(tmp_path), *RUN, "--eval_steps", "2", *sizes])
-        metrics.append([entry for entry in trainer.state.log_history if "eval_unique" in entry][0])
-        assert len(predicted[-1]) == max(samples, paintings) and drawn == [predicted[-1][:paintings]]
-    assert len(predicted) == 2
-    names = ("eval_unique", "eval_label_nll", "eval_loss")
-    assert [metrics[0][name] for name in names] == pytest.approx([metrics[1][name] for name in names])
-
-
-def fixed_painting(folder) -> Dataset:
-    Image.new("RGB", (20, 30), "red").save(folder / "a.png")
-    features = {"image": datasets.Image(), "painting": datasets.Value("string")}
-    features |= {"emotions": datasets.List(datasets.ClassLabel(names=list(EMOTIONS)))}
-    features |= {"explanations": datasets.List(datasets.Value("string"))}
-    row = {"image": [str(folder / "a.png")], "painting": ["a"], "emotions": [[1]], "explanations": [["so"]]}
-    return Dataset.from_dict(row, features=datasets.Features(features))
+        (entry,) = (entry for entry in trainer.state.log_history if "eval_unique" in entry)
+        metrics.append([entry[name] for name in ("eval_unique", "eval_label_nll", "eval_loss")])
+    assert [len(predictions) for predictions in predicted] == [3, 5]
+    assert drawn == [predicted[0][:2], predicted[1]] and metrics[0] == pytest.approx(metrics[1])
 
 
 def test_a_missing_image_costs_a_sheet_and_not_the_run(tmp_path):
-    sheets = ExplanationSheets(None, fixed_painting(tmp_path))
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
+    row = {"image": [str(tmp_path / "a.png")], "painting": ["a"], "emotions": [[1]], "explanations": [["so"]]}
+    painting = Dataset.from_dict(row).cast_column("image", datasets.Image())
+    painting = painting.cast_column("emotions", datasets.List(datasets.ClassLabel(names=list(EMOTIONS))))
+    sheets = ExplanationSheets(None, painting)
     sheets.predictions = [{"emotion": "awe", "explanation": "so", "emotion_scores": [1 / 9] * 9}]
     args = SimpleNamespace(output_dir=tmp_path, report_to=[])
     state = SimpleNamespace(is_world_process_zero=True, global_step=1)
