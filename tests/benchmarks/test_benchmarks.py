@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from benchmarks import generation, inputs, measure, training
-from benchmarks.__main__ import main, parse
-from benchmarks.floors import step_floors
+from benchmarks.__main__ import environment, main, markdown, parse
 from benchmarks.recompute import Recompute
-from benchmarks.results import markdown
 from processing.artemis import EMOTIONS
 
 
@@ -36,7 +34,6 @@ def run(tmp_path, capsys):
         result = json.loads(file.read_text(encoding="utf-8"))
         assert result["command"] == command and result["tables"]
         assert result["environment"]["versions"]["torch"] == torch.__version__
-        assert result["environment"]["device_name"] and result["environment"]["threads"] == 1
         for entry in result["tables"]:
             assert entry["rows"] and all(len(row) == len(entry["columns"]) for row in entry["rows"])
             assert f"**{entry['title']}**" in printed
@@ -58,9 +55,8 @@ def test_generate_measures_yardstick_tower_and_model_and_finds_their_tokens_equa
     for text in ("free", "after a label"):
         assert result["checks"][f"float32 tokens equal to the yardstick's, {text}"] == 1
         assert result["checks"][f"bfloat16 tokens equal to the yardstick's, {text}"] <= 1
-        assert abs(result["checks"][f"bfloat16 change of log-likelihood per token, {text}"]) < 0.1
-    assert set(result["decode_step"]["steps"]) == {f"{d}, batch {b}" for d in ("float32", "bfloat16") for b in (1, 8)}
-    assert result["decode_step"]["speeds"]["read_bytes_per_second"] > 0
+    steps = [(dtype, batch) for batch in (1, 8) for dtype in ("float32", "bfloat16")]
+    assert [tuple(row[:2]) for row in result["tables"][1]["rows"]] == steps
 
 
 def test_peers_generate_equally_many_tokens(run):
@@ -71,7 +67,7 @@ def test_peers_generate_equally_many_tokens(run):
 
 def test_train_measures_the_authors_step_and_ours_and_finds_their_losses_equal(run):
     result = run("train")
-    assert len(result["measurements"]) == len(result["peak_memory_bytes"]) == 5
+    assert len(result["measurements"]) == 5
     for name, difference in result["checks"].items():
         assert difference < (1e-4 if "pixels float32" in name else 0.1)
 
@@ -84,10 +80,8 @@ def test_an_epoch_goes_through_the_trainer(run):
     assert row["35 epochs, h"] == pytest.approx(35 * row["epoch, s"] / 3600)
 
 
-def test_vad_measures_reader_lookup_and_compilation(run):
-    result = run("vad", "--dtype", "float32")
-    assert result["checks"] == {"the reader and the look-up give the same VAD": True}
-    assert [row[:2] for row in result["tables"][1]["rows"]] == [["float32", 1], ["float32", 8]]
+def test_vad_measures_reader_and_compilation(run):
+    assert len(run("vad")["measurements"]) == 4
 
 
 def test_load_measures_a_fresh_process(run):
@@ -99,18 +93,14 @@ def test_load_measures_a_fresh_process(run):
 
 def test_metrics_says_that_meteor_is_missing_without_java(run, monkeypatch):
     monkeypatch.setattr("metrics.coco_caption.coco_caption.find_java", lambda: None)
-    result = run("metrics")
-    assert "METEOR was not measured" in result["notes"][0]
-    assert "without METEOR: no Java here" in result["tables"][0]["rows"][0][0]
+    assert "without METEOR, which needs Java" in run("metrics")["tables"][0]["rows"][0][0]
 
 
-def test_growth_writes_exponents_and_plots_and_checks_the_tower(run, tmp_path):
+def test_growth_writes_exponents_and_plots(run, tmp_path):
     result = run("growth", "--plots", str(tmp_path / "plots"))
-    assert result["checks"] == {"images through the tower for 1, 2 and 4 candidates": [1, 1, 1]}
     assert len(result["series"]) == len(result["tables"][0]["rows"]) == 7
     assert all(len(entry["sizes"]) == len(entry["seconds"]) for entry in result["series"].values())
-    kinds = [path.read_bytes()[:4] for path in sorted((tmp_path / "plots").iterdir())]
-    assert kinds == 3 * [b"\x89PNG", b"<?xm"]
+    assert [path.read_bytes()[:4] for path in (tmp_path / "plots").iterdir()] == 2 * [b"\x89PNG"]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -144,9 +134,8 @@ def test_the_yardstick_recomputes_everything_but_the_tower(made, model):
 
 def test_tokens_that_differ_from_the_yardsticks_are_an_error(made, model):
     yardstick, pixel_values = Recompute(model, made.processor), made.pixel_values(2)
-    generation.compare_tokens(made, yardstick, model, {"float32": model}, pixel_values)
     with pytest.raises(AssertionError, match="Cached tokens are not the yardstick's"):
-        generation.compare_tokens(made, yardstick, model, {"float32": made.model(seed=1)}, pixel_values)
+        generation.compare_tokens(made, yardstick, {"float32": made.model(seed=1)}, pixel_values)
 
 
 @pytest.fixture
@@ -157,7 +146,6 @@ def steps(made):
 
 
 def test_losses_that_differ_from_the_yardsticks_are_an_error(steps):
-    training.compare_losses(steps)
     steps["ours float32"].text["vad_values"] = -steps["ours float32"].text["vad_values"]
     with pytest.raises(AssertionError, match="'ours float32' are not the yardstick's"):
         training.compare_losses(steps)
@@ -209,36 +197,24 @@ def test_peak_memory_is_that_of_the_call():
 
 
 def test_exponents_are_slopes():
-    sizes = [1, 10, 100]
-    assert measure.growth_exponent(sizes, [3 * size for size in sizes]) == pytest.approx(1)
-    assert measure.growth_exponent(sizes, [size**2 for size in sizes]) == pytest.approx(2)
+    assert measure.growth_exponent([1, 10, 100], [3, 30, 300]) == pytest.approx(1)
+    assert measure.growth_exponent([1, 10, 100], [1, 100, 10_000]) == pytest.approx(2)
 
 
 def test_a_decoding_step_reads_all_weights_except_those_of_the_cached_patches(model):
-    width, layers, patches = model.config.hidden_size, 2, 16
+    width, layers = model.config.hidden_size, 2
     cached = layers * (width * 2 * width + 2 * width)  # projections to the keys and values of the patches
     # Rows are taken out of the embeddings; the words' matrix is read as the vocabulary projection.
     unread = cached + model.decoder.wpe.weight.numel() + 2 * width  # and the last LayerNorm
     weights = sum(p.numel() for p in model.decoder.parameters()) - unread
-    floors = step_floors(model, patches, batch_size=3, bytes_per_second=4.0, products_per_second=2.0)
-    assert floors["weights"] == weights
-    assert floors["memory"] == weights + 3 * 2 * layers * patches * width
-    assert floors["products"] == 3 * (weights + 2 * layers * patches * width) / 2
-
-
-def test_generated_words_are_distinct_and_reproducible():
-    words = inputs.make_words(500)
-    assert len(set(words)) == 500 and words == inputs.make_words(500)
-    assert all(word.isalpha() and word.islower() for word in words)
+    assert measure.step_bytes(model) == 4 * weights
 
 
 def test_tables_show_missing_figures_and_ratios():
-    where = {"device": "cpu", "device_name": "a processor", "threads": 2, "when": "2000-01-01T00:00:00+00:00"}
-    rows = [["a", 1.23456], ["b|c", None], ["d", 12345.6]]
-    result = {"command": "train", "arguments": {"size": "tiny"}, "checks": {"equal": True}}
-    result["environment"] = where | {"versions": {"torch": "2", "transformers": "5"}}
-    result["tables"] = [{"title": "T", "columns": ["", "x"], "rows": rows}]
-    shown = markdown(result)
+    settings = {"size": "tiny", "dtype": ["float32"], "batch_size": 2, "repeats": 1}
+    result = {"command": "train", "arguments": settings, "environment": environment(torch.device("cpu"))}
+    result["tables"] = [measure.table("T", ["", "x"], [["a", 1.23456], ["b|c", None], ["d", 12345.6]])]
+    shown = markdown(result | {"checks": {"equal": True}})
     assert "| a | 1.23 |\n| b/c | - |\n| d | 12,346 |" in shown and "equal: yes" in shown
 
 
