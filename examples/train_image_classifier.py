@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """An image emotion classifier: the first stage of two-stage systems, such as the paper's SAT + ResNet-34.
 
     python examples/train_image_classifier.py --annotations artemis.csv --images wikiart/ \

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """How much a frozen tower knows about emotion: a linear probe, which a trained model should beat.
 
     python -m studies.linear_probe --vision_model outputs/efficientnet-lite0 --text_model outputs/decoder \

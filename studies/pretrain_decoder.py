@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """A small GPT-2 that has read explanations of art but seen no image: a decoder for studies without the Hub.
 
     python -m studies.pretrain_decoder rows_without_image.csv --held_out artemis.csv --output_dir outputs/decoder

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """t-SNE of the features of explanations and images, per emotion (Fig. 9).
 
 The features are those that the contrastive head compares (Eq. 6): the mean hidden state of an explanation, and the
