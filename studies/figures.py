@@ -54,9 +54,8 @@ CURVES = {
 def save_figure(figure: Figure, output: str | os.PathLike) -> list[Path]:
     """Writes `NAME.png` and `NAME.svg`, or `NAME.pdf` instead of the second if `output` ends in it. The same figure
     gives the same bytes."""
-    output = Path(output)
-    stem = output.with_suffix("") if output.suffix in (".png", ".svg", ".pdf") else output
-    paths = [Path(f"{stem}{suffix}") for suffix in (".png", ".pdf" if output.suffix == ".pdf" else ".svg")]
+    stem, suffix = os.path.splitext(output) if str(output).endswith((".png", ".svg", ".pdf")) else (output, "")
+    paths = [Path(f"{stem}.png"), Path(f"{stem}{'.pdf' if suffix == '.pdf' else '.svg'}")]
     for path in paths:
         # Without a date and with fixed identifiers, a file changes only if its figure does.
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
@@ -67,12 +66,8 @@ def save_figure(figure: Figure, output: str | os.PathLike) -> list[Path]:
 
 
 def confusion_figure(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
-    """A row per dominant label of the viewers, a column per label of the system and, if it occurs, one for answers
-    without a label. Shades are shares of a row, numbers are paintings.
-
-    Args:
-        matrix: counts, `(labels, labels + 1)` as in `results.json`.
-    """
+    """Draws counts `(labels, labels + 1)` from `results.json`: a row per dominant label of the viewers, a column per
+    label of the system and, if it occurs, one for answers without a label. Shades are shares of a row."""
     counts, columns = np.asarray(matrix), [*labels, "(none)"]
     if not counts[:, -1].any():
         counts, columns = counts[:, :-1], columns[:-1]
@@ -91,12 +86,8 @@ def confusion_figure(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> 
 
 
 def training_figure(log: Sequence[dict], *, prior: float | None = None) -> Figure:
-    """A panel per logged quantity: training dashed, validation solid with dots.
-
-    Args:
-        log: the trainer's `log_history`.
-        prior: held-out likelihood of the training prior, drawn as a line to beat.
-    """
+    """Draws a panel per quantity in the trainer's `log_history`: training dashed, validation solid with dots, and
+    `prior`, the held-out likelihood of the training prior, as a line to beat."""
     names = [name for name in CURVES if any(name in entry or f"eval_{name}" in entry for entry in log)]
     if not names:
         raise ValueError(f"The log has none of {', '.join(CURVES)}.")
@@ -117,13 +108,9 @@ def training_figure(log: Sequence[dict], *, prior: float | None = None) -> Figur
 
 
 def ablation_figure(content: dict, title: str) -> Figure:
-    """A panel per figure: bars for variants (Figs. 5 to 7) or a line for a range of values (Fig. 8), with standard
-    deviations over seeds. Bars start at zero; above each are its height and the sign of the test against the first
-    variant.
-
-    Args:
-        content: a study's `table.json`.
-    """
+    """Draws a panel per figure of a study's `table.json`: bars for variants (Figs. 5 to 7) or a line for a range of
+    values (Fig. 8), with standard deviations over seeds. Bars start at zero; above each are its height and the sign
+    of the test against the first variant."""
     shown, variants = shown_figures(content), content["variants"]
     values = [re.fullmatch(r"[^=]+= *([\d.]+)", name) for name in variants]
     figure = Figure(figsize=(max(4.5, 2.1 * len(shown)), 3.6), layout="constrained")
@@ -195,12 +182,11 @@ def choose_examples(
 def examples_figure(
     systems: Mapping[str, Sequence[Mapping]], dataset: Dataset, rows: Sequence[int], *, references: int = 2
 ) -> Figure:
-    """A column per painting: the image, what viewers felt and said, then the emotion (with a tick or a cross) and the
-    explanation of every system.
+    """Draws a column per painting with a dominant emotion: the image, what viewers felt and said, then the emotion
+    (with a tick or a cross) and the explanation of every system.
 
     Args:
         systems: name -> predictions in the dataset's order.
-        rows: rows of the paintings to show, all with a dominant emotion.
         references: number of viewers to quote, those of the dominant emotion first.
     """
     labels = dataset.features["emotions"].feature.names
@@ -278,7 +264,8 @@ def draw(args: argparse.Namespace, data_args: DataArguments) -> Figure:
 
 def read_features(args: argparse.Namespace, data_args: DataArguments) -> dict[str, np.ndarray]:
     if args.source.endswith(".npz"):
-        return dict(np.load(args.source))
+        with np.load(args.source) as file:
+            return dict(file)
     dataset = read_split(args, data_args)
     if len(dataset) > args.max_paintings:
         dataset = dataset.shuffle(seed=args.seed).select(range(args.max_paintings))
