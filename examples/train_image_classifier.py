@@ -129,7 +129,8 @@ def main(argv: list[str] | None = None) -> dict:
         write_text(folder / f"emotions-{split}.csv", table.to_csv(index=False))
         figures = emotion_prediction_scores(predicted, dataset["emotion_histogram"][:], emotions, scores=scores)
         results[split] = {"num_paintings": len(dataset)} | figures
-        print(f"{split:>10}  accuracy {figures['accuracy']}  label_nll {figures['label_nll']:.4f}")
+        accuracy = "-" if figures["accuracy"] is None else f"{figures['accuracy']:.4f}"
+        print(f"{split:>10}  accuracy {accuracy} of {figures['num_dominant']}  label_nll {figures['label_nll']:.4f}")
     if trainer.is_world_process_zero():
         write_json(folder / "results.json", results)
     return results
