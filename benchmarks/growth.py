@@ -15,21 +15,12 @@ from .inputs import make_inputs, make_lexicon, make_words, write_annotations
 from .measure import growth_exponent, interleaved, mib, table
 
 
-LEXICON_SIZES = ([1_000, 3_000, 10_000, 20_000, 50_000], [20, 60, 180])
-SERIES = {  # name -> sizes, full and tiny; what they count follows "by"
-    "generation by batch": ([1, 2, 4, 8, 16, 32, 64], [1, 2, 4]),
-    "generation by new tokens": ([5, 10, 20, 30, 40, 50], [2, 4, 6]),
-    "generation by candidates": ([1, 2, 4, 8, 16], [1, 2, 4]),
-    "lexicon compilation by words": LEXICON_SIZES,
-    "VAD look-up by words": LEXICON_SIZES,
-    "loading the processor by words": LEXICON_SIZES,
-    "annotations by paintings": ([1_000, 5_000, 20_000, 80_000], [40, 80]),
-}
+LEXICON_SIZES = [1_000, 3_000, 10_000, 20_000, 50_000]
 PLOTS = {"generation": slice(3), "lexicon": slice(3, 6)}  # file -> its series
 
 
 def run_growth(args) -> dict:
-    inputs, words = make_inputs(args.size), make_words(50_000 if args.size == "full" else 180)
+    inputs, words = make_inputs(args.size), make_words(LEXICON_SIZES[-1])
     processor = inputs.processor
     # One dtype is enough: the exponents do not depend on it.
     dtype = "bfloat16" if "bfloat16" in args.dtype else args.dtype[0]
@@ -37,7 +28,7 @@ def run_growth(args) -> dict:
     # Without the tower, whose time does not depend on the number of tokens.
     features = image_features(model, images[:8]).clone()
     ids = inputs.training_text(8)["input_ids"][:, 0].to(args.device).contiguous()
-    sample = {"pixel_values": images[:1], "do_sample": True, "top_k": 0}
+    generate, sample = model.generate, {"pixel_values": images[:1], "do_sample": True, "top_k": 0}
 
     def lookup(size: int):
         tables = make_lexicon(words, size).compile(processor.tokenizer)
@@ -52,19 +43,25 @@ def run_growth(args) -> dict:
         write_annotations(inputs.words, f"{folder}/{size}.csv", size)
         return partial(load_artemis, f"{folder}/{size}.csv", with_images=False)
 
-    calls = [
-        lambda size: partial(model.generate, pixel_values=images[:size]),
-        lambda size: partial(model.generate, image_features=features, max_new_tokens=size),
-        lambda size: partial(model.generate, num_return_sequences=size, **sample),
-        lambda size: partial(make_lexicon(words, size).compile, processor.tokenizer),
-        lookup,
-        loading,
-        reading,
-    ]
+    def compiling(size: int):
+        return partial(make_lexicon(words, size).compile, processor.tokenizer)
+
+    def tokens(size: int):
+        return partial(generate, image_features=features, max_new_tokens=size)
+
+    kinds = {  # series -> sizes, which count what follows "by", and the call for a size
+        "generation by batch": ([1, 2, 4, 8, 16, 32, 64], lambda n: partial(generate, pixel_values=images[:n])),
+        "generation by new tokens": ([5, 10, 20, 30, 40, 50], tokens),
+        "generation by candidates": ([1, 2, 4, 8, 16], lambda n: partial(generate, num_return_sequences=n, **sample)),
+        "lexicon compilation by words": (LEXICON_SIZES, compiling),
+        "VAD look-up by words": (LEXICON_SIZES, lookup),
+        "loading the processor by words": (LEXICON_SIZES, loading),
+        "annotations by paintings": ([1_000, 5_000, 20_000, 80_000], reading),
+    }
     series, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
-        for (name, sizes), call in zip(SERIES.items(), calls, strict=True):
-            sizes = sizes[args.size == "tiny"]
+        for name, (sizes, call) in kinds.items():
+            sizes = sizes[:2] if args.size == "tiny" else sizes
             timings = interleaved({size: call(size) for size in sizes}, args.repeats, args.device).values()
             seconds, memory = [timing.median for timing in timings], [timing.peak_memory for timing in timings]
             exponent, last = growth_exponent(sizes, seconds), growth_exponent(sizes[-2:], seconds[-2:])

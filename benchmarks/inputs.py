@@ -95,8 +95,8 @@ class Inputs:
     processor: SEVLMProcessor  # with tokenizer and lexicon
 
     def model(self, seed: int = 0) -> SEVLMForConditionalGeneration:
-        """A float32 model on the CPU in evaluation mode with a frozen tower. Its random weights are enlarged so that
-        different inputs give different tokens; its sentences never end early."""
+        """A float32 model on the CPU with a frozen tower. Its random weights are enlarged so that different inputs
+        give different tokens; its sentences never end early."""
         torch.manual_seed(seed)
         size = self.size
         # The token ids are those of the processor.
@@ -104,10 +104,9 @@ class Inputs:
         configs = {"vision_config": CLIPVisionConfig(**size.vision), "text_config": GPT2Config(**size.text, **tokens)}
         config = SEVLMConfig(**configs, **self.processor.token_layout())
         model = SEVLMForConditionalGeneration(config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.dim() > 1 and not name.startswith("decoder.wte"):
-                    parameter.mul_(4)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and not name.startswith("decoder.wte"):
+                parameter.data.mul_(4)
         model.set_vad_lexicon(self.processor.vad_lexicon, self.processor.tokenizer)
         model.freeze_vision_tower()
         greedy = {"do_sample": False, "top_p": 1.0, "top_k": 50, "eos_token_id": None}

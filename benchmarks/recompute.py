@@ -22,12 +22,8 @@ NO_VAD = (0.0, 0.0, 0.0)
 
 
 class Recompute:
-    """
-    Args:
-        model: its weights are used, not copied.
-        processor: the model's, for tokenizer and lexicon.
-        attention: "sdpa", transformers' default today, or "eager", what it had when the paper was written.
-    """
+    """Uses the weights of `model` without copying them. `attention` is "sdpa", transformers' default today, or
+    "eager", its default when the paper was written."""
 
     def __init__(self, model, processor, attention: str = "sdpa"):
         self.model, self.tokenizer, self.lexicon = model, processor.tokenizer, processor.vad_lexicon

@@ -23,15 +23,9 @@ DISTINCT_FEATURES, PAPER_EPOCHS = 4096, 35  # random features, used again for th
 
 
 class Step:
-    """One optimizer step on one batch.
+    """One optimizer step on one batch; bfloat16 means autocast. Steps may share a model but have own optimizers."""
 
-    Args:
-        model: on its device. Variants may share it; each has its own optimizer states.
-        kind: a key of `IMAGE_INPUT`.
-        dtype: "bfloat16" for autocast.
-    """
-
-    def __init__(self, model, processor, batch: dict[str, torch.Tensor], kind: str, dtype: str = "float32"):
+    def __init__(self, model, processor, batch: dict[str, torch.Tensor], kind: str, dtype: str):
         self.model, self.max_grad_norm = model, None
         self.image = {IMAGE_INPUT[kind]: batch[IMAGE_INPUT[kind]]}
         self.text = {name: batch[name] for name in batch if name not in IMAGE_INPUT.values()}
@@ -68,13 +62,10 @@ def run_train(args) -> dict:
     inputs = make_inputs(args.size)
     if args.epoch is not None:
         return measure_epoch(inputs, args)
-    if args.batch_size < 2:
-        raise SystemExit("error: --batch_size must be 2 or more: the contrastive loss compares the images of a batch.")
     variants = {YARDSTICK: ("authors", "float32")}
     variants |= {f"ours, {kind} {dtype}": (kind, dtype) for dtype in args.dtype for kind in list(IMAGE_INPUT)[1:]}
     steps = make_steps(inputs, variants, args)
-    checks = compare_losses(steps)
-    timings = interleaved(steps, args.repeats, args.device)
+    checks, timings = compare_losses(steps), interleaved(steps, args.repeats, args.device)
     title = f"One optimizer step, {args.batch_size} images with 2 sentences each"
     columns = {"x yardstick": lambda name, timing: speedup(timings[YARDSTICK], timing)}
     tables = [rate_table(title, timings, 2 * args.batch_size, "sentences", columns)]
@@ -93,11 +84,8 @@ def make_steps(inputs: Inputs, variants: dict[str, tuple[str, str]], args) -> di
 
 @torch.no_grad()
 def compare_losses(steps: dict[str, Step]) -> dict[str, float]:
-    """Largest relative difference of a loss from the yardstick's, without dropout, for every other variant.
-
-    Raises:
-        AssertionError: float32 losses differ by more than rounding (the cached features are in float16).
-    """
+    """Largest relative difference of a loss from the yardstick's, without dropout, for every other variant. Raises an
+    AssertionError if float32 losses differ by more than rounding (the cached features are in float16)."""
     steps[YARDSTICK].model.eval()
     losses = {name: torch.stack(list(step.losses().values())) for name, step in steps.items()}
     checks, expected = {}, losses.pop(YARDSTICK)
@@ -118,7 +106,6 @@ def measure_epoch(inputs: Inputs, args) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         write_annotations(inputs.words, f"{folder}/annotations.csv", args.epoch)
         splits = load_artemis(f"{folder}/annotations.csv", with_images=False)
-        paintings = concatenate_datasets([*splits.values()])
         settings = SEVLMTrainingArguments(
             output_dir=folder,
             use_cpu=args.device.type == "cpu",
@@ -132,10 +119,11 @@ def measure_epoch(inputs: Inputs, args) -> dict:
             disable_tqdm=True,
             report_to="none",
         )
+        features = Subset(features, np.arange(args.epoch) % len(features))
         trainer = SEVLMTrainer(
             model=model,
             args=settings,
-            train_dataset=SentencePairs(paintings, features=Subset(features, np.arange(args.epoch) % len(features))),
+            train_dataset=SentencePairs(concatenate_datasets([*splits.values()]), features=features),
             data_collator=SEVLMCollator(inputs.processor),
             processing_class=inputs.processor,
         )

@@ -11,11 +11,11 @@ machines with a common folder. Writes `table.md`, `table.json`, `plot.png` and `
 """
 
 import argparse
-import dataclasses
 import json
 import re
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
@@ -79,7 +79,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def data_arguments(arguments: list[str]) -> list[str]:
     """Those of train.py's arguments that an evaluation needs too: the data and the feature cache."""
-    names = {f"--{entry.name}" for entry in dataclasses.fields(DataArguments)} | {"--cache_features", "--cache_dtype"}
+    names = {f"--{entry.name}" for entry in fields(DataArguments)} | {"--cache_features", "--cache_dtype"}
     chosen, name = [], None
     for argument in arguments:
         name = argument.split("=")[0] if argument.startswith("--") else name

@@ -59,7 +59,7 @@ def area(box: Box) -> float:
 
 def measure_maps(model, processor, dataset: Dataset) -> dict:
     """Returns `pictures`, the number of images of the embedded data with words that name their motif; `words`, the
-    number of these words; `ratios`, `{(measure, layer): {"motif", "cause"}}`, means over these images."""
+    number of these words; `ratios`, `{(measure, layer): (motif, cause)}`, means over these images."""
     layers = [*range(model.config.text_config.n_layer), "mean", "rollout"]
     ratios = {(measure, layer): [] for measure in ("contribution", "attention") for layer in layers}
     words_found = 0
@@ -70,9 +70,9 @@ def measure_maps(model, processor, dataset: Dataset) -> dict:
         with torch.no_grad():
             features = model.get_image_features(pixel_values.to(model.device))
         sequence = model.generate(image_features=features, do_sample=False)
+        inputs = (model, processor.tokenizer, sequence)
         for (measure, layer), values in ratios.items():
-            how = {"image_features": features, "measure": measure, "layer": layer}
-            words, maps = attention_map(model, processor.tokenizer, sequence, **how)
+            words, maps = attention_map(*inputs, image_features=features, measure=measure, layer=layer)
             named = [number for number, word in enumerate(words) if word.lower() in NOUNS[scene.motif]]
             if named:
                 values.append([mass_inside(maps[named], box).mean() / area(box) for box in boxes])
@@ -80,9 +80,8 @@ def measure_maps(model, processor, dataset: Dataset) -> dict:
     pictures = len(values)
     if not pictures:
         raise ValueError("No sentence of this model names the motif of its image. Train it for longer.")
-    means = {way: np.mean(values, axis=0) for way, values in ratios.items()}
-    ratios = {way: {"motif": motif, "cause": cause} for way, (motif, cause) in means.items()}
-    return {"pictures": pictures, "words": words_found, "ratios": ratios}
+    means = {way: np.mean(values, axis=0).tolist() for way, values in ratios.items()}
+    return {"pictures": pictures, "words": words_found, "ratios": means}
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -97,16 +96,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     with errors_as_exit():
         model = SEVLMForConditionalGeneration.from_pretrained(args.model).eval()
         processor = SEVLMProcessor.from_pretrained(args.model)
-        splits = load_toy_artemis(args.num_paintings)
-        chosen = ["validation", "test"] if args.split == "held-out" else [args.split]
-        dataset = concatenate_datasets([splits[split] for split in chosen])
+        splits, chosen = load_toy_artemis(args.num_paintings), {"held-out": ["validation", "test"]}
+        dataset = concatenate_datasets([splits[split] for split in chosen.get(args.split, [args.split])])
         found = measure_maps(model, processor, dataset)
     print(f"{found['words']} words in {found['pictures']} of {len(dataset)} pictures name what is there.")
     print(f"Mass inside / area:\n{'':26}  motif  with brushwork")
-    for (measure, layer), ratio in found["ratios"].items():
+    for (measure, layer), (motif, cause) in found["ratios"].items():
         name = {"mean": "mean over layers", "rollout": "rollout"}.get(layer, f"layer {layer}")
-        print(f"{measure + ', ' + name:30} {ratio['motif']:.2f} {ratio['cause']:15.2f}")
-    default = found["ratios"]["contribution", "mean"]["motif"]
+        print(f"{measure + ', ' + name:30} {motif:.2f} {cause:15.2f}")
+    default, _ = found["ratios"]["contribution", "mean"]
     if args.minimum is not None and default < args.minimum:
         raise SystemExit(f"error: {default:.2f} inside the motif is less than {args.minimum:g}.")
     return found

@@ -164,8 +164,8 @@ def _draw_line(panel, values: list[float], means: list[float], deviations: list[
 def choose_examples(
     predictions: Sequence[Mapping], dataset: Dataset, *, successes: int = 3, failures: int = 3, seed: int = 0
 ) -> list[int]:
-    """Rows of paintings with a dominant emotion, drawn at random: first some where the system named it, then some
-    where it did not, with as many different emotions as possible."""
+    """Draws rows of paintings with a dominant emotion: first some where the system named it, then some where it did
+    not, with as many different emotions as possible."""
     labels = dataset.features["emotions"].feature.names
     truth = [dominant_emotion(histogram) for histogram in dataset["emotion_histogram"][:]]
     order = [row for row in np.random.default_rng(seed).permutation(len(truth)).tolist() if truth[row] is not None]
@@ -257,8 +257,6 @@ def draw(args: argparse.Namespace, data_args: DataArguments) -> Figure:
         if content.get("confusion_matrix") is None:
             raise ValueError(f"{args.file} has no confusion matrix: the system named no emotions.")
         return confusion_figure(content["confusion_matrix"], content["labels"])
-    if "variants" not in content:
-        raise ValueError(f"{args.file} is not a table.json of `python -m studies`.")
     return ablation_figure(content, args.file.absolute().parent.name.replace("_", " "))
 
 

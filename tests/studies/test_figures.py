@@ -123,7 +123,6 @@ def test_tsne_groups_similar_features_and_refuses_too_few():
     ("arguments", "words"),
     [
         (["confusion", "nowhere.json"], "nowhere.json"),
-        (["ablation", "empty.json"], "table.json"),
         (["training", "log.json"], "language_loss"),
         (["examples", "predictions.json", "./predictions.json", "--num_paintings", "24"], "two systems"),
         (["examples", "nowhere.json", "--split", "dev", "--num_paintings", "24"], "no split 'dev'"),
@@ -131,7 +130,6 @@ def test_tsne_groups_similar_features_and_refuses_too_few():
 )
 def test_input_that_cannot_be_drawn_ends_with_one_line_and_no_file(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.json").write_text("{}")
     (tmp_path / "log.json").write_text("[]")
     paintings = load_toy_artemis(24)["test"]["painting"]
     predictions = [{"painting": painting, "emotion": "awe", "explanation": "so"} for painting in paintings]
