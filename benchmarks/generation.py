@@ -1,24 +1,20 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
-"""`generate`: images per second against the recompute yardstick, and a decoding step against its lower bounds.
+"""`generate`: images per second against the recompute yardstick, and a decoding step against its lower bound.
 `peers`: the same work by BLIP-base and GIT-base of transformers, with random weights."""
 
 from functools import partial
 
 import numpy as np
 import torch
-from transformers import BlipConfig, BlipForConditionalGeneration, CompileConfig, GitConfig, GitForCausalLM
+from transformers import BlipConfig, BlipForConditionalGeneration, GitConfig, GitForCausalLM
 
 from modeling_sevlm.packed_linear_sevlm import packed_linears
 
-from .floors import READ_BYTES, machine_speeds, step_floors
 from .inputs import TINY_VISION, Inputs, make_inputs
-from .measure import Timing, interleaved, mib, speedup
+from .measure import READ_BYTES, interleaved, mib, rate_table, reading, speedup, step_bytes, table
 from .recompute import Recompute
-from .results import rate_table, table
 
 
 YARDSTICK, EAGER = "recompute float32", "recompute, eager attention float32"
-STEP_BATCHES = (1, 8)
 TINY_TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
 TINY_TEXT |= {"vocab_size": 600, "bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "pad_token_id": 0}
 
@@ -31,28 +27,24 @@ def run_generate(args) -> dict:
     yardstick, eager = (Recompute(reference, inputs.processor, attention) for attention in ("sdpa", "eager"))
     variants = {YARDSTICK: partial(yardstick.generate, pixel_values, new_tokens)}
     variants[EAGER] = partial(eager.generate, pixel_values, new_tokens)
+    variants["tower alone float32"] = partial(image_features, reference, pixel_values)
     for dtype, model in models.items():
         variants[f"tower alone {dtype}"] = partial(image_features, model, pixel_values)
-        for way, kwargs in ways(args).items():
-            variants[f"ours{way} {dtype}"] = partial(model.generate, pixel_values=pixel_values, **kwargs)
-    timings = interleaved(variants, args.repeats, device=args.device, warmup=args.warmup)
-    title = f"Generation, batch {args.batch_size}, {new_tokens} new tokens, images included"
-
-    def tower_ratio(dtype: str, timing: Timing) -> float | None:
-        return speedup(timing, timings[f"tower alone {dtype}"]) if dtype in models else None
-
+        variants[f"ours {dtype}"] = partial(model.generate, pixel_values=pixel_values)
+    timings = interleaved(variants, args.repeats, args.device)
     columns = {
         "x yardstick": lambda name, timing: speedup(timings[YARDSTICK], timing),
         "x eager yardstick": lambda name, timing: speedup(timings[EAGER], timing),
-        "/ tower time": lambda name, timing: tower_ratio(name.rpartition(" ")[2], timing),
+        "/ tower time": lambda name, timing: speedup(timing, timings[f"tower alone {name.split()[-1]}"]),
         "peak MiB on top": lambda name, timing: mib(timing.peak_memory),
     }
-    steps_table, steps = measure_steps(inputs, models, args)
+    title = f"Generation, batch {args.batch_size}, {new_tokens} new tokens, images included"
+    steps_table, read_ways = measure_steps(inputs, models, args)
     return {
         "tables": [rate_table(title, timings, args.batch_size, "images", columns), steps_table],
-        "checks": compare_tokens(inputs, yardstick, reference, models, pixel_values),
+        "checks": compare_tokens(inputs, yardstick, models, pixel_values),
         "measurements": timings,
-        "decode_step": steps,
+        "read_ways": read_ways,
     }
 
 
@@ -62,8 +54,7 @@ def run_peers(args) -> dict:
     prompt, variants, checks = len(inputs.processor.token_layout()["prompt_token_ids"]), {}, {}
     for dtype in args.dtype:
         model = inputs.model().to(args.device, getattr(torch, dtype))
-        for way, kwargs in ways(args).items():
-            variants[f"SEVLM{way} {dtype}"] = partial(model.generate, pixel_values=pixel_values, **kwargs)
+        variants[f"SEVLM {dtype}"] = partial(model.generate, pixel_values=pixel_values)
         for name in ("BLIP-base", "GIT-base"):
             peer = make_peer(name, args.size).to(args.device, getattr(torch, dtype)).eval()
             side = peer.config.vision_config.image_size
@@ -74,7 +65,7 @@ def run_peers(args) -> dict:
         checks[f"new tokens of {name}"] = variant().shape[1] - (prompt if name.startswith("SEVLM") else 1)
     if set(checks.values()) != {new_tokens}:
         raise AssertionError(f"Every model must generate {new_tokens} new tokens: {checks}.")
-    timings = interleaved(variants, args.repeats, device=args.device, warmup=args.warmup)
+    timings = interleaved(variants, args.repeats, args.device)
     title = f"The same work by other models: batch {args.batch_size}, {new_tokens} new tokens, images included"
     columns = {"SEVLM is faster by": lambda name, timing: speedup(timing, timings[f"SEVLM {name.split()[-1]}"])}
     tables = [rate_table(title, timings, args.batch_size, "images", columns)]
@@ -82,8 +73,7 @@ def run_peers(args) -> dict:
 
 
 def make_peer(name: str, size: str):
-    """A model of transformers with random weights and without an end token, so that all models generate equally
-    much."""
+    """A model with random weights and without an end token, so that all models generate equally much."""
     text, vision = (TINY_TEXT, TINY_VISION) if size == "tiny" else ({}, {})
     if name == "GIT-base":
         model = GitForCausalLM(GitConfig(vision_config=vision, **text))
@@ -101,83 +91,50 @@ def image_features(model, pixel_values: torch.Tensor) -> torch.Tensor:
         return model.get_image_features(pixel_values)
 
 
-def ways(args) -> dict[str, dict]:
-    """Arguments of plain generation and, on a GPU or with `--compile`, of a static cache with a compiled step."""
-    if not args.compile and args.device.type != "cuda":
-        return {"": {}}
-    config = CompileConfig(fullgraph=False, dynamic=False)
-    # Every batch size, dtype and cache length needs its own graph. Above the limit nothing is compiled.
-    torch._dynamo.config.recompile_limit = 64
-    # On a GPU transformers compiles without being asked when the cache is static.
-    config._compile_all_devices = args.device.type != "cuda"
-    return {"": {}, " compiled": {"cache_implementation": "static", "compile_config": config}}
-
-
 def measure_steps(inputs: Inputs, models: dict, args) -> tuple[dict, dict]:
-    """A decoding step of each model against its lower bounds: (time of all tokens - time of one) / tokens between."""
-    speeds, read = machine_speeds(args.device, list(models), args.size)
-    many, variants, rows, steps = inputs.size.new_tokens, {}, [], {}
-    for batch_size in STEP_BATCHES:
+    """A decoding step of each model, (time of all tokens - time of one) / tokens between, against the time of reading
+    its weights."""
+    many, variants, rows = inputs.size.new_tokens, {}, []
+    for batch_size in (1, 8):
         pixel_values = inputs.pixel_values(batch_size).to(args.device)
         for dtype, model in models.items():
             features = image_features(model, pixel_values).clone()
-            for way, kwargs in ways(args).items():
-                for tokens in (1, many):
-                    generate = partial(model.generate, image_features=features, max_new_tokens=tokens, **kwargs)
-                    variants[dtype, way, batch_size, tokens] = generate
+            for tokens in (1, many):
+                generate = partial(model.generate, image_features=features, max_new_tokens=tokens)
+                variants[dtype, batch_size, tokens] = generate
     # The speed of memory drifts by a factor of two on shared machines, so reading takes turns with generation.
-    timings = interleaved(variants | {"read": read}, args.repeats, device=args.device, warmup=args.warmup)
-    speeds["read_bytes_per_second"] = rate = READ_BYTES[args.size] / timings["read"].median
-    for dtype, way, batch_size, _ in list(variants)[::2]:
-        one, every = (timings[dtype, way, batch_size, tokens].seconds for tokens in (1, many))
-        seconds = np.subtract(every, one) / (many - 1)
-        products = speeds["multiply_adds_per_second"][dtype]
-        floors = step_floors(models[dtype], features.shape[1], batch_size, rate, products)
-        step = float(np.median(seconds))
-        milliseconds = [1000 * value for value in (step, *floors.values())]
-        rows.append([dtype + way, batch_size, *milliseconds, step / floors["weights"], step / floors["memory"]])
-        steps[f"{dtype}{way}, batch {batch_size}"] = {"seconds": seconds.tolist(), "floors": floors}
-    columns = ["", "batch", "step ms", "floor: weights ms", "floor: weights + cache ms", "floor: products ms"]
-    columns += ["/ weights", "/ weights + cache"]
+    ways = reading(args.device, args.size)
+    timings = interleaved(variants | ways, args.repeats, args.device)
+    rates = {way: READ_BYTES[args.size] / timings[way].median for way in ways}
+    rate = max(rates.values())
+    for dtype, batch_size, _ in list(variants)[::2]:
+        one, every = (timings[dtype, batch_size, tokens].seconds for tokens in (1, many))
+        step, floor = float(np.median(np.subtract(every, one))) / (many - 1), step_bytes(models[dtype]) / rate
+        rows.append([dtype, batch_size, 1000 * step, 1000 * floor, step / floor])
     title = f"One decoding step (time of {many} tokens - time of 1) / {many - 1}, memory read at {rate / 1e9:.1f} GB/s"
-    return table(title, columns, rows), {"speeds": speeds, "steps": steps}
+    return table(title, ["", "batch", "step ms", "floor: weights ms", "/ weights"], rows), rates
 
 
 @torch.no_grad()
-def compare_tokens(inputs: Inputs, yardstick: Recompute, reference, models: dict, pixel_values) -> dict[str, float]:
-    """Compares every model's tokens with the yardstick's, after the plain prompt and after a label, where VAD is
-    fused.
-
-    Raises:
-        AssertionError: float32 tokens differ, and not because two words were equally likely.
-    """
+def compare_tokens(inputs: Inputs, yardstick: Recompute, models: dict, pixel_values) -> dict[str, float]:
+    """Shares of tokens that equal the yardstick's, after the plain prompt and after a label, where VAD is fused.
+    Raises an AssertionError if float32 tokens differ, and not because two words were equally likely."""
     checks, new_tokens = {}, inputs.size.new_tokens
     asked = inputs.processor(emotions=[inputs.processor.emotions[0]] * len(pixel_values), return_tensors="pt")
     prompts = {"free": {}, "after a label": {"input_ids": asked["input_ids"].to(pixel_values.device)}}
     for text, prompt in prompts.items():
         expected = yardstick.generate(pixel_values, new_tokens, **prompt)
-        likelihood = log_likelihood(reference, expected, pixel_values, new_tokens)
         for dtype, model in models.items():
             tokens = model.generate(pixel_values=pixel_values, **prompt)
             different = tokens.ne(expected)
             share = different[:, -new_tokens:].float().mean().item()
             checks[f"{dtype} tokens equal to the yardstick's, {text}"] = 1 - share
-            if dtype != "float32":
-                change = log_likelihood(model, expected, pixel_values, new_tokens) - likelihood
-                checks[f"{dtype} change of log-likelihood per token, {text}"] = change
-            elif different.any():
+            if dtype == "float32" and share:
                 rows = different.any(dim=1).nonzero()[:, 0]
                 first = different[rows].int().argmax(dim=1)
-                logits = yardstick.logits(expected, image_features(reference, pixel_values))[rows, first - 1]
+                logits = yardstick.logits(expected, image_features(yardstick.model, pixel_values))[rows, first - 1]
                 both = torch.stack([expected[rows, first], tokens[rows, first]], dim=1)
                 gap = logits.gather(1, both).diff(dim=1).abs().max().item()
-                checks[f"{dtype} largest logit gap at a first different token, {text}"] = gap
                 if gap > 1e-3:
                     raise AssertionError(f"Cached tokens are not the yardstick's ({text}): logits {gap:.3g} apart.")
     return checks
-
-
-def log_likelihood(model, tokens: torch.Tensor, pixel_values: torch.Tensor, last: int) -> float:
-    """Mean over the `last` tokens."""
-    logits = model(input_ids=tokens, pixel_values=pixel_values).logits[:, -last - 1 : -1]
-    return logits.float().log_softmax(dim=-1).gather(-1, tokens[:, -last:, None]).mean().item()

@@ -1,8 +1,7 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Generated inputs of real size: words, sentences, a lexicon, a tokenizer, images, and a model with random weights.
 
-Nothing is downloaded. Everything that a time depends on is as in the real data: GPT-2's vocabulary size, the lexicon's
-20,000 words, tokens per word, words per sentence, and the sizes of the network.
+Everything that a time depends on is as in the real data: the sizes of the network, the vocabulary and the lexicon,
+tokens per word, and words per sentence.
 """
 
 from dataclasses import dataclass
@@ -27,15 +26,13 @@ ANNOTATIONS = 5.68  # per painting of ArtEmis v1: 454,684 / 80,031
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of a benchmark. `vision` and `text` are arguments of the configurations."""
-
     words: int  # different words in the sentences
     lexicon: int  # words in the lexicon
     sentences: int  # training text of the tokenizer
     vocabulary: int  # without SEVLM's four tokens
     image_size: int
     new_tokens: int
-    vision: dict
+    vision: dict  # arguments of the configurations
     text: dict
 
 
@@ -43,15 +40,14 @@ TINY_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 
 TINY_VISION |= {"image_size": 32, "patch_size": 8}
 TINY_TEXT = {"n_embd": 48, "n_layer": 2, "n_head": 2, "n_positions": 64}
 SIZES = {
-    "full": Size(60_000, 20_000, 40_000, 50_257, 224, 25, {}, {"n_layer": 6}),
+    "full": Size(60_000, 20_000, 40_000, 50_257, 224, 25, {"patch_size": 16}, {"n_layer": 6}),
     "tiny": Size(300, 100, 300, 600, 32, 6, TINY_VISION, TINY_TEXT),
 }
 
 
 def make_words(count: int) -> list[str]:
     """Distinct words of one to four syllables, the most frequent ones first."""
-    draw = np.random.default_rng(0)
-    words = {}
+    draw, words = np.random.default_rng(0), {}
     while len(words) < count:
         syllables = draw.choice(4, p=[0.1, 0.4, 0.35, 0.15]) + 1
         parts = (ONSETS, VOWELS, CODAS) * syllables
@@ -71,10 +67,9 @@ def make_sentences(words: list[str], count: int, seed: int = 0) -> list[str]:
 def make_lexicon(words: list[str], count: int) -> VADLexicon:
     """A lexicon of `count` of the words, frequent and rare ones alike."""
     draw = np.random.default_rng(0)
-    chosen = draw.choice(len(words), size=count, replace=False)
-    values = draw.uniform(-1, 1, size=(count, 3)).round(3)
-    entries = {words[i]: tuple(vad) for i, vad in zip(chosen, values.tolist(), strict=True)}
-    return VADLexicon(entries, name="generated", redistributable=True)
+    chosen = draw.choice(words, size=count, replace=False).tolist()
+    values = map(tuple, draw.uniform(-1, 1, size=(count, 3)).round(3).tolist())
+    return VADLexicon(dict(zip(chosen, values, strict=True)), name="generated", redistributable=True)
 
 
 def write_annotations(words: list[str], file: str, paintings: int) -> None:
@@ -100,29 +95,28 @@ class Inputs:
     processor: SEVLMProcessor  # with tokenizer and lexicon
 
     def model(self, seed: int = 0) -> SEVLMForConditionalGeneration:
-        """A float32 model on the CPU in evaluation mode with a frozen tower. Its random weights are enlarged so that
-        different inputs give different tokens; its sentences never end early."""
+        """A float32 model on the CPU with a frozen tower. Its random weights are enlarged so that different inputs
+        give different tokens; its sentences never end early."""
         torch.manual_seed(seed)
-        size, tokens = self.size, {"vocab_size": len(self.processor.tokenizer)}
+        size = self.size
         # The token ids are those of the processor.
-        text = GPT2Config(**size.text, **tokens, bos_token_id=None, eos_token_id=None)
-        vision = CLIPVisionConfig(**size.vision) if size.vision else None
-        config = SEVLMConfig(vision_config=vision, text_config=text, **self.processor.token_layout())
+        tokens = {"vocab_size": len(self.processor.tokenizer), "bos_token_id": None, "eos_token_id": None}
+        configs = {"vision_config": CLIPVisionConfig(**size.vision), "text_config": GPT2Config(**size.text, **tokens)}
+        config = SEVLMConfig(**configs, **self.processor.token_layout())
         model = SEVLMForConditionalGeneration(config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.dim() > 1 and not name.startswith("decoder.wte"):
-                    parameter.mul_(4)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and not name.startswith("decoder.wte"):
+                parameter.data.mul_(4)
         model.set_vad_lexicon(self.processor.vad_lexicon, self.processor.tokenizer)
         model.freeze_vision_tower()
-        greedy = {"do_sample": False, "top_p": 1.0, "top_k": 50}
-        model.generation_config.update(**greedy, eos_token_id=None, max_new_tokens=size.new_tokens)
+        greedy = {"do_sample": False, "top_p": 1.0, "top_k": 50, "eos_token_id": None}
+        model.generation_config.update(**greedy, max_new_tokens=size.new_tokens)
         return model.eval()
 
     def pixel_values(self, batch_size: int) -> torch.Tensor:
         """`(B, 3, H, W)` random images."""
-        draw = torch.Generator().manual_seed(0)
-        return torch.randn(batch_size, 3, self.size.image_size, self.size.image_size, generator=draw)
+        size, draw = self.size.image_size, torch.Generator().manual_seed(0)
+        return torch.randn(batch_size, 3, size, size, generator=draw)
 
     def training_text(self, batch_size: int) -> dict[str, torch.Tensor]:
         """Text `(B, 2, L)` as the collator makes it: two sentences of different emotions for each of B images."""

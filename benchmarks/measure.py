@@ -1,5 +1,4 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Interleaved timing and peak memory.
+"""Interleaved timing, peak memory, the lower bound of a decoding step, and tables.
 
 A machine's speed drifts within minutes and between days. Variants of the same work therefore take turns, one call each
 per round. Compare ratios of one run, not seconds of two runs.
@@ -15,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import linear
 
 
 MIB = 2**20
+READ_BYTES = {"full": 2**29, "tiny": 2**22}  # full: far more than the caches hold
 
 
 @dataclass
@@ -37,30 +38,22 @@ class Timing:
         """Median, lower and upper quartile."""
         return np.percentile(self.seconds, [50, 25, 75]).tolist()
 
-    def to_dict(self) -> dict:
-        measured = {"median": self.median, "quartiles": self.spread[1:], "seconds": self.seconds}
-        return measured | {"peak_memory_bytes": self.peak_memory}
-
 
 def interleaved(
-    variants: Mapping[str, Callable[[], object]],
+    variants: Mapping[object, Callable[[], object]],
     repeats: int,
-    *,
     device: torch.device | str = "cpu",
-    warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Timing]:
-    """Calls every variant `warmup` times untimed, which measures its peak memory, then once in each round."""
-    timings = {}
-    for name, variant in variants.items():
-        timings[name] = Timing(peak_memory=peak_memory(lambda call=variant: [call() for _ in range(warmup)], device))
+) -> dict[object, Timing]:
+    """Calls every variant once untimed, which measures its peak memory, then once in each round."""
+    timings = {name: Timing(peak_memory=peak_memory(variant, device)) for name, variant in variants.items()}
     for _ in range(repeats):
         for name, variant in variants.items():
             gc.collect()  # the garbage of the variant before
-            synchronise(device)
+            _synchronise(device)
             start = clock()
             variant()
-            synchronise(device)
+            _synchronise(device)
             timings[name].seconds.append(clock() - start)
     return timings
 
@@ -75,7 +68,7 @@ def growth_exponent(sizes, seconds) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def synchronise(device: torch.device | str) -> None:
+def _synchronise(device: torch.device | str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -106,3 +99,39 @@ def _resident(name: str) -> int:
 
 def mib(num_bytes: int | None) -> float | None:
     return None if num_bytes is None else num_bytes / MIB
+
+
+def table(title: str, columns: list[str], rows: list[list]) -> dict:
+    """A table of a result, with unformatted numbers."""
+    return {"title": title, "columns": columns, "rows": rows}
+
+
+def rate_table(title: str, timings: dict, count: int, unit: str, more: dict[str, Callable]) -> dict:
+    """A row per timing of `count` things: how many per second, the seconds, and what the functions of `more` return
+    for its name and timing."""
+    rows = [
+        [name, count / timing.median, timing.spread, *(value(name, timing) for value in more.values())]
+        for name, timing in timings.items()
+    ]
+    return table(title, ["", f"{unit}/s", "seconds (median, quartiles)", *more], rows)
+
+
+def reading(device: torch.device, size: str) -> dict[str, Callable[[], object]]:
+    """Several ways of reading `READ_BYTES` of memory. The fastest one bounds the speed of anything that reads."""
+    ones = torch.ones(READ_BYTES[size] // 4, device=device)
+    matrix, halves = ones.view(-1, 1024), torch.ones(2 * len(ones), device=device).bfloat16().view(-1, 1024)
+    return {
+        "sum float32": ones.sum,
+        "sum int64": ones.view(torch.int64).sum,
+        "max float32": ones.max,
+        "vector product float32": lambda: linear(matrix[:1], matrix),
+        "vector product bfloat16": lambda: linear(halves[:1], halves),
+    }
+
+
+def step_bytes(model) -> int:
+    """Size of the weights that a step of cached decoding reads: all that every new token is multiplied with."""
+    # The projections of the patches are cached.
+    blocks = [value for name, value in model.decoder.h.named_parameters() if "crossattention.c_attn" not in name]
+    read = [*blocks, *model.decoder.vad_fusion.parameters(), model.lm_head.weight]
+    return sum(parameter.nbytes for parameter in read)

@@ -1,9 +1,4 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The yardstick: the paper's procedure, which recomputes everything but the image features for every token.
-
-    yardstick = Recompute(model, processor)
-    tokens = yardstick.generate(pixel_values, new_tokens=25)       # greedy
-    losses = yardstick.training_losses(pixel_values, text)
 
 It is written from the paper, on transformers' own GPT-2 blocks, and shares its weights with our model, so that both
 must give the same tokens. Where the authors compute something else than our model (a bidirectional emotion encoder,
@@ -27,12 +22,8 @@ NO_VAD = (0.0, 0.0, 0.0)
 
 
 class Recompute:
-    """
-    Args:
-        model: a `SEVLMForConditionalGeneration`; its weights are used, not copied.
-        processor: its processor, for tokenizer and lexicon.
-        attention: "sdpa", transformers' default today, or "eager", what it had when the paper was written.
-    """
+    """Uses the weights of `model` without copying them. `attention` is "sdpa", transformers' default today, or
+    "eager", its default when the paper was written."""
 
     def __init__(self, model, processor, attention: str = "sdpa"):
         self.model, self.tokenizer, self.lexicon = model, processor.tokenizer, processor.vad_lexicon
@@ -50,8 +41,8 @@ class Recompute:
         """`(B, 3, H, W)` and prompts `(B, L)` without padding (default: the config's) -> `(B, L + new_tokens)`."""
         image_features = encode_patches(self.model.vision_tower, pixel_values)
         if input_ids is None:
-            prompt = torch.tensor(self.model.config.prompt_token_ids, device=pixel_values.device)
-            input_ids = prompt.expand(len(pixel_values), -1)
+            prompt = [self.model.config.prompt_token_ids] * len(pixel_values)
+            input_ids = torch.tensor(prompt, device=pixel_values.device)
         for _ in range(new_tokens):
             logits = self.logits(input_ids, image_features)
             input_ids = torch.cat([input_ids, logits[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
@@ -65,9 +56,8 @@ class Recompute:
 
     def describe(self, token_ids: list[int]) -> tuple[list[int], list[bool], list[tuple[float, float, float]]]:
         """Segment, membership in the explanation, and VAD of every token, by dictionaries and strings."""
-        config = self.model.config
+        config, started, word, pieces = self.model.config, False, "", 0
         segments, explanation_mask, vad = [], [], []
-        started, word, pieces = False, "", 0
         for token_id in token_ids:
             explanation_mask.append(started)
             started = started or token_id == config.because_token_id
@@ -91,11 +81,10 @@ class Recompute:
         features = model.emotion_encoder(vad.to(hidden.dtype), positions, attention_mask)
         fused = decoder.vad_fusion(torch.cat([hidden, features], dim=-1))
         hidden = torch.where(explanation_mask.unsqueeze(-1), fused, hidden)
-        visible = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
+        visible = torch.ones(len(hidden), 1, length, length, dtype=torch.bool, device=hidden.device).tril()
         if attention_mask is not None:
-            visible = visible & attention_mask.bool()[:, None, None]
-        mask = torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device)
-        mask = mask.masked_fill(~visible, torch.finfo(hidden.dtype).min).expand(len(hidden), 1, -1, -1)
+            visible = visible & attention_mask[:, None, None]
+        mask = torch.zeros_like(visible, dtype=hidden.dtype).masked_fill(~visible, torch.finfo(hidden.dtype).min)
         image_embeds = model.vision_projection(image_features)
         for block in self.blocks:
             hidden = block(hidden, None, mask, image_embeds)

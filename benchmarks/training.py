@@ -1,16 +1,11 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
-"""`train`: sentences per second of an optimizer step against the authors' step. With `--epoch`: the time of a
-whole epoch through the trainer. Its features are random and at most `DISTINCT_FEATURES` of them are distinct: reading
-a cache from a slow disk is not part of that time, nor are evaluation and checkpoints."""
+"""`train`: sentences per second of an optimizer step against the authors' step. With `--epoch`: the time of a whole
+epoch through the trainer, without reading features from a slow disk, evaluation and checkpoints."""
 
-import io
 import tempfile
-from functools import partial
 
 import numpy as np
 import torch
 from datasets import concatenate_datasets
-from PIL import Image
 from torch.utils.data import Subset
 
 from modeling_sevlm.trainer import SEVLMTrainer, SEVLMTrainingArguments, parameter_groups
@@ -18,36 +13,28 @@ from processing.artemis import load_artemis
 from processing.collator import SentencePairs, SEVLMCollator
 
 from .inputs import Inputs, make_inputs, write_annotations
-from .measure import interleaved, mib, peak_memory, speedup
+from .measure import interleaved, mib, peak_memory, rate_table, speedup, table
 from .recompute import Recompute
-from .results import rate_table, table
 
 
 YARDSTICK = "authors' step float32"
 IMAGE_INPUT = {"authors": "pixel_values", "pixels": "pixel_values", "cached features": "image_features"}
-JPEG_SIZE, JPEGS = (1024, 768), {"full": 32, "tiny": 2}
-DISTINCT_FEATURES, PAPER_EPOCHS = 4096, 35
+DISTINCT_FEATURES, PAPER_EPOCHS = 4096, 35  # random features, used again for the other paintings
 
 
 class Step:
-    """One optimizer step on one batch.
+    """One optimizer step on one batch; bfloat16 means autocast. Steps may share a model but have own optimizers."""
 
-    Args:
-        model: on its device. Variants may share it; each has its own optimizer states.
-        kind: a key of `IMAGE_INPUT`.
-        dtype: "bfloat16" for autocast.
-    """
-
-    def __init__(self, model, processor, batch: dict[str, torch.Tensor], kind: str, dtype: str = "float32"):
+    def __init__(self, model, processor, batch: dict[str, torch.Tensor], kind: str, dtype: str):
         self.model, self.max_grad_norm = model, None
-        self.image = {name: batch[name] for name in [IMAGE_INPUT[kind]]}
+        self.image = {IMAGE_INPUT[kind]: batch[IMAGE_INPUT[kind]]}
         self.text = {name: batch[name] for name in batch if name not in IMAGE_INPUT.values()}
         self.autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
         self.yardstick = Recompute(model, processor) if kind == "authors" else None
         use_cpu = model.device.type == "cpu"
         settings = SEVLMTrainingArguments(output_dir=tempfile.gettempdir(), report_to="none", use_cpu=use_cpu)
         groups = parameter_groups(model, settings)
-        if kind == "authors":
+        if self.yardstick is not None:
             self.optimizer = torch.optim.AdamW(groups, foreach=False, fused=False)
         else:
             optimizer, kwargs = SEVLMTrainer.get_optimizer_cls_and_kwargs(settings, model)
@@ -75,29 +62,14 @@ def run_train(args) -> dict:
     inputs = make_inputs(args.size)
     if args.epoch is not None:
         return measure_epoch(inputs, args)
-    if args.batch_size < 2:
-        raise SystemExit("error: --batch_size must be 2 or more: the contrastive loss compares the images of a batch.")
     variants = {YARDSTICK: ("authors", "float32")}
     variants |= {f"ours, {kind} {dtype}": (kind, dtype) for dtype in args.dtype for kind in list(IMAGE_INPUT)[1:]}
     steps = make_steps(inputs, variants, args)
-    checks = compare_losses(steps)
-    timings = interleaved(steps, args.repeats, device=args.device, warmup=args.warmup)
-    del steps
-
-    def two_steps(variant: tuple[str, str]) -> None:
-        step = make_steps(inputs, {"": variant}, args)[""]
-        step()
-        step()
-
-    # With nothing else in memory.
-    peaks = {name: peak_memory(partial(two_steps, variant), args.device) for name, variant in variants.items()}
+    checks, timings = compare_losses(steps), interleaved(steps, args.repeats, args.device)
     title = f"One optimizer step, {args.batch_size} images with 2 sentences each"
-    columns = {
-        "x yardstick": lambda name, timing: speedup(timings[YARDSTICK], timing),
-        "peak MiB, model included": lambda name, timing: mib(peaks[name]),
-    }
-    tables = [rate_table(title, timings, 2 * args.batch_size, "sentences", columns), decode_images(inputs, args)]
-    return {"tables": tables, "checks": checks, "measurements": timings, "peak_memory_bytes": peaks}
+    columns = {"x yardstick": lambda name, timing: speedup(timings[YARDSTICK], timing)}
+    tables = [rate_table(title, timings, 2 * args.batch_size, "sentences", columns)]
+    return {"tables": tables, "checks": checks, "measurements": timings}
 
 
 def make_steps(inputs: Inputs, variants: dict[str, tuple[str, str]], args) -> dict[str, Step]:
@@ -112,11 +84,8 @@ def make_steps(inputs: Inputs, variants: dict[str, tuple[str, str]], args) -> di
 
 @torch.no_grad()
 def compare_losses(steps: dict[str, Step]) -> dict[str, float]:
-    """Largest relative difference of a loss from the yardstick's, without dropout, for every other variant.
-
-    Raises:
-        AssertionError: float32 losses differ by more than rounding (the cached features are in float16).
-    """
+    """Largest relative difference of a loss from the yardstick's, without dropout, for every other variant. Raises an
+    AssertionError if float32 losses differ by more than rounding (the cached features are in float16)."""
     steps[YARDSTICK].model.eval()
     losses = {name: torch.stack(list(step.losses().values())) for name, step in steps.items()}
     checks, expected = {}, losses.pop(YARDSTICK)
@@ -128,25 +97,6 @@ def compare_losses(steps: dict[str, Step]) -> dict[str, float]:
     return checks
 
 
-def decode_images(inputs: Inputs, args) -> dict:
-    """A table of the JPEG files that one core decodes, resizes and normalises per second, as a worker does."""
-    files, draw = [io.BytesIO() for _ in range(JPEGS[args.size])], np.random.default_rng(0)
-    for file in files:
-        colours = Image.fromarray(draw.integers(0, 256, (7, 7, 3), np.uint8))
-        soft = np.asarray(colours.resize(JPEG_SIZE, Image.Resampling.BICUBIC), np.int16)
-        grainy = soft + draw.integers(-16, 17, soft.shape, np.int16)
-        Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-    side, prepare = inputs.size.image_size, inputs.processor.image_processor
-    variants = {
-        "decode": lambda: [Image.open(file).convert("RGB") for file in files],
-        "decode, resize, normalise": lambda: [prepare(Image.open(file), return_tensors="np") for file in files],
-    }
-    timings = interleaved(variants, args.repeats)
-    rows = [[name, len(files) / timing.median] for name, timing in timings.items()]
-    title = f"JPEG files of {JPEG_SIZE[0]} x {JPEG_SIZE[1]} pixels to {side} x {side}"
-    return table(title, ["", "images/s on one core"], rows)
-
-
 def measure_epoch(inputs: Inputs, args) -> dict:
     """An epoch of `args.epoch` paintings through the trainer of `train.py`, in bfloat16 if `args.dtype` has it."""
     model, bf16 = inputs.model(), "bfloat16" in args.dtype
@@ -156,31 +106,31 @@ def measure_epoch(inputs: Inputs, args) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         write_annotations(inputs.words, f"{folder}/annotations.csv", args.epoch)
         splits = load_artemis(f"{folder}/annotations.csv", with_images=False)
-        paintings = concatenate_datasets([*splits.values()])
-        quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-        quiet |= {"early_stopping_patience": 0, "disable_tqdm": True, "report_to": "none"}
         settings = SEVLMTrainingArguments(
             output_dir=folder,
             use_cpu=args.device.type == "cpu",
             bf16=bf16,
             num_train_epochs=1,
             per_device_train_batch_size=args.batch_size,
-            dataloader_num_workers=args.workers,
-            **quiet,
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+            early_stopping_patience=0,
+            disable_tqdm=True,
+            report_to="none",
         )
+        features = Subset(features, np.arange(args.epoch) % len(features))
         trainer = SEVLMTrainer(
             model=model,
             args=settings,
-            train_dataset=SentencePairs(paintings, features=Subset(features, np.arange(args.epoch) % len(features))),
+            train_dataset=SentencePairs(concatenate_datasets([*splits.values()]), features=features),
             data_collator=SEVLMCollator(inputs.processor),
             processing_class=inputs.processor,
         )
         peak = peak_memory(trainer.train, args.device)
-    state = trainer.state
-    seconds = state.log_history[-1]["train_runtime"]
-    row = [args.epoch, state.global_step, 2 * args.epoch / seconds, seconds, PAPER_EPOCHS * seconds / 3600, mib(peak)]
+    seconds, steps = trainer.state.log_history[-1]["train_runtime"], trainer.state.global_step
+    row = [args.epoch, steps, 2 * args.epoch / seconds, seconds, PAPER_EPOCHS * seconds / 3600, mib(peak)]
     columns = ["paintings", "steps", "sentences/s", "epoch, s", f"{PAPER_EPOCHS} epochs, h", "peak MiB"]
     dtype = "bfloat16 autocast" if bf16 else "float32"
     title = f"An epoch through the trainer, cached features, {args.batch_size} paintings a step, {dtype}"
-    epoch = {"seconds": seconds, "steps": state.global_step, "peak_memory_bytes": peak}
-    return {"tables": [table(title, columns, [row])], "epoch": epoch}
+    return {"tables": [table(title, columns, [row])]}

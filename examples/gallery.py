@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Explains images on the screen and on a sheet.
 
 python examples/gallery.py outputs/demo --output outputs/demo/gallery.png     # held-out embedded images

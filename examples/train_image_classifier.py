@@ -1,13 +1,11 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """An image emotion classifier: the first stage of two-stage systems, such as the paper's SAT + ResNet-34.
 
     python examples/train_image_classifier.py --annotations artemis.csv --images wikiart/ \
         --output_dir outputs/classifier
     python evaluate_sevlm.py MODEL ... --emotions outputs/classifier/emotions-test.csv
 
-Any image model of transformers learns the distribution of the viewers' labels (cross-entropy with their shares, as in
-ArtEmis). Writes the checkpoint, `results.json`, and `emotions-SPLIT.csv` (painting, emotion, emotion_scores) for every
-split.
+Any image model of transformers learns the distribution of the viewers' labels. Writes the checkpoint, `results.json`,
+and `emotions-SPLIT.csv` (painting, emotion, emotion_scores) for every split.
 """
 
 import json
@@ -25,7 +23,6 @@ from transformers import (
     HfArgumentParser,
     Trainer,
     ViTConfig,
-    ViTForImageClassification,
     set_seed,
 )
 
@@ -67,9 +64,9 @@ class DistributionTrainer(Trainer):
     """Cross-entropy with a distribution over the labels."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(pixel_values=inputs["pixel_values"])
-        loss = torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"])
-        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+        logits = model(pixel_values=inputs["pixel_values"]).logits
+        loss = torch.nn.functional.cross_entropy(logits, inputs["labels"])
+        return (loss, {"logits": logits}) if return_outputs else loss
 
 
 def build(args: ClassifierArguments, emotions: list[str]) -> tuple[torch.nn.Module, CLIPImageProcessorPil]:
@@ -77,18 +74,18 @@ def build(args: ClassifierArguments, emotions: list[str]) -> tuple[torch.nn.Modu
     if args.vision_model == "tiny":
         sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
         sizes |= {"image_size": args.image_size, "patch_size": max(1, args.image_size // 8)}
-        model, mean, std = ViTForImageClassification(ViTConfig(**sizes, **labels)), [0.5] * 3, [0.5] * 3
+        model = AutoModelForImageClassification.from_config(ViTConfig(**sizes, **labels))
+        mean = std = [0.5] * 3
     else:
         config = AutoConfig.from_pretrained(args.vision_model, **labels)
-        model = AutoModelForImageClassification.from_pretrained(
-            args.vision_model, config=config, ignore_mismatched_sizes=True
-        )
+        loaded = {"config": config, "ignore_mismatched_sizes": True}
+        model = AutoModelForImageClassification.from_pretrained(args.vision_model, **loaded)
         tower, _ = CLIPImageProcessorPil.get_image_processor_dict(args.vision_model)
         mean, std = tower["image_mean"], tower["image_std"]
     if args.freeze_tower:
         model.base_model.requires_grad_(False)
-    size = {"height": args.image_size, "width": args.image_size}
-    return model, CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=mean, image_std=std)
+    settings = {"size": {"height": args.image_size, "width": args.image_size}, "do_center_crop": False}
+    return model, CLIPImageProcessorPil(**settings, image_mean=mean, image_std=std)
 
 
 def collate(image_processor, rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -105,9 +102,8 @@ def main(argv: list[str] | None = None) -> dict:
         args.vision_model = "tiny" if data_args.is_embedded else "google/vit-base-patch16-224-in21k"
     with errors_as_exit():
         splits, _ = load_inputs(data_args, emotions)
-        missing = sorted({"train", "validation"} - set(splits))
-        if missing:
-            raise ValueError(f"the data has no split {' and no split '.join(missing)}; it has {sorted(splits)}.")
+        if not {"train", "validation"} <= set(splits):
+            raise ValueError(f"the data needs the splits train and validation; it has {sorted(splits)}.")
         set_seed(training_args.seed)
         model, image_processor = build(args, emotions)
     splits = splits.select_columns(["image", "painting", "emotion_histogram"])
@@ -123,8 +119,7 @@ def main(argv: list[str] | None = None) -> dict:
     trainer.save_model()
     results = {}
     for split, dataset in splits.items():
-        logits = trainer.predict(dataset).predictions
-        logits = torch.as_tensor(logits[0] if isinstance(logits, tuple) else logits, dtype=torch.float64)
+        logits = torch.as_tensor(trainer.predict(dataset).predictions, dtype=torch.float64)
         if not trainer.is_world_process_zero():
             continue
         scores = logits.softmax(dim=-1).numpy()

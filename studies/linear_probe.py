@@ -1,12 +1,11 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """How much a frozen tower knows about emotion: a linear probe, which a trained model should beat.
 
     python -m studies.linear_probe --vision_model outputs/efficientnet-lite0 --text_model outputs/decoder \
         --annotations artemis.csv --images wikiart/ --cache_features cache/
 
 A softmax regression from the standardised mean of an image's patch features to the distribution of its viewers'
-labels. The strength of its L2 penalty is chosen on the validation split. Prints, for every split, the negative
-log-likelihood (nats) of a viewer's label under the probe and under the training prior.
+labels, with an L2 penalty chosen on the validation split. Prints, for every split, the negative log-likelihood (nats)
+of a viewer's label under the probe and under the training prior.
 """
 
 import sys
@@ -61,13 +60,11 @@ def main(argv: list[str] | None = None) -> dict:
     args, data_args = parser.parse_args_into_dataclasses(list(sys.argv[1:] if argv is None else argv))
     with errors_as_exit():
         splits, _ = load_inputs(data_args, data_args.labels)
-        missing = sorted({"train", "validation"} - set(splits))
-        if missing:
-            raise ValueError(f"the data has no split {' and no split '.join(missing)}; it has {sorted(splits)}.")
-        processor = SEVLMProcessor.from_backbones(
-            args.vision_model, args.text_model, image_size=args.image_size, emotions=data_args.labels
-        )
-        model = SEVLMForConditionalGeneration.from_backbones(args.vision_model, args.text_model, processor)
+        if not {"train", "validation"} <= set(splits):
+            raise ValueError(f"the data needs the splits train and validation; it has {sorted(splits)}.")
+        names, emotions = (args.vision_model, args.text_model), data_args.labels
+        processor = SEVLMProcessor.from_backbones(*names, image_size=args.image_size, emotions=emotions)
+        model = SEVLMForConditionalGeneration.from_backbones(*names, processor)
         cached = cache_features(model, processor, list(splits.values()), args.cache_features)
     features, shares = {}, {}
     for name, rows in zip(splits, cached, strict=True):
@@ -75,20 +72,17 @@ def main(argv: list[str] | None = None) -> dict:
         shares[name] = torch.tensor(label_distributions(splits[name]["emotion_histogram"][:]))
     mean, deviation = features["train"].mean(dim=0), features["train"].std(dim=0).clamp(min=1e-6)
     features = {name: (rows - mean) / deviation for name, rows in features.items()}
-    probes = {penalty: fit(features["train"], shares["train"], penalty) for penalty in PENALTIES}
-
-    def score(penalty: float, split: str) -> float:
-        weights, bias = probes[penalty]
-        return label_nll(features[split] @ weights + bias, shares[split]).item()
-
-    penalty = min(PENALTIES, key=lambda candidate: score(candidate, "validation"))
+    scores = {}
+    for penalty in PENALTIES:
+        weights, bias = fit(features["train"], shares["train"], penalty)
+        scores[penalty] = {name: label_nll(features[name] @ weights + bias, shares[name]).item() for name in splits}
+    penalty = min(PENALTIES, key=lambda penalty: scores[penalty]["validation"])
     prior = shares["train"].mean(dim=0).clamp(min=1e-12).log()
     results = {"penalty": penalty, "splits": {}}
     for split, rows in splits.items():
-        prior_nll, nll = label_nll(prior, shares[split]).item(), score(penalty, split)
+        prior_nll, nll = label_nll(prior, shares[split]).item(), scores[penalty][split]
         results["splits"][split] = {"num_paintings": len(rows), "prior_label_nll": prior_nll, "label_nll": nll}
         print(f"{split:>10}  {len(rows)} paintings  prior {prior_nll:.4f}  linear probe {nll:.4f}")
-    print(f"(penalty {penalty:g}, chosen on the validation split)")
     if args.output:
         write_json(args.output, results)
     return results

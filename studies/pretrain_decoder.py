@@ -1,12 +1,11 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """A small GPT-2 that has read explanations of art but seen no image: a decoder for studies without the Hub.
 
     python -m studies.pretrain_decoder rows_without_image.csv --held_out artemis.csv --output_dir outputs/decoder
     python train.py --preset paper --text_model outputs/decoder ...
 
-The annotations are ArtEmis CSV files. Rows of the paintings in `--held_out` are left out, so that the decoder has read
-about no painting that a captioner is tested on. A twentieth of the paintings is used for validation. Writes a GPT-2
-checkpoint with its tokenizer, and `pretraining.json`.
+Reads ArtEmis CSV files without the paintings in `--held_out`, so that the decoder has read about no painting that a
+captioner is tested on. A twentieth of the paintings is used for validation. Writes a GPT-2 checkpoint with its
+tokenizer, and `pretraining.json`.
 """
 
 import math
@@ -67,8 +66,8 @@ def encode(rows: pd.DataFrame, tokenizer, max_length: int) -> list[dict[str, lis
         f"{PROMPT} {emotion}{BECAUSE} {' '.join(utterance.split())}"
         for emotion, utterance in zip(rows["emotion"], rows["utterance"], strict=True)
     ]
-    encoded = tokenizer(texts, split_special_tokens=True)["input_ids"]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    encoded = tokenizer(texts, split_special_tokens=True)["input_ids"]
     return [{"input_ids": [bos, *ids, eos][:max_length]} for ids in encoded]
 
 
@@ -77,7 +76,7 @@ def read_rows(args: DecoderArguments, seed: int) -> tuple[pd.DataFrame, pd.DataF
     rows = pd.concat([read_annotations(file, "v1")[0] for file in args.annotations])
     rows["emotion"] = rows["emotion"].str.strip().str.lower()
     held_out = [read_annotations(file, "v1")[0]["painting"].str.normalize("NFC") for file in args.held_out]
-    known = rows["painting"].str.normalize("NFC").isin({name for names in held_out for name in names})
+    known = rows["painting"].str.normalize("NFC").isin(pd.concat([pd.Series(dtype=str), *held_out]))
     rows = rows[rows["emotion"].isin(EMOTIONS) & ~known & (rows["utterance"] != "")]
     paintings = sorted(rows["painting"].unique())
     random.Random(seed).shuffle(paintings)
@@ -86,9 +85,7 @@ def read_rows(args: DecoderArguments, seed: int) -> tuple[pd.DataFrame, pd.DataF
 
 
 def main(argv: list[str] | None = None) -> dict:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and not argv[0].startswith("-"):
-        argv = ["--annotations", *argv]
+    argv = ["--annotations", *(sys.argv[1:] if argv is None else argv)]
     parser = HfArgumentParser((DecoderArguments, DecoderTrainingArguments), description=__doc__.split("\n")[0])
     args, training_args = parser.parse_args_into_dataclasses(argv)
     set_seed(training_args.seed)
@@ -98,20 +95,11 @@ def main(argv: list[str] | None = None) -> dict:
         raise SystemExit(f"error: {', '.join(args.annotations)}: fewer than two paintings that --held_out lacks.")
     tokenizer = train_tokenizer(train["utterance"], EMOTIONS, args.vocab_size)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    config = GPT2Config(
-        n_embd=args.width,
-        n_layer=args.layers,
-        n_head=args.heads,
-        n_positions=128,
-        # The same function as GPT-2's "gelu_new", as one operation.
-        activation_function="gelu_pytorch_tanh",
-        attn_pdrop=0.0,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = GPT2LMHeadModel(config)
+    # The same function as GPT-2's "gelu_new", as one operation.
+    settings = {"activation_function": "gelu_pytorch_tanh", "attn_pdrop": 0.0, "vocab_size": len(tokenizer)}
+    settings |= {"n_embd": args.width, "n_layer": args.layers, "n_head": args.heads, "n_positions": 128}
+    settings |= {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    model = GPT2LMHeadModel(GPT2Config(**settings))
     trainer = Trainer(
         model=model,
         args=training_args,
@@ -123,13 +111,8 @@ def main(argv: list[str] | None = None) -> dict:
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     loss = trainer.evaluate()["eval_loss"]
     trainer.save_model()
-    report = {
-        "parameters": model.num_parameters(),
-        "train_rows": len(train),
-        "validation_rows": len(validation),
-        "validation_loss": loss,
-        "validation_perplexity": math.exp(loss),
-    }
+    report = {"parameters": model.num_parameters(), "train_rows": len(train), "validation_rows": len(validation)}
+    report |= {"validation_loss": loss, "validation_perplexity": math.exp(loss)}
     if trainer.is_world_process_zero():
         write_json(f"{training_args.output_dir}/pretraining.json", report)
         print(report)

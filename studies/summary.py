@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The runs of a study as one table with significance tests."""
 
 import json
@@ -54,27 +53,21 @@ def summarise(runs: dict[str, list[Path]], *, draws: int = 2000) -> dict:
         corrected = holm([larger_p(tests[name][figure]) for name in tested])
         for name, p_value in zip(tested, corrected, strict=True):
             variants[name]["tests"][figure] = tests[name][figure] | {"holm_p": p_value}
-    return {
-        "seeds": len(runs[reference]),
-        "num_paintings": len(paintings[reference]),
-        "prior_label_nll": results[0].get("prior_label_nll"),
-        "judge_accuracy": results[0].get("judge_accuracy"),
-        "draws": draws,
-        "variants": variants,
-    }
+    content = {"seeds": len(runs[reference]), "num_paintings": len(paintings[reference]), "draws": draws}
+    content |= {name: results[0].get(name) for name in ("prior_label_nll", "judge_accuracy")}
+    return content | {"variants": variants}
 
 
 def shown_figures(content: dict) -> list[tuple[str, str, bool]]:
-    """The entries of `FIGURES` that the first variant has."""
-    first = next(iter(content["variants"].values()))
-    return [entry for entry in FIGURES if entry[0] in first["means"]]
+    """The entries of `FIGURES` that all variants have."""
+    return [entry for entry in FIGURES if all(entry[0] in value["means"] for value in content["variants"].values())]
 
 
 def markdown(content: dict) -> str:
     """Two tables: the figures, and the differences from the first variant with their tests."""
     (reference, _), *others = content["variants"].items()
     shown = shown_figures(content)
-    tested = [entry for entry in TESTED if any(entry[0] in variant["tests"] for _, variant in others)]
+    tested = [entry for entry in TESTED if all(entry[0] in variant["tests"] for _, variant in others)]
     lines = [
         f"{content['num_paintings']} paintings, mean ± standard deviation of {content['seeds']} seeds. Percent, "
         "except the likelihood of the viewers' labels (nats, less is better; training prior "
@@ -108,17 +101,13 @@ def _row(name: str, cells) -> str:
 
 
 def _mean_cell(variant: dict, figure: str, percent: bool) -> str:
-    mean, deviation = variant["means"].get(figure), variant["deviations"].get(figure)
+    mean, deviation = variant["means"][figure], variant["deviations"][figure]
     scale, digits = (100, 1) if percent else (1, 4)
-    if mean is None:
-        return "-"
     return f"{scale * mean:.{digits}f}" + (f" ± {scale * deviation:.{digits}f}" if deviation is not None else "")
 
 
 def _test_cell(variant: dict, figure: str) -> str:
-    test = variant["tests"].get(figure)
-    if test is None:
-        return "-"
+    test = variant["tests"][figure]
     scale, digits = (1, 4) if figure == "label_nll" else (100, 2)
     difference, low, high = (f"{scale * test[name]:+.{digits}f}" for name in ("difference", "low", "high"))
     p_values = ", ".join(f"{test[name]:.3f}" for name in ("bootstrap_p", "permutation_p", "holm_p"))

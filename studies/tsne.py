@@ -1,8 +1,7 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """t-SNE of the features of explanations and images, per emotion (Fig. 9).
 
 The features are those that the contrastive head compares (Eq. 6): the mean hidden state of an explanation, and the
-mean of an image's patches, projected to the decoder's width.
+mean of an image's projected patches.
 """
 
 import numpy as np
@@ -17,25 +16,16 @@ from modeling_sevlm.views import emotion_style, in_fixed_order
 
 @torch.no_grad()
 def collect_features(model, processor, dataset: Dataset, *, batch_size: int = 32) -> dict[str, np.ndarray]:
-    """Features of the explanations that the model generates greedily, and of their images.
-
-    Returns:
-        `explanation` and `image`, `(N, d)` float32; `emotion`, `(N,)` the labels in the sentences ("" for none);
-        `painting`, `(N,)`.
-    """
+    """Explains the images greedily. Returns the features `explanation` and `image`, `(N, d)` float32; `emotion`,
+    `(N,)` the labels in the sentences ("" for none); `painting`, `(N,)`."""
     explanations, images, emotions = [], [], []
     for batch in dataset.iter(batch_size):
         pixel_values = processor(images=batch["image"], return_tensors="pt")["pixel_values"].to(model.device)
         features = model.get_image_features(pixel_values)
         sequences = model.generate(image_features=features, do_sample=False)
         present = sequences.ne(model.config.pad_token_id)
-        outputs = model(
-            sequences,
-            image_features=features,
-            attention_mask=present.long(),
-            output_hidden_states=True,
-            skip_logits=True,
-        )
+        inputs = {"image_features": features, "attention_mask": present.long()}
+        outputs = model(sequences, **inputs, output_hidden_states=True, skip_logits=True)
         explanation = model.explanation_mask(model.segment_ids(sequences)) & present
         explanations.append(masked_mean(outputs.hidden_states[-1], explanation).float().cpu())
         images.append(model.vision_projection(features.to(model.dtype)).mean(dim=1).float().cpu())
@@ -58,11 +48,7 @@ def embed(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 def tsne_figure(features: dict[str, np.ndarray], *, emotion: str | None = None, seed: int = 0) -> Figure:
     """Left: the explanations, coloured and marked by their emotion. Right: explanations and images together, all or
-    those of one `emotion`, with a line between the two of a pair.
-
-    Raises:
-        ValueError: fewer than three explanations to show.
-    """
+    those of one `emotion`, with a line between the two of a pair. Raises a ValueError for fewer than three pairs."""
     emotions = features["emotion"]
     chosen = np.full(len(emotions), True) if emotion is None else emotions == emotion
     if chosen.sum() < 3:

@@ -7,11 +7,9 @@ import pytest
 import torch
 
 from benchmarks import generation, inputs, measure, training
-from benchmarks.__main__ import main, parse
-from benchmarks.floors import step_floors
+from benchmarks.__main__ import environment, main, markdown, parse
 from benchmarks.recompute import Recompute
-from benchmarks.results import markdown
-from processing.artemis import EMOTIONS
+from tests.helpers.training import without_dropout
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,6 @@ def run(tmp_path, capsys):
         result = json.loads(file.read_text(encoding="utf-8"))
         assert result["command"] == command and result["tables"]
         assert result["environment"]["versions"]["torch"] == torch.__version__
-        assert result["environment"]["device_name"] and result["environment"]["threads"] == 1
         for entry in result["tables"]:
             assert entry["rows"] and all(len(row) == len(entry["columns"]) for row in entry["rows"])
             assert f"**{entry['title']}**" in printed
@@ -51,16 +48,13 @@ def run(tmp_path, capsys):
 
 def test_generate_measures_yardstick_tower_and_model_and_finds_their_tokens_equal(run):
     result = run("generate")
-    assert list(result["measurements"]) == [
-        *["recompute float32", "recompute, eager attention float32"],
-        *["tower alone float32", "ours float32", "tower alone bfloat16", "ours bfloat16"],
-    ]
+    ours = [f"{what} {dtype}" for dtype in ("float32", "bfloat16") for what in ("tower alone", "ours")]
+    assert list(result["measurements"]) == ["recompute float32", "recompute, eager attention float32", *ours]
     for text in ("free", "after a label"):
         assert result["checks"][f"float32 tokens equal to the yardstick's, {text}"] == 1
         assert result["checks"][f"bfloat16 tokens equal to the yardstick's, {text}"] <= 1
-        assert abs(result["checks"][f"bfloat16 change of log-likelihood per token, {text}"]) < 0.1
-    assert set(result["decode_step"]["steps"]) == {f"{d}, batch {b}" for d in ("float32", "bfloat16") for b in (1, 8)}
-    assert result["decode_step"]["speeds"]["read_bytes_per_second"] > 0
+    steps = [(dtype, batch) for batch in (1, 8) for dtype in ("float32", "bfloat16")]
+    assert [tuple(row[:2]) for row in result["tables"][1]["rows"]] == steps
 
 
 def test_peers_generate_equally_many_tokens(run):
@@ -71,7 +65,7 @@ def test_peers_generate_equally_many_tokens(run):
 
 def test_train_measures_the_authors_step_and_ours_and_finds_their_losses_equal(run):
     result = run("train")
-    assert len(result["measurements"]) == len(result["peak_memory_bytes"]) == 5
+    assert len(result["measurements"]) == 5
     for name, difference in result["checks"].items():
         assert difference < (1e-4 if "pixels float32" in name else 0.1)
 
@@ -84,10 +78,8 @@ def test_an_epoch_goes_through_the_trainer(run):
     assert row["35 epochs, h"] == pytest.approx(35 * row["epoch, s"] / 3600)
 
 
-def test_vad_measures_reader_lookup_and_compilation(run):
-    result = run("vad", "--dtype", "float32")
-    assert result["checks"] == {"the reader and the look-up give the same VAD": True}
-    assert [row[:2] for row in result["tables"][1]["rows"]] == [["float32", 1], ["float32", 8]]
+def test_vad_measures_reader_and_compilation(run):
+    assert len(run("vad")["measurements"]) == 4
 
 
 def test_load_measures_a_fresh_process(run):
@@ -99,18 +91,14 @@ def test_load_measures_a_fresh_process(run):
 
 def test_metrics_says_that_meteor_is_missing_without_java(run, monkeypatch):
     monkeypatch.setattr("metrics.coco_caption.coco_caption.find_java", lambda: None)
-    result = run("metrics")
-    assert "METEOR was not measured" in result["notes"][0]
-    assert "without METEOR: no Java here" in result["tables"][0]["rows"][0][0]
+    assert "without METEOR, which needs Java" in run("metrics")["tables"][0]["rows"][0][0]
 
 
-def test_growth_writes_exponents_and_plots_and_checks_the_tower(run, tmp_path):
+def test_growth_writes_exponents_and_plots(run, tmp_path):
     result = run("growth", "--plots", str(tmp_path / "plots"))
-    assert result["checks"] == {"images through the tower for 1, 2 and 4 candidates": [1, 1, 1]}
     assert len(result["series"]) == len(result["tables"][0]["rows"]) == 7
     assert all(len(entry["sizes"]) == len(entry["seconds"]) for entry in result["series"].values())
-    kinds = [path.read_bytes()[:4] for path in sorted((tmp_path / "plots").iterdir())]
-    assert kinds == 3 * [b"\x89PNG", b"<?xm"]
+    assert [path.read_bytes()[:4] for path in (tmp_path / "plots").iterdir()] == 2 * [b"\x89PNG"]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -119,19 +107,9 @@ def test_the_yardstick_gives_the_models_logits_on_text_with_vad(made, model, att
     length = int(text["attention_mask"].sum(dim=-1).min())
     ids, features = text["input_ids"][:, 0, :length], model.get_image_features(made.pixel_values(3))
     with torch.no_grad():
-        assert model.vad_lookup(ids).ne(0).any(), "the lexicon should know some of the words"
+        assert model.vad_lookup(ids).ne(0).any(dim=-1).sum() > 9, "the lexicon should know some of the words"
         found = Recompute(model, made.processor, attention).logits(ids, features)
         torch.testing.assert_close(found, model(input_ids=ids, image_features=features).logits)
-
-
-def test_the_yardsticks_dictionaries_describe_tokens_as_the_processor_does(made, model):
-    yardstick = Recompute(model, made.processor)
-    rows = made.processor(emotions=EMOTIONS, explanations=made.sentences[:9], return_tensors="pt")
-    for ids, segments, vad in zip(rows["input_ids"], rows["token_type_ids"], rows["vad_values"], strict=True):
-        described = yardstick.describe(ids.tolist())
-        assert described[0] == segments.tolist()
-        torch.testing.assert_close(torch.tensor(described[2]), vad)
-    assert int(rows["vad_values"].ne(0).any(dim=-1).sum()) > 9
 
 
 def test_the_yardstick_recomputes_everything_but_the_tower(made, model):
@@ -144,20 +122,17 @@ def test_the_yardstick_recomputes_everything_but_the_tower(made, model):
 
 def test_tokens_that_differ_from_the_yardsticks_are_an_error(made, model):
     yardstick, pixel_values = Recompute(model, made.processor), made.pixel_values(2)
-    generation.compare_tokens(made, yardstick, model, {"float32": model}, pixel_values)
     with pytest.raises(AssertionError, match="Cached tokens are not the yardstick's"):
-        generation.compare_tokens(made, yardstick, model, {"float32": made.model(seed=1)}, pixel_values)
+        generation.compare_tokens(made, yardstick, {"float32": made.model(seed=1)}, pixel_values)
 
 
 @pytest.fixture
 def steps(made):
-    args = parse(["train", "--size", "tiny", "--batch_size", "2"])
     variants = {training.YARDSTICK: ("authors", "float32"), "ours float32": ("pixels", "float32")}
-    return training.make_steps(made, variants, args)
+    return training.make_steps(made, variants, parse(["train", "--batch_size", "2"]))
 
 
 def test_losses_that_differ_from_the_yardsticks_are_an_error(steps):
-    training.compare_losses(steps)
     steps["ours float32"].text["vad_values"] = -steps["ours float32"].text["vad_values"]
     with pytest.raises(AssertionError, match="'ours float32' are not the yardstick's"):
         training.compare_losses(steps)
@@ -167,9 +142,9 @@ def test_the_authors_step_and_ours_have_the_same_gradients(steps, monkeypatch):
     gradients = []
     for step in steps.values():
         model, step.max_grad_norm = step.model, None
-        for module in [*model.modules(), *(step.yardstick.blocks.modules() if step.yardstick else ())]:
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        without_dropout(model)
+        if step.yardstick is not None:
+            without_dropout(step.yardstick.blocks)
         with monkeypatch.context() as patch:
             # The weights are shared, so they must not move before the second step.
             patch.setattr(step.optimizer, "zero_grad", lambda set_to_none: None)
@@ -194,7 +169,7 @@ def test_variants_take_turns_and_each_has_its_own_median():
     durations = {"a": iter([9, 1, 5, 2]), "b": iter([9, 10, 30, 20])}
     variants = {name: lambda name=name: call(name, durations[name]) for name in durations}
     timings = measure.interleaved(variants, repeats=3, clock=lambda: now[0])
-    assert calls == ["a", "b"] + 3 * ["a", "b"]
+    assert calls == 4 * ["a", "b"]
     assert timings["a"].seconds == [1, 5, 2] and timings["a"].median == 2
     assert timings["b"].seconds == [10, 30, 20] and timings["b"].spread == [20, 15, 25]
     assert measure.speedup(timings["b"], timings["a"]) == 10  # of 10, 6 and 10
@@ -209,36 +184,24 @@ def test_peak_memory_is_that_of_the_call():
 
 
 def test_exponents_are_slopes():
-    sizes = [1, 10, 100]
-    assert measure.growth_exponent(sizes, [3 * size for size in sizes]) == pytest.approx(1)
-    assert measure.growth_exponent(sizes, [size**2 for size in sizes]) == pytest.approx(2)
+    assert measure.growth_exponent([1, 10, 100], [3, 30, 300]) == pytest.approx(1)
+    assert measure.growth_exponent([1, 10, 100], [1, 100, 10_000]) == pytest.approx(2)
 
 
 def test_a_decoding_step_reads_all_weights_except_those_of_the_cached_patches(model):
-    width, layers, patches = model.config.hidden_size, 2, 16
-    cached = layers * (width * 2 * width + 2 * width)  # projections to the keys and values of the patches
+    width, layers = model.config.hidden_size, 2
     # Rows are taken out of the embeddings; the words' matrix is read as the vocabulary projection.
-    unread = cached + model.decoder.wpe.weight.numel() + 2 * width  # and the last LayerNorm
+    unread = model.decoder.wpe.weight.numel() + 2 * width  # and the last LayerNorm
+    unread += layers * (width * 2 * width + 2 * width)  # projections to the keys and values of the patches
     weights = sum(p.numel() for p in model.decoder.parameters()) - unread
-    floors = step_floors(model, patches, batch_size=3, bytes_per_second=4.0, products_per_second=2.0)
-    assert floors["weights"] == weights
-    assert floors["memory"] == weights + 3 * 2 * layers * patches * width
-    assert floors["products"] == 3 * (weights + 2 * layers * patches * width) / 2
-
-
-def test_generated_words_are_distinct_and_reproducible():
-    words = inputs.make_words(500)
-    assert len(set(words)) == 500 and words == inputs.make_words(500)
-    assert all(word.isalpha() and word.islower() for word in words)
+    assert measure.step_bytes(model) == 4 * weights
 
 
 def test_tables_show_missing_figures_and_ratios():
-    where = {"device": "cpu", "device_name": "a processor", "threads": 2, "when": "2000-01-01T00:00:00+00:00"}
-    rows = [["a", 1.23456], ["b|c", None], ["d", 12345.6]]
-    result = {"command": "train", "arguments": {"size": "tiny"}, "checks": {"equal": True}}
-    result["environment"] = where | {"versions": {"torch": "2", "transformers": "5"}}
-    result["tables"] = [{"title": "T", "columns": ["", "x"], "rows": rows}]
-    shown = markdown(result)
+    settings = {"size": "tiny", "dtype": ["float32"], "batch_size": 2, "repeats": 1}
+    result = {"command": "train", "arguments": settings, "environment": environment(torch.device("cpu"))}
+    result["tables"] = [measure.table("T", ["", "x"], [["a", 1.23456], ["b|c", None], ["d", 12345.6]])]
+    shown = markdown(result | {"checks": {"equal": True}})
     assert "| a | 1.23 |\n| b/c | - |\n| d | 12,346 |" in shown and "equal: yes" in shown
 
 

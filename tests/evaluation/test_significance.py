@@ -33,33 +33,29 @@ def test_p_values_of_equal_systems_are_evenly_distributed():
     """About a tenth of them is below 0.1; a test that finds too much would have more."""
     small = {"permutation_p": 0, "bootstrap_p": 0}
     for seed in range(60):
-        rng = np.random.default_rng(seed)
-        first, second = ({"meteor": rng.normal(0.1, 0.05, (1, 40))} for _ in range(2))
-        for name in small:
-            small[name] += compare(first, second, draws=200, seed=seed)["meteor"][name] < 0.1
+        first, second = np.random.default_rng(seed).normal(0.1, 0.05, (2, 1, 40))
+        test = compare({"meteor": first}, {"meteor": second}, draws=200, seed=seed)["meteor"]
+        small = {name: count + (test[name] < 0.1) for name, count in small.items()}
     assert 1 <= small["permutation_p"] <= 13 and 1 <= small["bootstrap_p"] <= 15
 
 
 def test_the_permutation_test_of_a_few_paintings_matches_all_exchanges():
     first, second = np.array([[0.5, 0.4, 0.3, 0.2, 0.6]]), np.array([[0.1, 0.35, 0.2, 0.3, 0.2]])
-    differences = (first - second)[0]
-    signs = np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1).T
+    differences, signs = (first - second)[0], np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1).T
     exact = np.mean(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12)
     found = compare({"meteor": first}, {"meteor": second}, draws=20_000)["meteor"]["permutation_p"]
     assert found == pytest.approx(exact, abs=0.01)
 
 
 def test_the_luck_of_training_is_not_taken_for_a_difference():
-    """The runs of two equal systems differ by luck, more than paintings average out. The permutation test, which is
-    about these models only, is often significant; both tests together hardly ever."""
+    """For two equal systems the permutation test, which is about these models only, is often significant; both tests
+    together hardly ever."""
     significant = {"permutation_p": 0, "both": 0}
     for seed in range(40):
         rng = np.random.default_rng(seed)
         paintings = rng.normal(0.1, 0.04, 200)
-        first, second = (
-            {"meteor": paintings + rng.normal(0, 0.02, (3, 200)) + rng.normal(0, 0.006, (3, 1))} for _ in range(2)
-        )
-        test = compare(first, second, draws=200, seed=seed)["meteor"]
+        pair = [paintings + rng.normal(0, 0.02, (3, 200)) + rng.normal(0, 0.006, (3, 1)) for _ in range(2)]
+        test = compare({"meteor": pair[0]}, {"meteor": pair[1]}, draws=200, seed=seed)["meteor"]
         significant["permutation_p"] += test["permutation_p"] < 0.05
         significant["both"] += larger_p(test) < 0.05
     assert significant["permutation_p"] > 12, "or this test shows nothing"

