@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """`evaluate_sevlm.main([...])` on SEVLM, another model, given emotions, people, with one and two processes."""
 
 import json
@@ -439,7 +438,7 @@ def test_another_image_text_model_gets_the_prompt_and_its_reply_is_read(llava, t
 
 def test_options_of_sevlm_are_refused_for_another_model(llava, tmp_path):
     common = [str(llava), *EMBEDDED, "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="alignment_score"):
+    with pytest.raises(SystemExit, match="--num_candidates need a SEVLM"):
         evaluate_sevlm.main([*common, "--num_candidates", "4"])
     with pytest.raises(SystemExit, match="explanation"):
         evaluate_sevlm.main([*common, "--label_pattern", "(?P<emotion>.)"])
