@@ -1,11 +1,8 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 r"""Scores explanations of art with the paper's metrics: of SEVLM, of another model, from a file, or by people.
 
     python evaluate_sevlm.py outputs/demo                                             # the embedded data
     python evaluate_sevlm.py MODEL --annotations artemis.csv --images wikiart/ --vad_lexicon NRC-VAD-Lexicon.txt \
         --judge JUDGE --output_dir outputs/evaluation
-    python evaluate_sevlm.py MODEL ... --seeds 5                     # nucleus sampling, mean and standard deviation
-    python evaluate_sevlm.py MODEL ... --num_candidates 8            # the best of 8 samples
     python evaluate_sevlm.py MODEL ... --emotions predicted.csv      # explain given emotions (two-stage systems)
     python evaluate_sevlm.py llava-hf/llava-1.5-7b-hf ... --prompt "..."        # any image-text-to-text model
     python evaluate_sevlm.py --predictions captions.json --annotations artemis.csv         # no model, no images
@@ -18,9 +15,9 @@ the output folder; with several seeds, the last two to `seed-N/`. docs/evaluatio
 
 import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -82,24 +79,12 @@ class EvaluationArguments:
     use_cpu: bool = HfArg(default=False, help="The CPU even if there is a GPU.")
 
 
-@dataclass
-class Explainer:
-    """A system to score: `explain(seed)` returns predictions and the data set to score them on."""
-
-    explain: Callable[[int], tuple[list[dict], Dataset]]
-    losses: dict[str, float] = field(default_factory=dict)
-    generation: dict | None = None
-    vad_lexicon: dict | None = None
-
-
 def main(argv: list[str] | None = None) -> dict:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-"):
         argv[:1] = ["--model", argv[0]]
     parser = HfArgumentParser(
-        (EvaluationArguments, DataArguments),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        (EvaluationArguments, DataArguments), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     args, data_args = parse_arguments(parser, argv)
     check_arguments(args)
@@ -113,8 +98,6 @@ def check_arguments(args: EvaluationArguments) -> None:
     """Refuses combinations that cannot work, before anything is loaded or written."""
     if sum([args.model is not None, args.predictions is not None, args.human]) != 1:
         raise SystemExit("error: name one thing to score: a MODEL, --predictions FILE, or --human.")
-    if args.seeds < 1 or args.num_candidates < 1:
-        raise SystemExit("error: --seeds and --num_candidates must be at least 1.")
     if args.predictions and args.seeds > 1:
         raise SystemExit("error: --seeds has no effect on a file of predictions. Leave it out.")
     if args.model is None:
@@ -138,59 +121,49 @@ def evaluate(args: EvaluationArguments, data_args: DataArguments, state: Partial
         emotions = emotion_scores = None
         if args.emotions:
             emotions, emotion_scores = read_emotions(args.emotions, dataset["painting"][:], labels)
+        # `explain(seed=...)` returns predictions and the data set to score them on.
+        losses, settings = {}, {"generation": None, "vad_lexicon": None}
         if args.predictions:
-            explainer = load_predictions(args, dataset, labels)
+            explain = load_predictions(args, dataset, labels)
         elif args.human:
-            explainer = Explainer(lambda seed: human_predictions(dataset, seed))
+            explain = partial(human_predictions, dataset)
         elif is_sevlm:
-            explainer = load_sevlm(args, dataset, emotions, lexicon, state)
+            explain, settings, losses = load_sevlm(args, dataset, emotions, lexicon, state)
         else:
-            explainer = load_other_model(args, dataset, emotions, labels, state)
+            explain, settings["generation"] = load_other_model(args, dataset, emotions, labels, state)
     output_dir, seeds = Path(args.output_dir), range(args.seed, args.seed + args.seeds)
     if state.is_main_process:
         remove_results(output_dir)
-    runs = []
+    per_seed = []
     for seed in seeds:
         folder = output_dir / f"seed-{seed}" if len(seeds) > 1 else output_dir
-        predictions, scored = explainer.explain(seed)
+        predictions, scored = explain(seed=seed)
         if emotions is not None:
             # The explaining model's scores do not belong to given emotions.
             for index, prediction in enumerate(predictions):
                 prediction.pop("emotion_scores", None)
                 if emotion_scores is not None:
                     prediction["emotion_scores"] = emotion_scores[index]
-        runs.append((folder, predictions, scored))
-        if state.is_main_process:  # before scoring, which may fail
-            write_json(
-                folder / "predictions.json", [with_label_names(prediction, labels) for prediction in predictions]
-            )
+        if not state.is_main_process:
+            continue
+        write_predictions(folder / "predictions.json", predictions, labels)  # before scoring, which may fail
+        options = {"train": splits.get("train"), "judge": args.judge, "captions": args.captions}
+        # Human explanations may be in the training split themselves.
+        options |= {"novelty": args.novelty and not args.human, "device": state.device}
+        figures, per_painting = score(predictions, scored, **options)
+        write_json(folder / "painting_scores.json", per_painting)
+        per_seed.append(figures)
     if not state.is_main_process:
         return broadcast_object_list([None])[0]
 
-    per_seed = []
-    for folder, predictions, scored in runs:
-        figures, per_painting = score(
-            predictions,
-            scored,
-            train=splits.get("train"),
-            judge=args.judge,
-            captions=args.captions,
-            # Human explanations may be in the training split themselves.
-            novelty=args.novelty and not args.human,
-            device=state.device,
-        )
-        write_json(folder / "painting_scores.json", per_painting)
-        per_seed.append(figures)
     figures, deviations = average(per_seed)
-    figures |= explainer.losses
-    settings = {
+    figures |= losses
+    settings |= {
         "labels": list(labels),
         "arguments": asdict(args),
         "data": asdict(data_args),
         "split_sizes": {name: len(split) for name, split in splits.items()},
         "seeds": list(seeds),
-        "vad_lexicon": explainer.vad_lexicon,
-        "generation": explainer.generation,
         "versions": versions(),
         "commit": git_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -208,10 +181,10 @@ def evaluate(args: EvaluationArguments, data_args: DataArguments, state: Partial
 
 def remove_results(folder: Path) -> None:
     """Removes the files of an earlier evaluation, so that none is taken for this one's."""
-    for where in (folder, *folder.glob("seed-*")):
+    for where in (*folder.glob("seed-*"), folder):
         for name in ("results.json", "predictions.json", "painting_scores.json"):
             (where / name).unlink(missing_ok=True)
-        if where != folder and where.is_dir() and not any(where.iterdir()):
+        if where != folder and not any(where.iterdir()):
             where.rmdir()
 
 
@@ -224,12 +197,10 @@ def select_paintings(args: EvaluationArguments, splits) -> Dataset:
     if args.max_paintings is not None:
         # Rows are sorted by style and painter, so the first ones cover a few styles only.
         dataset = dataset.shuffle(seed=args.seed).select(range(min(args.max_paintings, len(dataset))))
-    if not len(dataset):
-        raise ValueError("the selection holds no painting to score.")
     return dataset
 
 
-def load_predictions(args: EvaluationArguments, dataset: Dataset, labels) -> Explainer:
+def load_predictions(args: EvaluationArguments, dataset: Dataset, labels):
     records = read_records(args.predictions, ("painting",))
     if any(record.get("annotation") not in (None, "") for record in records):
         # Written by --human, which skips paintings with one annotation and takes the drawn one out of the references.
@@ -237,10 +208,10 @@ def load_predictions(args: EvaluationArguments, dataset: Dataset, labels) -> Exp
     predictions = read_predictions(args.predictions, dataset["painting"][:], labels)
     if "annotation" in predictions[0]:
         dataset = without_annotations(dataset, [prediction["annotation"] for prediction in predictions])
-    return Explainer(lambda seed: (predictions, dataset))
+    return lambda seed: (predictions, dataset)
 
 
-def load_sevlm(args: EvaluationArguments, dataset: Dataset, emotions, lexicon, state: PartialState) -> Explainer:
+def load_sevlm(args: EvaluationArguments, dataset: Dataset, emotions, lexicon, state: PartialState):
     if args.update_model_card and not Path(args.model).is_dir():
         raise ValueError(f"--update_model_card: {args.model} is not a local folder.")
     model = SEVLMForConditionalGeneration.from_pretrained(args.model).to(state.device).eval()
@@ -250,41 +221,35 @@ def load_sevlm(args: EvaluationArguments, dataset: Dataset, emotions, lexicon, s
     restore_lexicon(model, processor, lexicon)
     features = None
     if args.cache_features:
-        cache = {"directory": args.cache_features, "dtype": args.cache_dtype, "batch_size": args.batch_size}
-        (features,) = cache_features(model, processor, [dataset], **cache)
+        options = {"dtype": args.cache_dtype, "batch_size": args.batch_size}
+        (features,) = cache_features(model, processor, [dataset], args.cache_features, **options)
     generation = model.generation_config.to_diff_dict() | {"do_sample": args.do_sample}
     if args.max_new_tokens is not None:
         generation["max_new_tokens"] = args.max_new_tokens
     options = {"features": features, "emotions": emotions, "num_candidates": args.num_candidates}
-    options |= {"batch_size": args.batch_size, "progress": True}
-    return Explainer(
-        lambda seed: (predict(model, processor, dataset, seed=seed, **options, **generation), dataset),
-        losses=mean_losses(model, processor, dataset, features, args),
-        generation=generation,
-        vad_lexicon=model.config.vad_lexicon,
-    )
+    options |= {"batch_size": args.batch_size, "progress": True} | generation
+    settings = {"generation": generation, "vad_lexicon": model.config.vad_lexicon}
+    losses = mean_losses(model, processor, dataset, features, args)
+    return lambda seed: (predict(model, processor, dataset, seed=seed, **options), dataset), settings, losses
 
 
-def load_other_model(args: EvaluationArguments, dataset: Dataset, emotions, labels, state: PartialState) -> Explainer:
-    for name in ("update_model_card", "cache_features"):
-        if getattr(args, name):
-            raise ValueError(f"--{name} needs a SEVLM; {args.model} is another model.")
-    if args.num_candidates > 1:
-        raise ValueError(f"--num_candidates ranks by SEVLM's alignment_score; {args.model} has none.")
+def load_other_model(args: EvaluationArguments, dataset: Dataset, emotions, labels, state: PartialState):
+    if args.update_model_card or args.cache_features or args.num_candidates > 1:
+        raise ValueError(f"--update_model_card, --cache_features and --num_candidates need a SEVLM, not {args.model}.")
     options = {"prompt": args.prompt, "emotions": emotions, "batch_size": args.batch_size, "progress": True}
     options["pattern"] = compile_label_pattern(args.label_pattern) if args.label_pattern else None
     model = pipeline("image-text-to-text", model=args.model, device=state.device)
     generation = {"do_sample": args.do_sample, "max_new_tokens": args.max_new_tokens or 60}
-    return Explainer(
-        lambda seed: (predict_with_pipeline(model, dataset, labels, seed=seed, **options, **generation), dataset),
-        generation=generation,
-    )
+    explain = partial(predict_with_pipeline, model, dataset, labels, **options, **generation)
+    return lambda seed: (explain(seed=seed), dataset), generation
 
 
-def with_label_names(prediction: dict, labels) -> dict:
-    if "emotion_scores" not in prediction:
-        return prediction
-    return prediction | {"emotion_scores": dict(zip(labels, prediction["emotion_scores"], strict=True))}
+def write_predictions(path: Path, predictions: list[dict], labels) -> None:
+    named = [dict(prediction) for prediction in predictions]
+    for prediction in named:
+        if "emotion_scores" in prediction:
+            prediction["emotion_scores"] = dict(zip(labels, prediction["emotion_scores"], strict=True))
+    write_json(path, named)
 
 
 def show(figures: dict, deviations: dict, args: EvaluationArguments, data_args: DataArguments) -> None:
@@ -296,8 +261,7 @@ def show(figures: dict, deviations: dict, args: EvaluationArguments, data_args: 
     rows = data_args.version if data_args.annotations else None
     if rows == "v1" and args.paintings and figures["num_paintings"] == 100:
         rows = "100 images"
-    print()
-    print(table(name, figures, deviations, rows))
+    print("\n" + table(name, figures, deviations, rows))
     if figures.get("emotional_alignment") is None:
         print("(EA needs --judge; python -m evaluation.train_emotion_classifier trains one.)")
 
@@ -309,27 +273,17 @@ def restore_lexicon(model, processor, lexicon) -> None:
         raise ValueError(f"the model was trained with the VAD lexicon {known}, not with {lexicon.to_metadata()}.")
     if known and processor.vad_lexicon is None:
         if lexicon is None:
-            raise ValueError(
-                f"the model was saved without its VAD lexicon {known['name']!r}. Name its file with --vad_lexicon."
-            )
+            raise ValueError(f"the checkpoint lacks its VAD lexicon {known['name']!r}. Pass --vad_lexicon FILE.")
         processor.vad_lexicon = lexicon
         model.set_vad_lexicon(lexicon, processor.tokenizer)
 
 
 def mean_losses(model, processor, dataset: Dataset, features, args: EvaluationArguments) -> dict[str, float]:
     """Returns the mean losses over one pair of sentences per painting, drawn with the seed."""
-    trainer = SEVLMTrainer(
-        model=model,
-        args=SEVLMTrainingArguments(
-            output_dir=args.output_dir,
-            per_device_eval_batch_size=args.batch_size,
-            use_cpu=args.use_cpu,
-            load_best_model_at_end=False,
-            disable_tqdm=True,
-        ),
-        data_collator=SEVLMCollator(processor),
-        eval_dataset=SentencePairs(dataset, seed=args.seed, features=features),
-    )
+    options = {"per_device_eval_batch_size": args.batch_size, "load_best_model_at_end": False, "disable_tqdm": True}
+    training_args = SEVLMTrainingArguments(output_dir=args.output_dir, use_cpu=args.use_cpu, **options)
+    pairs = SentencePairs(dataset, seed=args.seed, features=features)
+    trainer = SEVLMTrainer(model, training_args, data_collator=SEVLMCollator(processor), eval_dataset=pairs)
     metrics = trainer.evaluation_loop(trainer.get_eval_dataloader(), description="Losses").metrics
     return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.endswith("loss")}
 

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Explanations with their labels as text, for the judge of `train_emotion_classifier.py`.
 
     splits = load_emotion_texts(EmotionTextArguments(annotations=["artemis.csv"], more_annotations=["more.csv"]))
@@ -26,17 +25,11 @@ MAX_REPETITION = 40  # the default of `load_artemis`
 class EmotionTextArguments:
     """Which explanations to use. Without `annotations`: those of the embedded data."""
 
-    annotations: list[str] | None = HfArg(
-        default=None, help="ArtEmis CSV file of the captioner; for v2 Contrastive.csv and the v1 file."
-    )
-    more_annotations: list[str] | None = HfArg(
-        default=None, help="CSV files with more explanations; they do not change the splits of --annotations."
-    )
+    annotations: list[str] | None = HfArg(default=None, help="ArtEmis CSV file; for v2 Contrastive.csv and v1 file.")
+    more_annotations: list[str] | None = HfArg(default=None, help="CSV files with more explanations.")
     version: str = HfArg(default="v1", help="ArtEmis version of --annotations.", metadata={"choices": ["v1", "v2"]})
     labels: list[str] = HfArg(
-        default_factory=lambda: list(EMOTIONS),
-        help="Labels in order (default: ArtEmis' nine).",
-        aliases=["--emotions"],
+        default_factory=lambda: list(EMOTIONS), help="Labels in order (ArtEmis' nine).", aliases=["--emotions"]
     )
     drop_unknown_emotions: bool = HfArg(default=False, help="Drop annotations with other labels.")
     on_bad_row: str = HfArg(
@@ -48,20 +41,16 @@ class EmotionTextArguments:
 def load_emotion_texts(args: EmotionTextArguments) -> DatasetDict:
     """Loads splits with one row per annotation, in file order: painting, explanation, emotion (a `ClassLabel`).
 
-    Raises:
-        ValueError, FileNotFoundError: as in `load_artemis`, or a painting is in several splits.
+    Errors are those of `load_artemis`. A painting in several splits is a ValueError too.
     """
     rows = _embedded_rows(args) if args.annotations is None else _artemis_rows(args)
     splits_of_painting = rows.groupby("painting")["split"].nunique()
     repeated = splits_of_painting.index[splits_of_painting > 1]
     if len(repeated):
-        raise ValueError(
-            f"{len(repeated)} paintings are in several splits (the first: {repeated[0]}), so the test split would "
-            "hold training paintings. Correct the column split, or remove it."
-        )
-    features = Features(
-        {"painting": Value("string"), "explanation": Value("string"), "emotion": ClassLabel(names=args.labels)}
-    )
+        first = f"{len(repeated)} paintings are in several splits, the first is {repeated[0]}"
+        raise ValueError(f"{first}. Correct the column split, or remove it.")
+    text = Value("string")
+    features = Features({"painting": text, "explanation": text, "emotion": ClassLabel(names=args.labels)})
     splits = DatasetDict()
     for split in SPLITS:
         part = rows[rows["split"] == split]
@@ -73,11 +62,10 @@ def load_emotion_texts(args: EmotionTextArguments) -> DatasetDict:
 def _embedded_rows(args: EmotionTextArguments) -> pd.DataFrame:
     if args.more_annotations:
         raise ValueError("--more_annotations needs --annotations, the captioner's CSV file.")
-    parts = []
-    for split, data in load_data(DataArguments(num_paintings=args.num_paintings), args.labels).items():
-        columns = data.select_columns(["painting", "emotions", "explanations"]).to_pandas()
-        parts.append(columns.assign(split=split).explode(["emotions", "explanations"]))
-    return pd.concat(parts, ignore_index=True).rename(columns={"emotions": "emotion", "explanations": "explanation"})
+    splits = load_data(DataArguments(num_paintings=args.num_paintings), args.labels, with_images=False)
+    rows = pd.concat([data.to_pandas().assign(split=split) for split, data in splits.items()])
+    rows = rows.explode(["emotions", "explanations"], ignore_index=True)
+    return rows.rename(columns={"emotions": "emotion", "explanations": "explanation"})
 
 
 def _artemis_rows(args: EmotionTextArguments) -> pd.DataFrame:
@@ -95,7 +83,7 @@ def _artemis_rows(args: EmotionTextArguments) -> pd.DataFrame:
             try:
                 new = assign_splits(new, sources, MAX_REPETITION)
             except ValueError as error:
-                raise ValueError(f"{file}, paintings that the files before it do not have: {error}") from error
+                raise ValueError(f"{file}, its new paintings: {error}") from error
             split_of |= dict(zip(new["painting"].str.normalize("NFC"), new["split"], strict=True))
         rows = rows.assign(split=names.map(split_of))[usable]
         # A larger file may repeat the rows of a smaller one: they count once.
@@ -108,8 +96,7 @@ def _artemis_rows(args: EmotionTextArguments) -> pd.DataFrame:
 
 
 def _read(files, version: str, args: EmotionTextArguments) -> tuple[pd.DataFrame, list, pd.Series]:
-    """Reads annotations that name their painting, their sources, and which are usable. Unusable ones take part in
-    drawing the splits, as in `load_artemis`."""
+    """Reads annotations that name their painting. Unusable ones take part in drawing the splits too."""
     rows, sources = read_annotations(files, version)
     usable = check_rows(rows, sources, args.labels, args.drop_unknown_emotions, args.on_bad_row)
     named = rows["painting"] != ""

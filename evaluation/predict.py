@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Predictions for a data set: of SEVLM, of any image-text-to-text model of transformers, and of human annotators.
 
 Each function returns one prediction per painting, in the data set's order: `{"painting", "emotion", "explanation"}`.
@@ -16,6 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from evaluation.predictions_file import find_label
 from modeling_sevlm.pipeline_sevlm import generate_ranked
 
 
@@ -26,6 +26,7 @@ ASK_BOTH = (
 ASK_WHY = "Explain in one sentence why this painting makes a viewer feel {emotion}. Begin with what you see."
 
 
+@torch.no_grad()
 def predict(
     model,
     processor,
@@ -41,54 +42,41 @@ def predict(
 ) -> list[dict]:
     """Predicts with SEVLM. Each prediction also has `emotion_scores`, a probability for every label.
 
-    Every image passes the vision tower once. Under `accelerate launch` the processes share the batches, and each gets
-    all predictions. Order and sampled text do not depend on the number of processes.
+    Under `accelerate launch` the processes share the batches. Each gets all predictions, equal to one process's.
 
     Args:
-        batch_size: images per batch.
         features: cached tower features of the data set's images; the images are not decoded then.
         emotions: emotions to explain, one per painting (default: the model names one).
-        num_candidates: sampled explanations per image. The one with the highest `alignment_score` (Eq. 6) is kept, and
-            the score is added to the prediction.
-        seed: seed of the sampling.
-        progress: show a progress bar.
+        num_candidates: samples per image; the one with the highest `alignment_score` (Eq. 6) is kept, with its score.
         generation: arguments of `generate` (default: greedy decoding).
 
     Raises:
         ValueError: several candidates, but the model has no contrastive head to rank them.
     """
     generation = {"do_sample": num_candidates > 1} | generation
-    if num_candidates > 1 and model.contrastive_head is None:
-        raise ValueError("This model has no contrastive head to rank candidates with: leave out num_candidates.")
 
-    def explain(indices: list[int], batch_number: int) -> list[dict]:
+    def explain(indices: list[int]) -> list[dict]:
         if features is not None:
             image_features = features.batch(indices).to(model.device)
         else:
-            images = dataset.select_columns(["image"])
-            pixel_values = processor(images=[images[index]["image"] for index in indices], return_tensors="pt")
-            image_features = model.get_image_features(pixel_values["pixel_values"].to(model.device))
+            pixel_values = processor(images=dataset["image"][indices], return_tensors="pt")["pixel_values"]
+            image_features = model.get_image_features(pixel_values.to(model.device))
         scores = model.emotion_scores(image_features=image_features).float().cpu()
         asked = None if emotions is None else [emotions[index] for index in indices]
-        with torch.random.fork_rng(enabled=generation["do_sample"]):
-            if generation["do_sample"]:
-                torch.manual_seed(_seed(seed, batch_number))
-            sequences, fits = generate_ranked(
-                model, processor, image_features, emotions=asked, num_candidates=num_candidates, **generation
-            )
-        extra = [{} for _ in indices] if fits is None else [{"alignment_score": fit} for fit in fits[:, 0].tolist()]
-        return [
-            sentence | {"emotion_scores": distribution.tolist()} | more
-            for sentence, distribution, more in zip(processor.read(sequences[:, 0]), scores, extra, strict=True)
-        ]
+        options = {"emotions": asked, "num_candidates": num_candidates} | generation
+        sequences, fits = generate_ranked(model, processor, image_features, **options)
+        predictions = processor.read(sequences[:, 0])
+        for row, prediction in enumerate(predictions):
+            prediction["emotion_scores"] = scores[row].tolist()
+            if fits is not None:
+                prediction["alignment_score"] = float(fits[row, 0])
+        return predictions
 
     was_training = model.training
     model.eval()
-    try:
-        with torch.no_grad():
-            return _in_batches(dataset, batch_size, explain, progress)
-    finally:
-        model.train(was_training)
+    predictions = _in_batches(dataset, explain, batch_size, generation["do_sample"], seed, progress)
+    model.train(was_training)
+    return predictions
 
 
 def predict_with_pipeline(
@@ -111,45 +99,36 @@ def predict_with_pipeline(
         labels: the emotions that the model may name.
         prompt: text of the prompt (default: `ASK_BOTH`, or `ASK_WHY` with `emotions`). `{emotions}` is replaced by the
             labels, `{emotion}` by the emotion to explain. A model with a chat template gets it as the user's message.
-        pattern: compiled pattern for the reply, see [`read_reply`].
+        pattern: pattern for the reply, see [`read_reply`].
         emotions: emotions to explain, one per painting; the whole reply is then the explanation.
-        batch_size, seed, progress, generation: see [`predict`].
+        others: see [`predict`].
     """
     prompt = prompt or (ASK_BOTH if emotions is None else ASK_WHY)
     generation = {"do_sample": False, "max_new_tokens": 60} | generation
     chat = getattr(pipeline.processor, "chat_template", None) is not None
 
-    def explain(indices: list[int], batch_number: int) -> list[dict]:
-        images = [dataset[index]["image"].convert("RGB") for index in indices]
-        given = [None if emotions is None else emotions[index] for index in indices]
-        texts = [prompt.replace("{emotions}", ", ".join(labels)).replace("{emotion}", e or "") for e in given]
+    def explain(indices: list[int]) -> list[dict]:
+        images = [image.convert("RGB") for image in dataset["image"][indices]]
+        asked = [""] * len(indices) if emotions is None else [emotions[index] for index in indices]
+        texts = [prompt.replace("{emotions}", ", ".join(labels)).replace("{emotion}", name) for name in asked]
+        inputs = {"images": images, "text": texts}
         if chat:
-            content = [
-                [{"type": "image", "image": image}, {"type": "text", "text": text}]
-                for image, text in zip(images, texts, strict=True)
-            ]
+            texts = [{"type": "text", "text": text} for text in texts]
+            content = [[{"type": "image", "image": image}, text] for image, text in zip(images, texts, strict=True)]
             inputs = {"text": [[{"role": "user", "content": parts}] for parts in content]}
-        else:
-            inputs = {"images": images, "text": texts}
-        with torch.random.fork_rng(enabled=generation["do_sample"]):
-            if generation["do_sample"]:
-                torch.manual_seed(_seed(seed, batch_number))
-            replies = pipeline(
-                **inputs, batch_size=batch_size, return_full_text=False, generate_kwargs=dict(generation)
-            )
+        options = {"batch_size": batch_size, "return_full_text": False, "generate_kwargs": dict(generation)}
+        replies = pipeline(**inputs, **options)
         texts = [(reply[0] if isinstance(reply, list) else reply)["generated_text"] for reply in replies]
-        return [
-            {"emotion": emotion, "explanation": " ".join(text.split())}
-            if emotion is not None
-            else read_reply(text, labels, pattern)
-            for text, emotion in zip(texts, given, strict=True)
-        ]
+        if emotions is None:
+            return [read_reply(text, labels, pattern) for text in texts]
+        texts = [" ".join(text.split()) for text in texts]
+        return [{"emotion": name, "explanation": text} for name, text in zip(asked, texts, strict=True)]
 
-    return _in_batches(dataset, batch_size, explain, progress)
+    return _in_batches(dataset, explain, batch_size, generation["do_sample"], seed, progress)
 
 
 def compile_label_pattern(label_pattern: str) -> re.Pattern:
-    """Compiles a regular expression for [`read_reply`]; raises ValueError if it is invalid or lacks a group."""
+    """Compiles a regular expression for [`read_reply`]; raises ValueError if it is not one or lacks a group."""
     try:
         pattern = re.compile(label_pattern)
     except re.error as error:
@@ -162,10 +141,9 @@ def compile_label_pattern(label_pattern: str) -> re.Pattern:
 def read_reply(text: str, labels: Sequence[str], pattern: re.Pattern | None = None) -> dict[str, str | None]:
     """Reads emotion and explanation from a free reply.
 
-    With `pattern`, they are its groups `emotion` and `explanation`. Otherwise two forms are recognized, in any case:
-    `LABEL because EXPLANATION` after up to six words ("I feel", "The emotion is"), and `LABEL: EXPLANATION` at the
-    start. In any other reply the whole text is the explanation, and the emotion is the first label without a "not"
-    before it, or `None`.
+    With `pattern`, they are its groups `emotion` and `explanation`. Otherwise two forms are recognized: `LABEL because
+    EXPLANATION` after up to six words ("I feel"), and `LABEL: EXPLANATION` at the start. In any other reply the whole
+    text is the explanation, and the emotion is the first label without a "not" before it, or `None`.
     """
     text = " ".join(text.split())
     spelled = {" ".join(label.lower().split()): label for label in labels}
@@ -179,7 +157,7 @@ def read_reply(text: str, labels: Sequence[str], pattern: re.Pattern | None = No
     ]
     for form in [pattern] if pattern is not None else map(re.compile, forms):
         found = form.search(text)
-        label = spelled.get(" ".join((found["emotion"] or "").lower().split())) if found else None
+        label = find_label(found["emotion"], labels) if found else None
         if label is not None:
             return {"emotion": label, "explanation": (found["explanation"] or "").strip(" \"'")}
     named = re.search(rf"(?i)(?<!\bnot )\b({names})\b", text) if pattern is None else None
@@ -187,18 +165,14 @@ def read_reply(text: str, labels: Sequence[str], pattern: re.Pattern | None = No
 
 
 def human_predictions(dataset: Dataset, seed: int = 0) -> tuple[list[dict], Dataset]:
-    """Takes one annotation of every painting, drawn by seed and painting, as the prediction.
-
-    Returns:
-        The predictions, with the position of the drawn annotation as `annotation`, and the data set without the drawn
-        annotations ([`without_annotations`]). Both omit paintings with a single annotation.
-    """
+    """Takes one annotation of every painting, drawn by seed and painting, as the prediction, and returns predictions
+    (with the drawn position as `annotation`) and the other annotations. Paintings with a single one are left out."""
     dataset = with_several_annotations(dataset)
     names = dataset.features["emotions"].feature.names
     predictions = []
     for row in dataset.select_columns(["painting", "emotions", "explanations"]):
-        generator = np.random.default_rng([seed, zlib.crc32(row["painting"].encode())])
-        drawn = int(generator.integers(len(row["emotions"])))
+        random = np.random.default_rng([seed, zlib.crc32(row["painting"].encode())])
+        drawn = int(random.integers(len(row["emotions"])))
         prediction = {"emotion": names[row["emotions"][drawn]], "explanation": row["explanations"][drawn]}
         predictions.append({"painting": row["painting"]} | prediction | {"annotation": drawn})
     return predictions, without_annotations(dataset, [prediction["annotation"] for prediction in predictions])
@@ -209,11 +183,7 @@ def with_several_annotations(dataset: Dataset) -> Dataset:
 
 
 def without_annotations(dataset: Dataset, positions: Sequence[int]) -> Dataset:
-    """Returns the paintings with their annotations, but without the one at `positions` of each painting.
-
-    Raises:
-        ValueError: a painting has no annotation at this position, or no other one.
-    """
+    """Leaves out the annotation at `positions` of each painting; ValueError if it is missing or the only one."""
     dataset = dataset.select_columns(["painting", "emotions", "explanations", "emotion_histogram"])
     columns = dataset.to_dict()
     for painting, emotions, explanations, histogram, position in zip(*columns.values(), positions, strict=True):
@@ -224,19 +194,16 @@ def without_annotations(dataset: Dataset, positions: Sequence[int]) -> Dataset:
     return Dataset.from_dict(columns, features=dataset.features)
 
 
-def _in_batches(dataset: Dataset, batch_size: int, explain, progress: bool) -> list[dict]:
+def _in_batches(dataset: Dataset, explain, batch_size: int, do_sample: bool, seed: int, progress: bool) -> list[dict]:
     """Divides the batches among the processes; each gets all predictions, in the data set's order."""
     state = PartialState()
     starts = np.array_split(range(0, len(dataset), batch_size), state.num_processes)[state.process_index]
     predictions = []
     for start in tqdm(starts.tolist(), desc="Explaining", disable=not progress or not state.is_main_process):
-        predictions += explain(list(range(start, min(start + batch_size, len(dataset)))), start // batch_size)
-    paintings = dataset["painting"][:]
-    return [
-        {"painting": painting} | prediction
-        for painting, prediction in zip(paintings, gather_object(predictions), strict=True)
-    ]
-
-
-def _seed(seed: int, batch_number: int) -> int:
-    return int(np.random.SeedSequence([seed, batch_number]).generate_state(1)[0])
+        # Samples depend on seed and batch only, and the caller's random state is kept.
+        with torch.random.fork_rng(enabled=do_sample):
+            if do_sample:
+                torch.manual_seed(int(np.random.SeedSequence([seed, start // batch_size]).generate_state(1)[0]))
+            predictions += explain(list(range(start, min(start + batch_size, len(dataset)))))
+    pairs = zip(dataset["painting"][:], gather_object(predictions), strict=True)
+    return [{"painting": painting} | prediction for painting, prediction in pairs]

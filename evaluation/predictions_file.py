@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Files of predictions, of given emotions and of paintings to select, checked against the data set.
 
 A file of predictions is json (a list of objects, or one object that maps paintings to objects), jsonl (one object per
@@ -9,6 +8,8 @@ line) or csv, with the fields
         name emotions;
     explanation: the sentence;
     emotion_scores (optional): an object with a probability for every label.
+
+Unknown, repeated or missing paintings and malformed entries are a ValueError that names file, place and remedy.
 """
 
 import json
@@ -27,24 +28,18 @@ FORMATS = (".json", ".jsonl", ".csv")
 
 
 def read_records(path: str | Path, needed: Sequence[str]) -> list[dict]:
-    """Reads the objects or rows of a json, jsonl or csv file.
-
-    Raises:
-        ValueError: naming the file, the place and the remedy.
-    """
+    """Reads the objects or rows of a json, jsonl or csv file, or the lines of a list of paintings."""
     path = Path(path)
-    if path.suffix.lower() not in FORMATS:
+    kind = path.suffix.lower()
+    if kind not in FORMATS and needed != ("painting",):
         raise ValueError(f"{path}: unknown file format. Use one of {', '.join(FORMATS)}.")
-    if path.suffix.lower() == ".csv":
-        rows = csv_rows(path)
-        _, columns = next(rows, (1, []))
-        records = [(f"line {line}", dict(zip(columns, fields, strict=True))) for line, fields in rows]
-    else:
-        records = _json_records(path, _read_text(path))
+    records = _records(path, kind)
     if not records:
         raise ValueError(f"{path}: the file has no entries. Needed: {', '.join(needed)}.")
     for place, record in records:
-        missing = [name for name in needed if _object(path, place, record).get(name) is None]
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, {place}: expected an object, found {type(record).__name__}.")
+        missing = [name for name in needed if record.get(name) is None]
         if missing:
             raise ValueError(f"{path}, {place}: {' and '.join(missing)} missing. The entry has {shown(record)}.")
         for name in ("painting", "explanation", "emotion"):
@@ -60,9 +55,6 @@ def read_predictions(path: str | Path, paintings: Sequence[str], labels: Sequenc
     """Reads predictions in the order of `paintings`, with `emotion_scores` as a list in the order of `labels`.
 
     Emotions that are not in `labels` become `None` (unparsed), with one warning.
-
-    Raises:
-        ValueError: paintings are unknown, named twice or missing, or an entry is malformed.
     """
     records = _in_order(path, read_records(path, ("painting", "explanation")), paintings, complete=True)
     scores = _all_scores(path, records, paintings, labels)
@@ -70,60 +62,42 @@ def read_predictions(path: str | Path, paintings: Sequence[str], labels: Sequenc
     predictions, unknown = [], []
     for index, (painting, record) in enumerate(zip(paintings, records, strict=True)):
         prediction = {"painting": painting, "explanation": record["explanation"]}
+        emotion, annotation = record.get("emotion"), record.get("annotation")
         if names_emotions:
-            prediction["emotion"] = find_label(record.get("emotion"), labels)
-            if prediction["emotion"] is None and (record.get("emotion") or "").strip():
-                unknown.append(record["emotion"])
-        if record.get("annotation") not in (None, ""):
+            prediction["emotion"] = find_label(emotion, labels)
+            if prediction["emotion"] is None and (emotion or "").strip():
+                unknown.append(emotion)
+        if annotation not in (None, ""):
             # Written by `evaluate_sevlm.py --human`: the position of the annotation that is the prediction.
-            if not str(record["annotation"]).isdecimal():
-                raise ValueError(
-                    f"{path}, {painting}: annotation is {record['annotation']!r:.60}, not a position from 0."
-                )
-            prediction["annotation"] = int(record["annotation"])
+            if not str(annotation).isdecimal():
+                raise ValueError(f"{path}, {painting}: annotation is {annotation!r:.60}, not a position from 0.")
+            prediction["annotation"] = int(annotation)
         if scores is not None:
             prediction["emotion_scores"] = scores[index]
         predictions.append(prediction)
     if unknown:
-        names = first_few(dict.fromkeys(unknown))
+        names = _first_few(unknown)
         logger.warning("%s: %d predictions with an unknown emotion count as unparsed: %s.", path, len(unknown), names)
     return predictions
 
 
-def read_emotions(
-    path: str | Path, paintings: Sequence[str], labels: Sequence[str]
-) -> tuple[list[str], list[list[float]] | None]:
+def read_emotions(path: str | Path, paintings: Sequence[str], labels: Sequence[str]) -> tuple[list, list | None]:
     """Reads one emotion per painting in the order of `paintings`, and the `emotion_scores` if the file has them.
 
-    The file may have other paintings as well.
-
-    Raises:
-        ValueError: paintings are missing or named twice, labels are unknown, or an entry is malformed.
+    The file may have other paintings as well. Labels must be known.
     """
     records = _in_order(path, read_records(path, ("painting", "emotion")), paintings, complete=False)
-    emotions = [find_label(record["emotion"], labels) for record in records]
-    unknown = [record["emotion"] for record, emotion in zip(records, emotions, strict=True) if emotion is None]
+    emotions = [record["emotion"] for record in records]
+    unknown = [emotion for emotion in emotions if find_label(emotion, labels) is None]
     if unknown:
-        raise ValueError(
-            f"{path}: {len(unknown)} unknown emotions: {first_few(dict.fromkeys(unknown))}. Use {', '.join(labels)}."
-        )
-    return emotions, _all_scores(path, records, paintings, labels)
+        raise ValueError(f"{path}: {len(unknown)} unknown emotions: {_first_few(unknown)}. Use {', '.join(labels)}.")
+    return [find_label(emotion, labels) for emotion in emotions], _all_scores(path, records, paintings, labels)
 
 
 def read_painting_list(path: str | Path, paintings: Sequence[str]) -> list[int]:
-    """Returns the positions in `paintings` of the ones that a file names, one per line or as in files of predictions.
-
-    Raises:
-        ValueError: paintings are unknown or named twice.
-    """
-    path = Path(path)
-    if path.suffix.lower() in FORMATS:
-        records = read_records(path, ("painting",))
-    else:
-        # Not splitlines(): damaged names may contain other line separators.
-        records = [{"painting": line.strip()} for line in _read_text(path).split("\n") if line.strip()]
+    """Returns the positions in `paintings` of those that a file names, one per line or as in files of predictions."""
     position = {nfc(name): index for index, name in enumerate(paintings)}
-    return [position[name] for name in _by_name(path, records, position)]
+    return [position[name] for name in _by_name(path, read_records(path, ("painting",)), position)]
 
 
 def find_label(text: str | None, labels: Sequence[str]) -> str | None:
@@ -132,22 +106,32 @@ def find_label(text: str | None, labels: Sequence[str]) -> str | None:
     return spelled.get(" ".join((text or "").lower().split()))
 
 
-def first_few(names: Iterable, limit: int = 3) -> str:
-    names = [repr(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _first_few(names: Iterable) -> str:
+    names = [repr(name) for name in dict.fromkeys(names)]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _json_records(path: Path, text: str) -> list[tuple[str, dict]]:
+def _records(path: Path, kind: str) -> list[tuple[str, dict]]:
+    """Returns the place of every record in the file, and the record."""
+    if kind == ".csv":
+        rows = csv_rows(path)
+        _, columns = next(rows, (1, []))
+        return [(f"line {line}", dict(zip(columns, fields, strict=True))) for line, fields in rows]
     try:
-        if path.suffix.lower() == ".jsonl":
-            # Not splitlines(): strings may contain other line separators.
-            lines = [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        text = path.read_text(encoding="utf-8-sig")
+        # Not splitlines(): text may contain other line separators.
+        lines = [(f"line {number}", line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if kind not in FORMATS:
+            return [(place, {"painting": line}) for place, line in lines]
+        if kind == ".jsonl":
             return [(place, _load(f"{path}, {place}", line)) for place, line in lines]
         content = _load(path, text)
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(path)) from error
     except RecursionError:
         raise ValueError(f"{path}: not a file of predictions: the brackets are nested too deeply.") from None
     if isinstance(content, dict):
-        content = [{"painting": name} | _object(path, name, value) for name, value in content.items()]
+        content = [{"painting": name} | value if isinstance(value, dict) else value for name, value in content.items()]
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a list of objects, found {type(content).__name__}.")
     return [(f"entry {number}", value) for number, value in enumerate(content, 1)]
@@ -155,8 +139,7 @@ def _json_records(path: Path, text: str) -> list[tuple[str, dict]]:
 
 def _load(where, text: str):
     def unique(pairs: list[tuple]) -> dict:
-        # json silently keeps the last of several values of a name.
-        _refuse_repeated(where, [nfc(name) for name, _ in pairs])
+        _refuse_repeated(where, [nfc(name) for name, _ in pairs])  # json keeps the last value without a word
         return dict(pairs)
 
     try:
@@ -165,21 +148,7 @@ def _load(where, text: str):
         raise ValueError(f"{where}: not well-formed json: {error}.") from error
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(not_utf8(path)) from error
-
-
-def _object(path, place, value) -> dict:
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}, {place}: expected an object, found {type(value).__name__}.")
-    return value
-
-
 def _all_scores(path, records: list[dict], paintings: Sequence[str], labels: Sequence[str]) -> list | None:
-    """The `emotion_scores` of every record in the order of `labels`; None if no record has them."""
     if all(record.get("emotion_scores") in (None, "") for record in records):
         return None
     rows = []
@@ -191,20 +160,18 @@ def _all_scores(path, records: list[dict], paintings: Sequence[str], labels: Seq
             if set(scores) != set(labels) or min(row) < 0 or not abs(sum(row) - 1) <= 1e-3:  # also refuses NaN
                 raise ValueError
         except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path}, {painting}: emotion_scores must hold a probability for each of {', '.join(labels)}, with "
-                f"sum 1; found {scores!r}. Give them for every prediction of a file, or for none."
-            ) from error
+            needed = f"a probability for each of {', '.join(labels)}, with sum 1, for every prediction or for none"
+            raise ValueError(f"{path}, {painting}: emotion_scores must hold {needed}; found {scores!r}.") from error
         rows.append(row)
     return rows
 
 
 def _in_order(path, records: list[dict], paintings: Sequence[str], complete: bool) -> list[dict]:
-    """The records in the order of `paintings`; with `complete`, the file must have no other paintings."""
-    wanted = [nfc(name) for name in paintings]
-    found = _by_name(path, records, set(wanted) if complete else None)
-    _refuse(path, "without a prediction", [name for name in wanted if name not in found])
-    return [found[name] for name in wanted]
+    """Returns the records in the order of `paintings`. If `complete`, the file must not have others."""
+    needed = [nfc(name) for name in paintings]
+    found = _by_name(path, records, set(needed) if complete else None)
+    _refuse(path, "without a prediction", [name for name in needed if name not in found])
+    return [found[name] for name in needed]
 
 
 def _by_name(path, records: list[dict], known=None) -> dict[str, dict]:
@@ -222,6 +189,6 @@ def _refuse_repeated(path, names: list[str]) -> None:
 def _refuse(path, problem: str, names: list[str]) -> None:
     if names:
         raise ValueError(
-            f"{path}: {len(names)} paintings {problem}: {first_few(names)}. Names are <art_style>/<painting> as in "
+            f"{path}: {len(names)} paintings {problem}: {_first_few(names)}. Names are <art_style>/<painting> as in "
             "the annotations; select the split with --split, or a part of it with --paintings FILE."
         )

@@ -1,5 +1,4 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Figures as people read them, beside the paper's rows; and what a result has to say of where it comes from."""
+"""The table of figures with the paper's rows, and the versions and commit that a result comes from."""
 
 import platform
 import subprocess
@@ -18,7 +17,7 @@ TESTED_ON = {
 
 
 def table(name: str, figures: dict, deviations: dict | None = None, version: str | None = None) -> str:
-    """A row of `figures` in percent, below the paper's rows if `version`, a key of `PAPER_ROWS`, is given."""
+    """Formats `figures` in percent, below the paper's rows if `version` is a key of `PAPER_ROWS`."""
     rows = []
     for system, values in PAPER_ROWS.get(version, {}).items():
         rows.append([system, *("-" if value is None else f"{value:.1f}" for value in values)])
@@ -27,10 +26,8 @@ def table(name: str, figures: dict, deviations: dict | None = None, version: str
         rows.append(["  standard deviation", *(_percent(deviations.get(column)) for column, _ in COLUMNS)])
     rows.insert(0, ["", *(heading for _, heading in COLUMNS)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    layout = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
+    lines = [layout.format(*row) for row in rows]
     if version in PAPER_ROWS:
         lines.append(f"(The rows above {name!r} are the paper's, on {TESTED_ON[version]}.)")
     return "\n".join(lines)
@@ -48,7 +45,7 @@ def versions() -> dict[str, str | None]:
     for package in packages:
         try:
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # sevlm itself may run from a checkout
+        except metadata.PackageNotFoundError:  # sevlm may run from a checkout
             found[package] = None
     return found
 

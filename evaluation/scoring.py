@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Computes all figures of a system with the metrics of `metrics/`."""
 
 import hashlib
@@ -42,18 +41,17 @@ def score(
         device: device of the judge (default: the GPU if there is one).
 
     Returns:
-        The figures, as shares between 0 and 1, `None` if a figure cannot be computed (no emotions, no Java); and the
-        scores per painting that paired tests need: `painting`, `bleu_statistics`, `meteor`, `rouge_l`, `label_nll`.
+        The figures, `None` if one cannot be computed (no emotions, no Java); and the scores per painting that paired
+        tests need: `painting`, `bleu_statistics`, `meteor`, `rouge_l`, `label_nll`.
     """
     labels = dataset.features["emotions"].feature.names
     histograms = dataset["emotion_histogram"][:]
     explanations = [prediction["explanation"] for prediction in predictions]
-    figures = {"num_paintings": len(predictions)}
     per_painting = {"painting": [prediction["painting"] for prediction in predictions]}
-
     distributions = [prediction.get("emotion_scores") for prediction in predictions]
     distributions = None if None in distributions else distributions
     emotions = [prediction.get("emotion") for prediction in predictions]
+    figures = {"num_paintings": len(predictions)}
     figures |= emotion_prediction_scores(emotions, histograms, labels, scores=distributions)
     if not any("emotion" in prediction for prediction in predictions):
         # A system that only writes explanations is not wrong about the emotion.
@@ -65,7 +63,6 @@ def score(
         # A guess without the image: the mean label distribution of the training paintings.
         prior = label_distributions(train["emotion_histogram"][:]).mean(axis=0)
         figures["prior_label_nll"] = float(_label_nll(human, prior).mean())
-
     if captions:
         figures |= _caption_figures(explanations, dataset["explanations"][:], per_painting)
     if judge is not None:
@@ -80,23 +77,15 @@ def painting_digest(name: str) -> str:
 
 
 def check_judge(judge: str, labels: Sequence[str], paintings: Sequence[str]) -> None:
-    """Checks that the judge has these labels, and warns if it was trained on explanations of these paintings.
-
-    Raises:
-        ValueError, OSError: the checkpoint does not exist, or it has other labels.
-    """
+    """Warns if the judge was trained on explanations of these paintings; ValueError if it has other labels."""
     known = list(AutoConfig.from_pretrained(judge).id2label.values())
     if sorted(known) != sorted(labels):
         raise ValueError(f"the judge {judge} has the labels {', '.join(known)}; the data has {', '.join(labels)}.")
     trained_on = set(read_judge_file(judge, "train_paintings.json") or ())
     shared = sum(painting_digest(painting) in trained_on for painting in paintings)
     if shared:
-        logger.warning(
-            "The judge %s was trained on explanations of %d of the %d paintings, so EA is too high.",
-            judge,
-            shared,
-            len(paintings),
-        )
+        part = f"{shared} of the {len(paintings)} paintings"
+        logger.warning("The judge %s was trained on explanations of %s, so EA is too high.", judge, part)
 
 
 def _caption_figures(explanations: list[str], references: list[list[str]], per_painting: dict) -> dict:
@@ -131,8 +120,7 @@ def _label_nll(human: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def average(per_seed: Sequence[dict]) -> tuple[dict, dict]:
-    """Returns mean and standard deviation (n - 1) over seeds of every numeric figure; the mean is `None` if a seed
-    lacks the figure."""
+    """Returns mean and standard deviation (n - 1) over seeds of each figure; the mean is `None` if a seed lacks it."""
     means, deviations = {}, {}
     for name, first in per_seed[0].items():
         values = [figures[name] for figures in per_seed]

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Paired significance tests of two systems on the same paintings.
 
     python -m evaluation.significance outputs/evaluation_a outputs/evaluation_b
@@ -19,6 +18,7 @@ weight). A folder may hold the runs of several seeds as `seed-0`, `seed-1`, ...
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +35,8 @@ BATCH = 100  # draws at a time, to bound the memory
 def read_painting_scores(folders: Sequence[str | Path]) -> tuple[list[str], dict[str, np.ndarray]]:
     """Reads `painting_scores.json` of the evaluation folders of one system, one folder per run.
 
-    Returns:
-        The paintings, and the scores: `bleu_statistics` `(runs, paintings, 10)`, and `meteor` and `label_nll`
-        `(runs, paintings)` if every folder has them.
-
-    Raises:
-        ValueError: a folder has no scores, or the folders have different paintings.
+    Returns the paintings, and the scores: `bleu_statistics` `(runs, paintings, 10)`, and `meteor` and `label_nll`
+    `(runs, paintings)` if every folder has them. Folders without scores or of different paintings are a ValueError.
     """
     contents = []
     for folder in folders:
@@ -74,38 +70,28 @@ def compare(
     Args:
         first, second: scores of the same paintings in the same order, as [`read_painting_scores`] returns them.
         draws: number of resamples of each test.
-        seed: seed of the resamples.
 
     Returns:
         `{"bleu_4": {"difference", "low", "high", "bootstrap_p", "permutation_p"}, "meteor": ..., "label_nll": ...}`.
         `low` and `high` are the 95 % interval of the bootstrap. P-values are two-sided and at least 1 / (draws + 1);
         the permutation test is exact if there are no more than `draws` exchanges. Lower `label_nll` is better.
     """
-    return {
-        "bleu_4" if name == "bleu_statistics" else name: _paired_tests(
-            scores, second[name], _corpus_bleu_4 if name == "bleu_statistics" else _mean, draws, seed
-        )
-        for name, scores in first.items()
-        if name in second
-    }
+    tests = {}
+    for name in [name for name in first if name in second]:
+        test = _paired_tests(first[name], second[name], partial(_reduce, name), draws, seed)
+        tests[name.replace("bleu_statistics", "bleu_4")] = test
+    return tests
 
 
-def _corpus_bleu_4(statistics: np.ndarray) -> np.ndarray:
-    """`(..., paintings, 10)` counts -> `(...)` corpus BLEU-4."""
-    return bleu_from_statistics(statistics.sum(axis=-2))[..., 3]
-
-
-def _mean(scores: np.ndarray) -> np.ndarray:
-    return scores.mean(axis=-1)
+def _reduce(name: str, scores: np.ndarray) -> np.ndarray:
+    """Reduces the paintings of one run: counts `(..., paintings, 10)` to corpus BLEU-4, other scores to their mean."""
+    return bleu_from_statistics(scores.sum(axis=-2))[..., 3] if name == "bleu_statistics" else scores.mean(axis=-1)
 
 
 def _paired_tests(first: np.ndarray, second: np.ndarray, statistic, draws: int, seed: int) -> dict[str, float]:
     """Lets scipy resample the indices of paintings and runs; `statistic` reduces the paintings of one run."""
     if first.shape != second.shape:
-        raise ValueError(
-            f"{len(first)} runs on {first.shape[1]} paintings cannot be paired with {len(second)} runs on "
-            f"{second.shape[1]}. Use the same paintings, and as many runs of both systems."
-        )
+        raise ValueError(f"runs and paintings of both systems must be as many, not {first.shape} and {second.shape}.")
     paintings, pooled = np.arange(first.shape[1]), np.concatenate([first, second], axis=1)
     # scipy needs two entries in a sample, so a single run is listed twice.
     runs = np.resize(np.arange(len(first)), max(2, len(first)))
@@ -139,12 +125,10 @@ def _paired_tests(first: np.ndarray, second: np.ndarray, statistic, draws: int, 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Applies Holm's correction for several comparisons; the order is kept."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted, running = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = running
-    return adjusted
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.maximum.accumulate(np.minimum(1, np.arange(len(values), 0, -1) * values[order]))
+    return adjusted[np.argsort(order)].tolist()
 
 
 def larger_p(test: dict[str, float]) -> float:
@@ -168,13 +152,10 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--seed", type=int, default=0, help="seed of the resamples (default: %(default)s)")
     args = parser.parse_args(argv)
     with errors_as_exit((ValueError,)):
-        (paintings, first), (others, second) = (
-            read_painting_scores(find_runs(folder)) for folder in (args.first, args.second)
-        )
+        paintings, first = read_painting_scores(find_runs(args.first))
+        others, second = read_painting_scores(find_runs(args.second))
         if paintings != others:
-            raise ValueError(
-                f"{args.first} and {args.second} have different paintings, or another order of paintings."
-            )
+            raise ValueError(f"{args.first} and {args.second} have different paintings, or another order.")
         results = compare(first, second, draws=args.draws, seed=args.seed)
     print(f"{len(paintings)} paintings, {len(next(iter(first.values())))} run(s) of each, A - B:")
     for name, test in results.items():

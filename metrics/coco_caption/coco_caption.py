@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """BLEU-1 to BLEU-4, METEOR 1.5 and ROUGE-L, computed as in the COCO caption evaluation (Chen et al. 2015).
 
     coco_caption_scores(["the sea looks calm"], [["a calm sea", "the water is quiet"]])
@@ -46,16 +45,14 @@ def coco_caption_scores(
 ) -> dict:
     """Computes BLEU-1 to BLEU-4, METEOR and ROUGE-L over all images.
 
-    The scores equal pycocoevalcap's, in any locale, except that an explanation without a word scores 0 everywhere
-    (pycocoevalcap's ROUGE-L gives it 1 if a reference has no word either). Any white space counts as one space. BLEU
-    and METEOR are corpus scores from summed statistics; ROUGE-L is the mean over images.
+    The scores equal pycocoevalcap's, in any locale, except that an explanation without a word scores 0 everywhere.
+    BLEU and METEOR are corpus scores from summed statistics; ROUGE-L is the mean over images.
 
     Args:
         predictions: one explanation per image; may be empty.
         references: the human explanations of each image, at least one.
-        per_image: add "per_image" to the result: "bleu_statistics", a row of integers per image with the columns
-            `BLEU_STATISTICS` (see `bleu_from_statistics`), and a score per image for "meteor" (None without Java) and
-            "rouge_l".
+        per_image: add "per_image" to the result: a row of integers per image for "bleu_statistics" (columns
+            `BLEU_STATISTICS`), and a score per image for "meteor" (None without Java) and "rouge_l".
 
     Returns:
         bleu_1, bleu_2, bleu_3, bleu_4, meteor, rouge_l in [0, 1]; tokenizer, "ptb", or "simple" without Java. Then
@@ -70,46 +67,32 @@ def coco_caption_scores(
     if java is None:
         warnings.warn(NO_JAVA, stacklevel=2)
         hypotheses, references = _tokenize(predictions, references, simple_tokenize)
+        bleu, statistics, rouge = _bleu_and_rouge(hypotheses, references)
         meteor, meteor_per_image = None, None
-        bleu, statistics, rouge_per_image = _bleu_and_rouge(hypotheses, references)
     else:
         # METEOR loads and computes in its own process while this one computes BLEU and ROUGE-L.
         with ThreadPoolExecutor(max_workers=1) as pool, _Meteor(java) as scorer:
             hypotheses, references = _tokenize(predictions, references, lambda texts: ptb_tokenize(texts, java))
             waiting = pool.submit(scorer.compute_score, references, hypotheses)
-            bleu, statistics, rouge_per_image = _bleu_and_rouge(hypotheses, references)
+            bleu, statistics, rouge = _bleu_and_rouge(hypotheses, references)
             meteor, meteor_per_image = waiting.result()
 
     scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, start=1)}
-    scores |= {"meteor": meteor, "rouge_l": float(rouge_per_image.mean())}
-    scores["tokenizer"] = "simple" if java is None else "ptb"
-    if per_image:
-        scores["per_image"] = {
-            "bleu_statistics": statistics,
-            "meteor": meteor_per_image,
-            "rouge_l": rouge_per_image.tolist(),
-        }
-    return scores
+    scores |= {"meteor": meteor, "rouge_l": float(rouge.mean()), "tokenizer": "simple" if java is None else "ptb"}
+    details = {"bleu_statistics": statistics, "meteor": meteor_per_image, "rouge_l": rouge.tolist()}
+    return scores | ({"per_image": details} if per_image else {})
 
 
 def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
-    """Computes corpus BLEU from summed statistics, so that resampling does not count n-grams again.
+    """Computes `(..., 4)` BLEU-1 to BLEU-4 from `(..., 10)` sums of the columns `BLEU_STATISTICS`.
 
         rows = np.asarray(scores["per_image"]["bleu_statistics"])
         bleu_from_statistics(rows[resamples].sum(axis=1))  # resamples: (R, images) indices -> (R, 4)
 
     BLEU-n is the geometric mean of the first n precisions, times exp(1 - reference_length / hypothesis_length) if the
     hypotheses are shorter (Papineni et al. 2002), with pycocoevalcap's small constants against 0 / 0.
-
-    Args:
-        statistics: `(..., 10)` sums of the columns `BLEU_STATISTICS`.
-
-    Returns:
-        `(..., 4)` BLEU-1 to BLEU-4.
     """
     statistics = np.asarray(statistics, dtype=np.float64)
-    if statistics.shape[-1:] != (len(BLEU_STATISTICS),):
-        raise ValueError(f"`statistics` must have the {len(BLEU_STATISTICS)} columns {BLEU_STATISTICS}.")
     hypothesis_length, reference_length = statistics[..., :1], statistics[..., 1:2]
     precisions = (statistics[..., 2:6] + 1e-15) / (statistics[..., 6:10] + 1e-9)
     ratio = (hypothesis_length + 1e-15) / (reference_length + 1e-9)
@@ -129,8 +112,7 @@ def find_java() -> str | None:
 def ptb_tokenize(texts: Sequence[str], java: str) -> list[str]:
     """Splits each text into lower-case PTB tokens without punctuation and joins them by spaces.
 
-    This is pycocoevalcap's `PTBTokenizer` over pipes. The original writes to its package's folder, which may be
-    read-only, and does not check whether Java failed.
+    pycocoevalcap's `PTBTokenizer` writes to its package's folder, which may be read-only, and does not check failures.
     """
     command = [java, *JVM_OPTIONS, "-cp", ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
@@ -140,10 +122,8 @@ def ptb_tokenize(texts: Sequence[str], java: str) -> list[str]:
     done = subprocess.run(command, input=lines, capture_output=True, cwd=folder, env=_java_environment())
     tokenized = done.stdout.decode("utf-8", "replace").split("\n")[:-1]
     if done.returncode or len(tokenized) != len(texts):
-        raise RuntimeError(
-            f"The PTB tokenizer ({java}) ended with status {done.returncode} after {len(tokenized)} of {len(texts)} "
-            f"lines:\n{done.stderr.decode('utf-8', 'replace').strip()}"
-        )
+        problem = f"ended with status {done.returncode} after {len(tokenized)} of {len(texts)} lines"
+        raise RuntimeError(f"The PTB tokenizer ({java}) {problem}:\n{done.stderr.decode('utf-8', 'replace').strip()}")
     dropped = set(ptbtokenizer.PUNCTUATIONS)
     return [" ".join(token for token in line.rstrip().split(" ") if token not in dropped) for line in tokenized]
 
@@ -156,14 +136,8 @@ BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-"
 
 def simple_tokenize(texts: Sequence[str]) -> list[str]:
     """Approximates `ptb_tokenize` without Java."""
-    return [
-        " ".join(
-            BRACKETS.get(token, token)
-            for token in SIMPLE_TOKEN.findall(text.lower().replace("’", "'"))
-            if token not in SIMPLE_DROPPED
-        )
-        for text in texts
-    ]
+    found = [SIMPLE_TOKEN.findall(text.lower().replace("’", "'")) for text in texts]
+    return [" ".join(BRACKETS.get(token, token) for token in line if token not in SIMPLE_DROPPED) for line in found]
 
 
 class _Meteor(coco_meteor.Meteor):
@@ -177,14 +151,9 @@ class _Meteor(coco_meteor.Meteor):
         self.errors = tempfile.TemporaryFile()
         self.meteor_cmd = [java, *JVM_OPTIONS, "-Xmx2G", "-jar", coco_meteor.METEOR_JAR]
         self.meteor_cmd += ["-", "-", "-stdio", "-l", "en", "-norm"]
-        self.meteor_p = subprocess.Popen(
-            self.meteor_cmd,
-            cwd=Path(coco_meteor.__file__).parent,
-            env=_java_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        folder = Path(coco_meteor.__file__).parent
+        self.meteor_p = subprocess.Popen(self.meteor_cmd, cwd=folder, env=_java_environment(), **pipes)
 
     def compute_score(self, gts: dict[int, list[str]], res: dict[int, list[str]]) -> tuple[float, list[float]]:
         """Returns the corpus score and the score per image; raises RuntimeError if Java ends early."""
@@ -196,10 +165,9 @@ class _Meteor(coco_meteor.Meteor):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.meteor_p.wait(timeout=1)
             self.errors.seek(0)
-            raise RuntimeError(
-                f"METEOR ({self.meteor_cmd[0]}) ended with status {self.meteor_p.poll()}:\n"
-                f"{self.errors.read().decode('utf-8', 'replace').strip()}"
-            ) from error
+            output = self.errors.read().decode("utf-8", "replace").strip()
+            status = self.meteor_p.poll()
+            raise RuntimeError(f"METEOR ({self.meteor_cmd[0]}) ended with status {status}:\n{output}") from error
 
     def __enter__(self):
         return self
@@ -224,19 +192,15 @@ def _java_environment() -> dict[str, str]:
 
 
 def _tokenize(predictions, references, tokenize) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """Tokenizes both into pycocoevalcap's form: image -> list of texts.
-
-    Predictions first, then references, as in pycocoevalcap: the tokenizer decides by the next line whether "sun." is
-    an abbreviation, so even the order of images can change a score in the fifth digit.
-    """
+    """Tokenizes both into pycocoevalcap's form: image -> list of texts. The order is pycocoevalcap's too, because the
+    tokenizer decides by the next line whether "sun." is an abbreviation."""
     hypotheses = {image: [text] for image, text in enumerate(tokenize(list(predictions)))}
     tokenized = iter(tokenize([text for image in references for text in image]))
     return hypotheses, {image: [next(tokenized) for _ in texts] for image, texts in enumerate(references)}
 
 
 def _bleu_and_rouge(hypotheses: dict[int, list[str]], references: dict[int, list[str]]):
-    """Corpus BLEU-1 to BLEU-4, their statistics per image (which pycocoevalcap's `Bleu` does not return), and ROUGE-L
-    per image."""
+    """Returns corpus BLEU-1 to BLEU-4, their statistics per image, and ROUGE-L per image."""
     scorer = BleuScorer(n=4)
     for image, [hypothesis] in hypotheses.items():
         scorer += (hypothesis, references[image])

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Agreement of predicted emotions with the labels that several viewers gave to each painting.
 
     emotion_prediction_scores(["awe", None], [[0, 4, 1], [2, 2, 0]], ["amusement", "awe", "fear"])
@@ -47,18 +46,15 @@ def emotion_prediction_scores(
 
         With `scores`:
         label_nll: mean cross-entropy of human label distribution and scores, in nats; scores are clipped at 1e-12.
-        expected_calibration_error: in [0, 1], after Guo et al. 2017. A painting's confidence is its highest score, its
-            correctness the share of annotations with that label. Paintings are binned by confidence into `bins`
-            intervals (a, b] of equal width; the error is the mean over paintings of their bin's
-            |mean confidence - mean correctness|.
+        expected_calibration_error: in [0, 1] (Guo et al. 2017), the mean over paintings of |mean confidence - mean
+            correctness| in their bin of confidence. A painting's confidence is its highest score, its correctness the
+            share of annotations with that label. The bins (a, b] have equal width.
 
     Raises:
         ValueError: lengths or shapes differ, there are no paintings, a prediction is not a label, or a row does not
             hold counts or probabilities.
     """
     emotions = list(emotions)
-    if len(set(emotions)) != len(emotions):
-        raise ValueError(f"The labels must differ: {emotions}.")
     if not len(predictions):
         raise ValueError("No prediction to score.")
     shape = (len(predictions), len(emotions))
@@ -95,8 +91,6 @@ def dominant_labels(counts: np.ndarray) -> np.ndarray:
 
 def expected_calibration_error(scores: np.ndarray, human: np.ndarray, bins: int = 15) -> float:
     """See `emotion_prediction_scores`; both arguments are `(paintings, labels)` distributions."""
-    if bins < 1:
-        raise ValueError(f"`bins` must be at least 1, not {bins}.")
     confidence = scores.max(axis=1)
     correctness = np.take_along_axis(human, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
     index = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(np.int64)
@@ -114,19 +108,14 @@ def _label_id(index: int, label: str | None, emotions: list[str]) -> int:
 def _matrix(name: str, rows, shape: tuple[int, int], probabilities: bool = False) -> np.ndarray:
     if len(rows) != shape[0]:
         raise ValueError(f"`{name}` has {len(rows)} rows for {shape[0]} predictions.")
+    needed = "probabilities with sum 1" if probabilities else "counts, not all 0"
     for index, row in enumerate(rows):
-        if len(row) != shape[1]:
-            raise ValueError(f"Row {index} of `{name}` has {len(row)} entries for {shape[1]} labels.")
-    matrix = np.asarray(rows, dtype=np.float64)
-    totals = matrix.sum(axis=1)
-    # Probabilities in half precision miss a sum of 1 by up to 1e-3.
-    good = np.abs(totals - 1) <= 1e-3 if probabilities else np.isfinite(totals) & (totals > 0)
-    good &= (matrix >= 0).all(axis=1)
-    if not good.all():
-        row = int(good.argmin())
-        needed = "probabilities with sum 1" if probabilities else "counts, at least one of them above 0"
-        raise ValueError(f"Row {row} of `{name}` must hold {needed}; found {matrix[row].tolist()}.")
-    return matrix
+        total = sum(map(float, row))
+        # Probabilities in half precision miss a sum of 1 by up to 1e-3.
+        good = abs(total - 1) <= 1e-3 if probabilities else 0 < total < np.inf
+        if len(row) != shape[1] or not good or min(row) < 0:
+            raise ValueError(f"Row {index} of `{name}` must hold {shape[1]} {needed}; found {list(row)}.")
+    return np.asarray(rows, dtype=np.float64)
 
 
 class EmotionPrediction(evaluate.Metric):

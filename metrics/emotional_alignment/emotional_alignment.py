@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Emotional alignment (EA): does an explanation express the emotion that most viewers felt?
 
     emotional_alignment_scores(explanations, counts, emotions, "outputs/judge")
@@ -38,16 +37,14 @@ def emotional_alignment_scores(
 ) -> dict:
     """Computes the share of explanations that the judge assigns to the dominant emotion (Achlioptas et al. 2021).
 
-    Only paintings with a dominant emotion count: one that more than half of the annotations name. An empty explanation
-    is wrong.
+    Only paintings with a dominant emotion count: more than half of the annotations. Empty explanations are wrong.
 
     Args:
         predictions: an explanation per painting.
         references: `(paintings, labels)` counts of human annotations, in the order of `emotions`.
         emotions: names of the labels (default: the nine of ArtEmis).
-        classifier: folder or Hub name of the judge, a sequence classification checkpoint of transformers with its
-            tokenizer. `config.id2label` must name the same labels, in any order. The judge's accuracy is read from
-            `judge.json` in it: {"accuracy": ...}.
+        classifier: folder or Hub name of the judge, a sequence classification checkpoint of transformers with the same
+            labels in any order. The judge's accuracy is read from `judge.json` in it: {"accuracy": ...}.
         batch_size: explanations per forward pass.
         device: where the judge runs (default: the GPU if there is one).
         per_image: add "judged_emotions", the judge's label of each explanation, None for an empty one.
@@ -72,17 +69,12 @@ def emotional_alignment_scores(
         raise ValueError(f"The judge {judge!r} has the labels {names}; the annotations have {emotions}.")
     label_ids = np.array([emotions.index(name) for name in names])
 
-    read = [
-        index
-        for index, text in enumerate(predictions)
-        if text is not None and text.strip() and (per_image or truth[index] >= 0)
-    ]
-    judged = np.full(len(predictions), -1)
-    if read:
-        tokenizer = AutoTokenizer.from_pretrained(judge)
-        texts = [predictions[index] for index in read]
-        judged[read] = label_ids[judge_texts(texts, model, tokenizer, batch_size=batch_size, device=device)]
     dominant = truth >= 0
+    read = [i for i, text in enumerate(predictions) if (text or "").strip() and (per_image or dominant[i])]
+    judged = np.full(len(predictions), -1)
+    tokenizer = AutoTokenizer.from_pretrained(judge)
+    options = {"batch_size": batch_size, "device": device}
+    judged[read] = label_ids[judge_texts([predictions[i] for i in read], model, tokenizer, **options)]
     scores = {
         "emotional_alignment": float((judged == truth)[dominant].mean()) if dominant.any() else None,
         "num_dominant": int(dominant.sum()),
@@ -106,16 +98,11 @@ def judge_texts(
     # Longest first: little padding, and a batch that does not fit into memory fails at once.
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     labels = np.empty(len(texts), dtype=np.int64)
+    # A written "[SEP]" is text.
+    options = {"padding": True, "truncation": True, "max_length": max_length, "split_special_tokens": True}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = tokenizer(
-            [texts[row] for row in rows],
-            padding=True,
-            truncation=True,
-            max_length=max_length,
-            split_special_tokens=True,  # a written "[SEP]" is text
-            return_tensors="pt",
-        )
+        batch = tokenizer([texts[row] for row in rows], return_tensors="pt", **options)
         labels[rows] = model(**batch.to(device)).logits.argmax(dim=-1).cpu().numpy()
     return labels
 
@@ -124,23 +111,14 @@ def judge_accuracy(judge: str) -> float | None:
     """Reads the accuracy from the checkpoint's `judge.json`; returns None, with a warning, if it has none."""
     accuracy = (read_judge_file(judge, "judge.json") or {}).get("accuracy")
     if accuracy is None:
-        warnings.warn(
-            f"The accuracy of the judge {judge!r} is unknown: it has no judge.json with an accuracy. EA cannot be "
-            "interpreted without it.",
-            stacklevel=3,
-        )
+        warnings.warn(f"The accuracy of the judge {judge!r} is unknown, so EA cannot be interpreted.", stacklevel=3)
     return None if accuracy is None else float(accuracy)
 
 
 def read_judge_file(judge: str, name: str):
     """Reads a JSON file of the judge's checkpoint; returns None if it has no such file."""
-    path = cached_file(
-        judge,
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    problems = ("gated_repo", "missing_entries", "connection_errors")
+    path = cached_file(judge, name, **{f"_raise_exceptions_for_{problem}": False for problem in problems})
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
@@ -151,10 +129,8 @@ def _dominant_labels(references, paintings: int, emotions: list[str]) -> np.ndar
     if len(references) != paintings:
         raise ValueError(f"`references` has {len(references)} rows for {paintings} explanations.")
     for index, row in enumerate(references):
-        if len(row) != len(emotions):
-            raise ValueError(f"Row {index} of `references` has {len(row)} entries for {len(emotions)} labels.")
-        if not all(0 <= count < np.inf for count in row) or not any(row):
-            raise ValueError(f"Row {index} of `references` must hold counts, at least one of them above 0: {row}.")
+        if len(row) != len(emotions) or not all(0 <= count < np.inf for count in row) or not any(row):
+            raise ValueError(f"Row {index} of `references` must hold {len(emotions)} counts, not all 0: {row}.")
     counts = np.asarray(references, dtype=np.float64)
     return np.where(2 * counts.max(axis=1) > counts.sum(axis=1), counts.argmax(axis=1), -1)
 

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Variety, length, metaphors and novelty of generated explanations. No references are needed.
 
     explanation_text_scores(["it looks like a storm"], training_explanations=["the sky looks like a storm"])
@@ -40,12 +39,10 @@ def explanation_text_scores(
     Returns:
         unique: number of distinct explanations / number of explanations, compared character by character.
         mean_length: words per explanation.
-        metaphor_share: share of explanations with a phrase that ArtEmis counts as simile or metaphor (`METAPHOR`), in
-            any case.
+        metaphor_share: share of explanations with a phrase that ArtEmis counts as simile or metaphor (`METAPHOR`).
 
         With training text:
-        max_lcs: length, in words, of the longest common subsequence with any training explanation, mean over
-            explanations. ArtEmis' measure of novelty; lower is newer.
+        max_lcs: mean length, in words, of the longest common subsequence with any training explanation.
         novelty: 1 - mean of (that length / the explanation's length), in [0, 1]. An explanation without words adds 0.
 
     Raises:
@@ -53,9 +50,8 @@ def explanation_text_scores(
     """
     if not len(predictions):
         raise ValueError("No explanation to score.")
-    for index, prediction in enumerate(predictions):
-        if not isinstance(prediction, str):
-            raise ValueError(f"Explanation {index} must be text, not {prediction!r}.")
+    if None in predictions:
+        raise ValueError(f"Explanation {list(predictions).index(None)} must be text, not None.")
     lengths = np.array([len(words(text)) for text in predictions])
     spaced = [" ".join(text.lower().split()) for text in predictions]
     scores = {
@@ -81,18 +77,16 @@ def longest_common_subsequences(texts: Sequence[str], others: Iterable[str]) -> 
     codes: dict[str, str] = {}
     coded = ["".join(codes.setdefault(word, chr(0x10000 + len(codes))) for word in words(text)) for text in texts]
     # Words that no text has cannot be in a common subsequence; without them many of the others become equal.
-    others = {"".join(codes.get(word, "") for word in words(other)) for other in others}
+    others = sorted({"".join(codes.get(word, "") for word in words(other)) for other in others})
     if not others:
         raise ValueError("No training explanation to compare with.")
-    others = sorted(others)
-    distinct = sorted(set(coded))
-    longest = {}
+    distinct, rows = np.unique(coded, return_inverse=True)
+    longest = []
     block = max(1, PAIRS // len(others))
     for start in range(0, len(distinct), block):
-        rows = distinct[start : start + block]
-        lengths = process.cdist(rows, others, scorer=LCSseq.similarity, dtype=np.uint16)
-        longest |= zip(rows, lengths.max(axis=1).tolist(), strict=True)
-    return np.array([longest[text] for text in coded], dtype=np.int64)
+        part = distinct[start : start + block].tolist()
+        longest += process.cdist(part, others, scorer=LCSseq.similarity, dtype=np.uint16).max(axis=1).tolist()
+    return np.array(longest, dtype=np.int64)[rows]
 
 
 class ExplanationText(evaluate.Metric):

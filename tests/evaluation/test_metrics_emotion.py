@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """metrics/emotion_prediction and metrics/emotional_alignment against figures computed by hand."""
 
 import json
@@ -35,18 +34,11 @@ def test_acc_counts_paintings_with_a_dominant_label_and_unparsed_as_wrong():
     assert scores["macro_f1"] == pytest.approx((0 + 2 / 4 + 1) / 3)
 
 
-def test_macro_f1_leaves_out_labels_that_do_not_occur():
-    """Truth awe, awe; predictions awe, fear: F1 is 2 / 3 for awe, 0 for fear, amusement does not occur."""
-    scores = emotion_prediction_scores(["awe", "fear"], HISTOGRAMS[:2], LABELS)
-    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
-
-
 def test_without_a_dominant_label_accuracy_is_none():
     scores = emotion_prediction_scores(["awe", ""], HISTOGRAMS[2:4], LABELS)
-    assert scores["accuracy"] is None and scores["macro_f1"] is None
-    assert scores["num_dominant"] == 0
-    assert scores["unparsed"] == 1 / 2
-    assert np.sum(scores["confusion_matrix"]) == 0
+    nothing = [[0, 0, 0, 0]] * 3
+    expected = {"accuracy": None, "num_dominant": 0, "macro_f1": None, "confusion_matrix": nothing, "unparsed": 1 / 2}
+    assert scores == expected
 
 
 def test_label_nll_is_the_cross_entropy_in_nats():
@@ -105,17 +97,15 @@ def test_figures_equal_plain_counting(rows):
         ({"predictions": []}, "No prediction"),
         ({"predictions": ["awe"]}, "2 rows for 1"),
         ({"predictions": ["awe", "bliss"]}, "Prediction 1 is 'bliss'"),
-        ({"references": [[1, 0, 0], [1, 0]]}, "Row 1 of `references` has 2 entries"),
+        ({"references": [[1, 0, 0], [1, 0]]}, "Row 1 of `references` must hold 3 counts"),
         ({"references": [[1, 0, 0], [0, 0, 0]]}, "Row 1 of `references`"),
         ({"references": [[1, 0, 0], [2, -1, 0]]}, "Row 1 of `references`"),
         ({"references": [[1, 0, 0], [2, math.nan, 0]]}, "Row 1 of `references`"),
         ({"scores": [[1, 0, 0]]}, "`scores` has 1 rows"),
-        ({"scores": [[1, 0, 0], [1, 0]]}, "Row 1 of `scores` has 2 entries"),
+        ({"scores": [[1, 0, 0], [1, 0]]}, "Row 1 of `scores` must hold 3 probabilities"),
         ({"scores": [[1, 0, 0], [0.5, math.nan, 0.5]]}, "Row 1 of `scores`"),
         ({"scores": [[1, 0, 0], [0.5, 0.4, 0]]}, "Row 1 of `scores`"),
         ({"scores": [[1, 0, 0], [1.5, -0.5, 0]]}, "Row 1 of `scores`"),
-        ({"scores": [[1, 0, 0], [1, 0, 0]], "bins": 0}, "`bins`"),
-        ({"emotions": ["awe", "awe", "fear"]}, "labels must differ"),
     ],
 )
 def test_bad_predictions_references_and_scores_are_refused_by_row(change, message):
@@ -139,16 +129,9 @@ def judge(tmp_path_factory):
     names = ["fear", "amusement", "awe"]
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(
-        **sizes,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=40,
-        pad_token_id=tokenizer.pad_token_id,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        id2label=dict(enumerate(names)),
-    )
-    model = BertForSequenceClassification(config)
+    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 40, "pad_token_id": tokenizer.pad_token_id}
+    model = BertForSequenceClassification(BertConfig(**sizes, **dropout, **text, id2label=dict(enumerate(names))))
     batch = tokenizer(list(SENTENCES.values()), padding=True, return_tensors="pt", return_token_type_ids=False)
     labels = torch.tensor([names.index(name) for name in SENTENCES])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -182,13 +165,9 @@ def test_ea_is_the_share_of_explanations_judged_as_the_dominant_emotion(judge):
 
 
 def test_labels_are_matched_by_name(judge):
-    order = [2, 0, 1]
-    histograms = [[row[index] for index in order] for row in HISTOGRAMS]
-    explanations = [SENTENCES["awe"]] * 6
-    emotions = [LABELS[index] for index in order]
-    scores = emotional_alignment_scores(explanations, histograms, emotions, judge, per_image=True)
-    assert scores["emotional_alignment"] == 2 / 4
-    assert scores["judged_emotions"] == ["awe"] * 6
+    histograms, emotions = np.roll(HISTOGRAMS, 1, axis=1).tolist(), np.roll(LABELS, 1).tolist()
+    scores = emotional_alignment_scores([SENTENCES["awe"]] * 6, histograms, emotions, judge, per_image=True)
+    assert scores["emotional_alignment"] == 2 / 4 and scores["judged_emotions"] == ["awe"] * 6
 
 
 def test_a_judge_of_unknown_accuracy_gives_one_warning(judge, tmp_path):
@@ -197,9 +176,7 @@ def test_a_judge_of_unknown_accuracy_gives_one_warning(judge, tmp_path):
     PreTrainedTokenizerFast.from_pretrained(judge).save_pretrained(folder)
     with pytest.warns(UserWarning, match="accuracy of the judge") as warned:
         scores = emotional_alignment_scores([SENTENCES["awe"]], [[0, 1, 0]], LABELS, str(folder))
-    assert len(warned) == 1
-    assert scores["judge_accuracy"] is None
-    assert scores["emotional_alignment"] == 1
+    assert len(warned) == 1 and scores["judge_accuracy"] is None and scores["emotional_alignment"] == 1
 
 
 def test_long_explanations_are_cut_at_the_longest_input_of_the_judge(judge):
@@ -223,14 +200,9 @@ def test_ea_of_special_cases(explanations, histograms, alignment, num_dominant, 
     [
         ([], [], LABELS, "No explanation"),
         (["a"], HISTOGRAMS[:2], LABELS, "2 rows for 1"),
-        (["a", "b"], [[1, 0, 0], [1, 0]], LABELS, "Row 1 of `references` has 2"),
+        (["a", "b"], [[1, 0, 0], [1, 0]], LABELS, "Row 1 of `references`"),
         (["a", "b"], [[1, 0, 0], [0, 0, 0]], LABELS, "Row 1 of `references`"),
-        (
-            ["a"] * 6,
-            HISTOGRAMS,
-            ["amusement", "awe", "joy"],
-            r"\['fear', 'amusement', 'awe'\].*\['amusement', 'awe', 'joy'\]",
-        ),
+        (["a"] * 6, HISTOGRAMS, ["amusement", "awe", "joy"], r"\['fear', .*\]; .*'joy'\]"),
     ],
 )
 def test_bad_explanations_references_and_judges_are_refused(predictions, histograms, emotions, message, judge):

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """metrics/explanation_text against figures computed by hand and a plain longest common subsequence."""
 
 import hypothesis.strategies as st
@@ -53,12 +52,8 @@ def test_unique_compares_strings_and_length_counts_words():
     "think of|resembles|resembling".split("|"),
 )
 def test_every_phrase_of_a_metaphor_counts_in_any_case(phrase):
-    texts = [f"it {phrase} a storm", f"IT {phrase.upper().replace(' ', '  ')} A STORM", "it is a storm"]
-    assert explanation_text_scores(texts)["metaphor_share"] == 2 / 3
-
-
-def test_a_phrase_inside_other_words_is_not_a_metaphor():
-    assert explanation_text_scores(["this likeness", "it looks liked", "rethink of it"])["metaphor_share"] == 0
+    texts = [f"it {phrase} a storm", f"IT {phrase.upper().replace(' ', '  ')} A STORM", f"it a{phrase}ly storm"]
+    assert explanation_text_scores(texts)["metaphor_share"] == 2 / 3, "not inside other words"
 
 
 def test_novelty_is_the_share_of_words_outside_the_common_subsequence():

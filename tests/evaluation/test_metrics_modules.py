@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The folders of metrics/ as modules of `evaluate`, loaded by path in another process and folder."""
 
 import ast
@@ -39,19 +38,12 @@ print(json.dumps(results))
 def test_modules_load_by_path_and_compute_in_another_folder(tmp_path):
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(METRICS), *NAMES],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, "-c", SCRIPT, str(METRICS), *NAMES]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     # 4 of 4 words; of two equally close references, of 1 and 3 words, the shorter counts.
-    assert results["coco"]["bleu_1"] == pytest.approx(1)
-    assert results["coco"]["meteor"] is None
+    assert results["coco"]["bleu_1"] == pytest.approx(1) and results["coco"]["meteor"] is None
     # Both paintings have a dominant label; the first prediction is unparsed.
     assert results["prediction"]["accuracy"] == 0.5
     assert results["prediction"]["label_nll"] == pytest.approx(0.5 * 0.6931471805599453)

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Files of predictions, given emotions and lists of paintings: read as written, or refused by file and place."""
 
 import csv
@@ -45,13 +44,13 @@ def test_predictions_are_read_from_several_formats_in_any_order(tmp_path, kind):
     assert found == list(zip(names, texts, emotions, strict=True))
 
 
-@pytest.mark.parametrize(
-    "text", ["None", "NaN", "null", "NA", "", '"', "a,b", "a\r\nb", "\u202e\u2028😱", "=1", "x\x1b[0m"]
-)
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
-def test_any_explanation_is_read_as_written(tmp_path, text, kind):
-    content = as_json(explanation=text) if kind == "json" else json.dumps(GOOD | {"explanation": text})
-    assert read(tmp_path, f"p.{kind}", content)[0]["explanation"] == text
+def test_any_explanation_is_read_as_written(tmp_path, kind):
+    texts = ["None", "NaN", "null", "NA", "", '"', "a,b", "a\r\nb", "\u202e\u2028😱", "=1", "x\x1b[0m"]
+    records = [GOOD | {"painting": str(number), "explanation": text} for number, text in enumerate(texts)]
+    content = json.dumps(records) if kind == "json" else "\n".join(map(json.dumps, records))
+    found = read(tmp_path, f"p.{kind}", content, [record["painting"] for record in records])
+    assert [prediction["explanation"] for prediction in found] == texts
 
 
 def test_unknown_emotions_count_as_unparsed_with_one_warning(tmp_path, caplog):
@@ -88,20 +87,15 @@ NAN_SCORES = {"awe": float("nan"), "fear": 0.5, "something else": 0.5}
     ("name", "content", "problem"),
     [
         ("p.json", "", "not well-formed json"),
-        ("p.json", "[{", "not well-formed json"),
         ("p.json", "7", "expected a list"),
         ("p.json", "[]", "no entries"),
         ("p.jsonl", "\n\n", "no entries"),
-        ("p.csv", "", "no entries"),
         ("p.csv", "painting,emotion,explanation\n", "no entries"),
         ("p.json", as_json(explanation=float("nan")), "entry 1: explanation is nan, not text"),
-        ("p.json", as_json(explanation=5), "entry 1: explanation is 5, not text"),
-        ("p.json", as_json(explanation=["x"]), "entry 1: explanation is .*not text"),
         ("p.json", as_json(painting=5), "entry 1: painting is 5, not text"),
         ("p.json", as_json(emotion=1), "entry 1: emotion is 1, not text"),
         ("p.json", as_json(explanation="\ud800"), "entry 1: explanation has half of a character .*ud800"),
         ("p.json", as_json(emotion_scores=NAN_SCORES), "a: emotion_scores must hold a probability"),
-        ("p.json", as_json(annotation="second"), "a: annotation is 'second'"),
         ("p.json", as_json(annotation=1.7), "a: annotation is 1.7"),
         ("p.json", '{"a": {"explanation": "x"}, "a": {"explanation": "y"}}', "1 paintings named twice: 'a'"),
         ("p.json", "[" * 100_000, "brackets"),
@@ -121,9 +115,8 @@ def test_malformed_predictions_are_refused_with_file_place_and_remedy(tmp_path, 
 
 
 def test_a_painting_list_selects_and_orders(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("Style/c\n\nStyle/a\n")
-    assert read_painting_list(path, ["Style/a", "Style/b", "Style/c"]) == [2, 0]
+    (tmp_path / "list.txt").write_text("Style/c\n\nStyle/a\n")
+    assert read_painting_list(tmp_path / "list.txt", ["Style/a", "Style/b", "Style/c"]) == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -132,8 +125,6 @@ def test_a_painting_list_selects_and_orders(tmp_path):
         (read_painting_list, "l.txt", b"a\nStyle/x\n", "1 paintings not in the chosen split: 'Style/x'"),
         (read_painting_list, "l.txt", "Style/caf\u00e9\n".encode("latin-1"), "l.txt, line 1: not UTF-8"),
         (read_painting_list, "l.json", b"[5]", "entry 1: expected an object"),
-        (read_painting_list, "l.json", b'[{"painting": 5}]', "entry 1: painting is 5"),
-        (read_emotions, "e.csv", b"painting,emotion\na\n", "line 2: fewer values"),
         (read_emotions, "e.csv", b"painting,emotion\na,joy\n", "1 unknown emotions: 'joy'"),
     ],
 )
