@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, Pipeline
-from transformers.pipelines.pt_utils import KeyDataset
 
 
 TASK = "art-emotion-explanation"
@@ -138,14 +137,10 @@ class SEVLMPipeline(Pipeline):
             return []
         # The library is not required; a caller that passes one of its datasets has imported it.
         datasets = sys.modules.get("datasets")
-        if datasets is not None and isinstance(inputs, (datasets.Dataset, datasets.IterableDataset)):
-            if inputs.column_names is not None and "image" not in inputs.column_names:
-                columns = ", ".join(inputs.column_names)
-                raise ValueError(f"The dataset has no column 'image' but {columns}: pass KeyDataset(dataset, COLUMN).")
-            sized = isinstance(inputs, datasets.Dataset)
-            inputs = KeyDataset(inputs, "image") if sized else (row["image"] for row in inputs)
-        elif datasets is not None and isinstance(inputs, (datasets.Column, datasets.IterableColumn)):
-            inputs = (image for image in inputs)
+        if datasets is not None and isinstance(
+            inputs, (datasets.Dataset, datasets.IterableDataset, datasets.Column, datasets.IterableColumn)
+        ):
+            inputs = (row for row in inputs)
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs, **limits) -> dict[str, torch.Tensor]:
@@ -157,7 +152,7 @@ class SEVLMPipeline(Pipeline):
         elif "image" in row:
             pixel_values = self.processor(images=[row["image"]], return_tensors="pt", **limits)["pixel_values"]
         else:
-            raise ValueError(f"A row needs its image under 'image'; this one has {sorted(row)}.")
+            raise ValueError(f"A row needs 'image', not {sorted(row)}: pass KeyDataset(dataset, COLUMN).")
         pixel_values = pixel_values.reshape(-1, *pixel_values.shape[-3:])
         if len(pixel_values) != 1:
             # Later stages would drop the others, or in a batch mistake them for other inputs.
@@ -251,19 +246,16 @@ def generate_ranked(
     Raises:
         ValueError: several candidates without sampling or beams.
     """
-    prompts = {}
     if emotions is not None:
-        encoded = processor(emotions=list(emotions), return_tensors="pt")
-        prompts = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        encoded = processor(emotions=list(emotions), return_tensors="pt").to(model.device)
+        generation |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
     generation_config = copy.deepcopy(generation.pop("generation_config", None))
     if num_candidates > 1:
         if generation_config is None:
             generation.setdefault("do_sample", True)
         if generation.get("do_sample") is False and generation.get("num_beams", 1) < num_candidates:
-            raise ValueError(
-                f"{num_candidates} candidates without sampling are the same. Omit `do_sample=False`, or pass "
-                f"`num_beams={num_candidates}` too."
-            )
+            n = num_candidates
+            raise ValueError(f"{n} candidates need sampling or `num_beams={n}`: omit `do_sample=False`, or pass both.")
     returned = {"num_return_sequences": num_candidates, "return_dict_in_generate": False}
     if generation_config is None:
         generation |= returned
@@ -271,8 +263,7 @@ def generate_ranked(
         vars(generation_config).update(returned)
         generation["generation_config"] = generation_config
     # `stop_strings` needs the tokenizer.
-    generation["tokenizer"] = processor.tokenizer
-    sequences = model.generate(image_features=image_features, **prompts, **generation)
+    sequences = model.generate(image_features=image_features, tokenizer=processor.tokenizer, **generation)
     candidates = sequences.view(len(image_features), num_candidates, -1)
     if num_candidates == 1:
         return candidates, None
