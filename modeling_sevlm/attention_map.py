@@ -90,7 +90,8 @@ def patch_shares(
     for block in model.decoder.h:
         attention, (hidden, patches) = block.crossattention, inputs[block.crossattention]
         keys, values = _by_head(attention, attention.c_attn(patches), 2)
-        weights = _weights(attention, *_by_head(attention, attention.q_attn(hidden), 1), keys)
+        (queries,) = _by_head(attention, attention.q_attn(hidden), 1)
+        weights = _weights(attention, queries, keys)
         if measure == "contribution":
             # The output of each head for one patch alone, (heads, K, width). Their mean over the patches is the same
             # wherever the model looks.

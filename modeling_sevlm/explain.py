@@ -98,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     part_path = None if args.output is None else check_output(args.output, args.overwrite)
     check_device(args.device)
-    files, skipped = find_pictures(args.pictures), []
+    files = find_pictures(args.pictures)
+    skipped: list[list[str]] = []
     kept = f"{part_path} keeps the finished pictures; repeat the command to continue."
     try:
         explainer = load_pipeline(args)

@@ -106,9 +106,9 @@ class SEVLMPipeline(Pipeline):
         emotion, num_candidates = forward.get("emotion"), forward.get("num_candidates", 1)
         if emotion is not None and emotion not in self.model.config.emotions:
             raise ValueError(f"Unknown emotion {emotion!r}. Use one of {', '.join(self.model.config.emotions)}.")
-        if not isinstance(num_candidates, Integral) or num_candidates < 1:
+        if not isinstance(num_candidates, Integral) or int(num_candidates) < 1:
             raise ValueError(f"num_candidates must be a whole number from 1, not {num_candidates!r}.")
-        if num_candidates > 1 and self.model.contrastive_head is None:
+        if int(num_candidates) > 1 and self.model.contrastive_head is None:
             raise ValueError("This model has no contrastive head to rank candidates with: omit num_candidates.")
         self._check_generation(generation, emotion)
         return given(PREPROCESS_DEFAULTS), forward | generation, given(POSTPROCESS_DEFAULTS)
