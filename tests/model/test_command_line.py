@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from transformers import pipeline
 
 from modeling_sevlm import SEVLMForConditionalGeneration, explain_folder
 from modeling_sevlm import __main__ as sevlm
@@ -181,15 +182,6 @@ def test_a_full_disk_when_the_table_is_written_loses_nothing(run, tower, monkeyp
     assert len(pd.read_csv(run.output)) == 12
 
 
-def test_other_settings_are_refused_unless_overwrite_is_given(run, interrupt, tower):
-    interrupt()
-    with pytest.raises(SystemExit, match="emotion was 'awe', is 'fear'.*--overwrite"):
-        run("--emotion", "fear")
-    tower.clear()
-    assert run("--emotion", "fear", "--overwrite") == 0
-    assert sum(tower) == 12 and set(pd.read_csv(run.output)["emotion"]) == {"fear"}
-
-
 def test_an_interrupted_overwrite_continues_with_the_same_command(run, interrupt, tower):
     assert run() == 0
     interrupt("--overwrite", "--emotion", "fear")
@@ -214,25 +206,30 @@ def test_a_copy_of_the_model_and_smaller_greedy_batches_continue_the_run(run, in
     assert sum(tower) == 12 - 3
 
 
-@pytest.mark.parametrize("part", ["model.safetensors", "config", "generation_config", "processor_config", "tokenizer"])
-def test_another_model_with_the_same_name_is_refused(run, interrupt, checkpoint, tmp_path, part):
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "prompt_token_ids", [0, 1]),
+        ("generation_config.json", "max_new_tokens", 3),
+        ("processor_config.json", "image_processor", {"image_mean": [0.1, 0.1, 0.1]}),
+        ("tokenizer.json", "vocab", None),
+        ("model.safetensors", None, None),
+    ],
+)
+def test_another_model_with_the_same_name_is_refused(run, interrupt, checkpoint, tmp_path, file, key, value):
     model = tmp_path / "model"
     shutil.copytree(checkpoint, model)
     interrupt("--model", str(model))
-    if part == "model.safetensors":
+    if key is None:
         tiny_model(tiny_processor(), seed=1).save_pretrained(model)
     else:
-        content = json.loads((model / f"{part}.json").read_text())
-        if part == "config":
-            content["prompt_token_ids"] = [0, 1]
-        elif part == "generation_config":
-            content["max_new_tokens"] = 3
-        elif part == "processor_config":
-            content["image_processor"]["image_mean"] = [0.1, 0.1, 0.1]
+        content = json.loads((model / file).read_text())
+        if key == "vocab":
+            words = content["model"]["vocab"]
+            words["a"], words["b"] = words["b"], words["a"]
         else:
-            vocabulary = content["model"]["vocab"]
-            vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-        (model / f"{part}.json").write_text(json.dumps(content))
+            content[key] = content[key] | value if isinstance(value, dict) else value
+        (model / file).write_text(json.dumps(content))
     with pytest.raises(SystemExit, match="with other settings: model"):
         run("--model", str(model))
 
@@ -240,16 +237,19 @@ def test_another_model_with_the_same_name_is_refused(run, interrupt, checkpoint,
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--emotion", "fear"], "emotion was 'awe', is 'fear'"),
         (["--batch_size", "3"], "batch_size was 4, is 3"),
         (["--seed", "1"], "seed was 0, is 1"),
         (["--max_new_tokens", "5"], "max_new_tokens was 2, is 5"),
         (["--num_candidates", "2"], "num_candidates was 1, is 2"),
     ],
 )
-def test_options_that_change_the_samples_are_refused(run, interrupt, more, message):
+def test_other_settings_are_refused_unless_overwrite_is_given(run, interrupt, tower, more, message):
     interrupt("--do_sample")
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit, match=f"{message}.*--overwrite"):
         run("--do_sample", *more)
+    tower.clear()
+    assert run("--do_sample", *more, "--overwrite") == 0 and sum(tower) == 12
 
 
 def test_other_pictures_for_the_same_output_are_refused_and_not_listed(run, interrupt, tmp_path, monkeypatch):
@@ -284,11 +284,8 @@ def test_a_continued_run_finds_changed_new_and_broken_pictures(run, interrupt, t
     assert "0000.png" not in files and {"0000 new.png", "0001.jpg", "0002.png"} <= {*files}
 
 
-OLD_FORMAT = '{"sevlm_explanations": 2, "overwrite": false, "settings": {}}\n'
-
-
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
-@pytest.mark.parametrize("content", ["half a download\n", '{"pictures": []}\n{}\n', OLD_FORMAT])
+@pytest.mark.parametrize("content", ["half a download\n", '{"sevlm_explanations": 2, "settings": {}}\n'])
 def test_a_file_of_another_program_or_version_is_not_overwritten(run, monkeypatch, content, more):
     run.output.parent.mkdir()
     run.part.write_text(content)
@@ -349,15 +346,18 @@ def test_the_table_names_file_emotion_score_and_explanation(explain, tmp_path, c
     assert "1 left out" in printed.err and "0001.png: " in printed.err
 
 
-def test_json_is_the_result_of_the_pipeline(checkpoint, tmp_path, capsys):
-    from transformers import pipeline
-
+@pytest.mark.parametrize("installed", [True, False])
+def test_json_is_the_result_of_the_pipeline(checkpoint, tmp_path, installed):
+    script = Path(sys.executable).with_name("sevlm")
+    if installed and not script.exists():
+        pytest.skip("sevlm is not installed")
     picture = str(draw(tmp_path, 1) / "0000.png")
-    arguments = ["explain", picture, "--model", checkpoint, "--emotion", "awe", "--json", "--device", "cpu"]
-    assert sevlm.main(arguments) == 0
-    given = json.loads(capsys.readouterr().out)
+    command = [script] if installed else [sys.executable, "-m", "modeling_sevlm"]
+    command += ["explain", picture, "--model", checkpoint, "--emotion", "awe", "--json", "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path if installed else ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     expected = pipeline("art-emotion-explanation", model=checkpoint)(picture, emotion="awe", do_sample=False)
-    assert given == {"file": picture} | expected
+    assert json.loads(done.stdout) == {"file": picture} | expected
 
 
 def test_the_command_fails_if_no_picture_can_be_read(explain, tmp_path, capsys):
@@ -496,17 +496,6 @@ def test_other_commands_get_the_remaining_arguments(monkeypatch, capsys, command
     monkeypatch.setattr(f"modeling_sevlm.{module}.main", lambda argv: calls.append(argv) or "a commit")
     assert sevlm.main([command, "outputs/demo", "--private"]) == 0
     assert calls == [["outputs/demo", "--private"]]
-
-
-def test_the_installed_command_explains_a_picture(checkpoint, tmp_path):
-    script = Path(sys.executable).with_name("sevlm")
-    if not script.exists():
-        pytest.skip("sevlm is not installed")
-    picture = str(draw(tmp_path, 1) / "0000.png")
-    command = [script, "explain", picture, "--model", checkpoint, "--json", "--device", "cpu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["file"] == picture
 
 
 def test_the_seed_matters_only_for_samples_and_candidates_are_samples(explain, tmp_path, capsys):
