@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """A web page that explains pictures with SEVLM: emotion, explanation, other emotions, candidates, attention.
 
     python app.py --model outputs/demo                    # http://127.0.0.1:7860, for this machine only
@@ -33,41 +32,30 @@ import app_page  # noqa: E402
 import modeling_sevlm  # noqa: E402, F401 - registers model and pipeline
 from app_page import UploadError, UploadLimits, open_upload  # noqa: E402
 from modeling_sevlm.attention_map import attention_map, explanation_words, overlay_attention  # noqa: E402
-from modeling_sevlm.pipeline_sevlm import TASK, SEVLMPipeline  # noqa: E402
+from modeling_sevlm.pipeline_sevlm import TASK  # noqa: E402
 from processing.script_utils import errors_as_exit  # noqa: E402
 
 
-MODEL_VARIABLE, MODEL_FILE = "SEVLM_MODEL", Path(__file__).resolve().parent / "model.txt"
+MODEL_FILE = Path(__file__).resolve().parent / "model.txt"
 ONE_CALL_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model"}
-QUEUE_LENGTH = 100
 KEEP_UPLOADS = 3600  # seconds
 MAX_SESSIONS = 300  # visitors whose pictures are kept in memory, about 5 MB each
 DISPLAY_SIZE = 768  # pixels of the copy that attention maps are drawn on
 SMALL_MODEL = 20_000_000  # parameters; smaller models have not seen enough real paintings
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 
 @dataclass
 class Session:
-    """One visitor's picture and the answers about it.
+    """One visitor's picture and the answers about it."""
 
-    Attributes:
-        image: the picture at the size of the page.
-        named: the pipeline's result for the emotion that the model names.
-        asked: the result for the emotion that the visitor chose, if any.
-        sequence, words: tokens and words of the latest answer; maps: its attention maps, computed on demand.
-        candidates: the latest sampled explanations; draws: how often the visitor sampled.
-    """
-
-    image: Image.Image
+    image: Image.Image  # at the size of the page
     pixel_values: torch.Tensor
-    named: dict | None = None
-    asked: dict | None = None
-    sequence: torch.Tensor | None = None
+    named: dict | None = None  # the pipeline's result for the emotion that the model names
+    asked: dict | None = None  # the result for the emotion that the visitor chose
+    sequence: torch.Tensor | None = None  # of the latest answer
     words: list[str] = field(default_factory=list)
-    maps: np.ndarray | None = None
-    candidates: list[dict] = field(default_factory=list)
-    draws: int = 0
+    maps: np.ndarray | None = None  # of the latest answer, computed on demand
+    draws: int = 0  # how often the visitor sampled
 
     @property
     def answers(self) -> list[dict]:
@@ -75,36 +63,19 @@ class Session:
 
 
 class Explainer:
-    """The pipeline behind a lock: one model serves all visitors, one call at a time. Sampling uses torch's global
-    random state, and parallel calls would share the cores instead of being faster.
+    """The pipeline of a checkpoint, which serves all visitors one call at a time. Sampling uses torch's global random
+    state, and parallel calls would share the cores instead of being faster."""
 
-    Args:
-        explain: the pipeline `art-emotion-explanation`.
-        name: the model's name on the page.
-        num_candidates: explanations per draw.
-    """
-
-    def __init__(self, explain: SEVLMPipeline, name: str, limits: UploadLimits | None = None, num_candidates: int = 8):
-        self.explain, self.model, self.name = explain, explain.model, name
-        self.limits, self.num_candidates = limits or UploadLimits(), num_candidates
+    def __init__(self, model: str, limits: UploadLimits, num_candidates: int = 8, **kwargs):
+        self.explain = pipeline(TASK, model=model, **kwargs)
+        self.model = self.explain.model
+        self.name = Path(model).resolve().name if os.path.isdir(model) else model
+        self.limits, self.num_candidates = limits, num_candidates
+        self.is_small = self.model.num_parameters() < SMALL_MODEL
         self._lock = threading.Lock()
 
-    @classmethod
-    def load(cls, model: str, device: str | None = None, revision: str | None = None, **kwargs) -> "Explainer":
-        """Loads a checkpoint folder or a model of the Hub, with the code of this installation."""
-        explain = pipeline(TASK, model=model, device=device, revision=revision)
-        return cls(explain, os.path.basename(os.path.abspath(model)) if os.path.isdir(model) else model, **kwargs)
-
-    @property
-    def is_small(self) -> bool:
-        return self.model.num_parameters() < SMALL_MODEL
-
     def start_session(self, path: str | os.PathLike) -> Session:
-        """Opens an uploaded picture, names an emotion and explains it (greedy decoding).
-
-        Raises:
-            UploadError: the file is refused, see `open_upload`.
-        """
+        """Opens an uploaded picture, names an emotion and explains it. Raises `UploadError`, see `open_upload`."""
         with self._lock:  # decoding a large picture takes half a gigabyte
             image = open_upload(path, self.limits)
             pixel_values = self.explain.preprocess(image)["pixel_values"]
@@ -117,7 +88,6 @@ class Explainer:
         """Explains the emotion that the visitor chose."""
         with self._lock:
             session.asked = self._answer(session, emotion=emotion)
-        session.candidates = []
         return session.asked
 
     def draw_candidates(self, session: Session) -> list[dict]:
@@ -133,17 +103,10 @@ class Explainer:
                 do_sample=True,
             )
         session.draws += 1
-        session.candidates = result["candidates"]
-        return session.candidates
+        return result["candidates"]
 
     def attention_overlay(self, session: Session, number: int) -> Image.Image:
-        """Returns the picture under the attention map of a word of the latest answer.
-
-        Raises:
-            IndexError: the answer has fewer words.
-        """
-        if not 0 <= number < len(session.words):
-            raise IndexError(f"The explanation has {len(session.words)} words and no number {number}.")
+        """Returns the picture under the attention map of a word of the latest answer."""
         if session.maps is None:
             pixel_values = session.pixel_values.to(self.model.dtype)
             with self._lock:
@@ -195,16 +158,12 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
             elem_id="examples",
         )
         with gr.Column(visible=False) as more:
-            emotion = gr.Radio(
-                model.config.emotions, label="Why might someone feel something else?", elem_id="emotion", type="value"
-            )
+            question = "Why might someone feel something else?"
+            emotion = gr.Radio(model.config.emotions, label=question, elem_id="emotion")
             comparison = gr.HTML(elem_id="comparison")
             with gr.Accordion("More explanations, ranked", open=False, elem_id="more-explanations"):
-                draw = gr.Button(
-                    f"Write {explainer.num_candidates} explanations",
-                    elem_id="draw",
-                    visible=model.contrastive_head is not None,
-                )
+                can_rank = model.contrastive_head is not None
+                draw = gr.Button(f"Write {explainer.num_candidates} explanations", elem_id="draw", visible=can_rank)
                 candidates = gr.HTML(app_page.EMPTY_CANDIDATES, elem_id="candidates")
             with gr.Accordion("Where the model looked", open=False, elem_id="where"):
                 word = gr.Radio([], label="Choose a word of the explanation", elem_id="word")
@@ -214,7 +173,6 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
         with gr.Accordion("What this is, and what it is not", open=False, elem_id="about"):
             gr.Markdown(app_page.about(explainer.is_small))
 
-        answer_parts = [session, alert, painting, answer, scores, more, emotion]
         follow_ups = [comparison, candidates, word, attention, numbers]
 
         def words_of(current: Session):
@@ -228,9 +186,8 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
 
         def on_clear(alert_html: str = ""):
             hidden = [gr.Column(visible=False), None]
-            return [None, alert_html, None, app_page.INVITATION, "", *hidden, "", app_page.EMPTY_CANDIDATES] + [
-                gr.Radio(choices=[]), "", None,
-            ]  # fmt: skip
+            empty = [gr.Radio(choices=[]), "", None]
+            return [None, alert_html, None, app_page.INVITATION, "", *hidden, "", app_page.EMPTY_CANDIDATES, *empty]
 
         def on_picture(path: str | None):
             if path is None:
@@ -239,20 +196,12 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
                 current = explainer.start_session(path)
             except UploadError as error:
                 return on_clear(app_page.alert(str(error)))
-            shown = [
-                app_page.answer_card(current.named),
-                app_page.scores(current.named),
-                gr.Column(visible=True),
-                None,
-            ]
-            return [current, "", gr.skip(), *shown, "", app_page.EMPTY_CANDIDATES] + [
-                words_of(current), "", current.answers,
-            ]  # fmt: skip
+            cards = app_page.answer_card(current.named), app_page.scores(current.named)
+            rest = ["", app_page.EMPTY_CANDIDATES, words_of(current), "", current.answers]
+            return [current, "", gr.skip(), *cards, gr.Column(visible=True), None, *rest]
 
         def on_emotion(current: Session | None, chosen: str | None):
             current = current_session(current)
-            if chosen is None:
-                raise gr.Error("Choose one of the emotions.")
             explainer.explain_emotion(current, chosen)
             cards = app_page.comparison(current.named, current.asked)
             return current, cards, app_page.EMPTY_CANDIDATES, words_of(current), "", current.answers
@@ -265,12 +214,10 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
 
         def on_word(current: Session | None, chosen: int | None):
             current = current_session(current)
-            if chosen is None:
-                raise gr.Error("Choose one of the words.")
             overlay = explainer.attention_overlay(current, chosen)
             return app_page.attention(overlay, current.words[chosen], current.answers[-1]["emotion"])
 
-        everything = answer_parts + follow_ups
+        everything = [session, alert, painting, answer, scores, more, emotion, *follow_ups]
         painting.upload(on_picture, painting, everything, api_name="explain", **ONE_CALL_AT_A_TIME)
         gallery.load_input_event.then(on_picture, painting, everything, api_visibility="private", **ONE_CALL_AT_A_TIME)
         painting.clear(on_clear, None, everything, api_visibility="private", queue=False)
@@ -279,7 +226,7 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
         )
         draw.click(on_draw, session, [session, candidates, numbers], api_name="candidates", **ONE_CALL_AT_A_TIME)
         word.input(on_word, [session, word], attention, api_name="attention", **ONE_CALL_AT_A_TIME)
-    return demo.queue(max_size=QUEUE_LENGTH)
+    return demo.queue(max_size=100)
 
 
 def theme() -> gr.Theme:
@@ -289,7 +236,8 @@ def theme() -> gr.Theme:
     plain |= {"block_label_text_color": "*body_text_color", "border_color_primary": "*neutral_300"}
     dark = {f"{name}_dark": value for name, value in plain.items() if "text" in name or "fill" in name}
     plain |= {"body_background_fill": "*neutral_100"}
-    fonts = {"font": FONTS, "font_mono": ["ui-monospace", "monospace"]}
+    fonts = {"font": ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]}
+    fonts |= {"font_mono": ["ui-monospace", "monospace"]}
     return gr.themes.Soft(primary_hue="blue", secondary_hue="blue", **fonts).set(**plain, **dark)
 
 
@@ -315,41 +263,28 @@ def launch(demo: gr.Blocks, explainer: Explainer, *, host: str | None, port: int
     )
 
 
-def default_model() -> str | None:
-    written = MODEL_FILE.read_text(encoding="utf-8").strip() if MODEL_FILE.is_file() else None
-    return os.environ.get(MODEL_VARIABLE) or written
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default=default_model(), help=f"checkpoint folder or name on the Hub (default: ${MODEL_VARIABLE})"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
-    parser.add_argument("--device", help="for example cuda:1 or cpu (default: the first GPU, else the CPU)")
-    parser.add_argument("--host", help="address to listen on; 0.0.0.0 accepts others (default: this machine only)")
-    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
-    parser.add_argument("--num_candidates", type=int, default=8, help="explanations to sample and rank (default: 8)")
-    limits = UploadLimits()
-    parser.add_argument(
-        "--max_megabytes", type=float, default=limits.megabytes, help="largest upload in MB (default: %(default)g)"
-    )
-    parser.add_argument(
-        "--max_megapixels",
-        type=float,
-        default=limits.megapixels,
-        help="largest picture in megapixels, about 15 MB of memory each (default: %(default)g)",
-    )
+    add, limits = parser.add_argument, UploadLimits()
+    add("--model", help="checkpoint folder or name on the Hub (default: $SEVLM_MODEL)")
+    add("--revision", help="branch, tag or commit of the model on the Hub")
+    add("--device", help="for example cuda:1 or cpu (default: the first GPU, else the CPU)")
+    add("--host", help="address to listen on; 0.0.0.0 accepts others (default: this machine only)")
+    add("--port", type=int, help="port (default: the first free one from 7860)")
+    add("--num_candidates", type=int, default=8, help="explanations to sample and rank (default: 8)")
+    add("--max_megabytes", type=float, default=limits.megabytes, help="largest upload in MB (default: %(default)g)")
+    help = "largest picture in megapixels, about 15 MB of memory each (default: %(default)g)"
+    add("--max_megapixels", type=float, default=limits.megapixels, help=help)
     args = parser.parse_args(argv)
-    if not args.model:
-        parser.error(f"the model is missing: pass --model FOLDER_OR_NAME, or set {MODEL_VARIABLE}.")
+    written = MODEL_FILE.read_text(encoding="utf-8").strip() if MODEL_FILE.is_file() else None
+    model = args.model or os.environ.get("SEVLM_MODEL") or written
+    if not model:
+        parser.error("the model is missing: pass --model FOLDER_OR_NAME, or set SEVLM_MODEL.")
     if args.num_candidates < 2:
         parser.error("--num_candidates must be at least 2, because one explanation needs no ranking.")
+    limits = UploadLimits(args.max_megabytes, args.max_megapixels)
     with errors_as_exit():
-        limits = UploadLimits(args.max_megabytes, args.max_megapixels)
-        explainer = Explainer.load(
-            args.model, args.device, args.revision, limits=limits, num_candidates=args.num_candidates
-        )
+        explainer = Explainer(model, limits, args.num_candidates, device=args.device, revision=args.revision)
     with tempfile.TemporaryDirectory() as folder:
         launch(build(explainer, app_page.draw_examples(folder)), explainer, host=args.host, port=args.port)
 

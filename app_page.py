@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """What the page of `app.py` shows (HTML) and what it accepts (uploads, requests). Importing it loads no model."""
 
 import base64
@@ -8,9 +7,9 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 import gradio as gr
 from PIL import Image
@@ -26,10 +25,8 @@ MAX_REQUEST_MEGABYTES = 1  # of a request that uploads nothing; the page itself 
 MIN_FREE_BYTES = 2**30  # of the disk that uploads are stored on
 # Pillow reads about fifty formats; some of them run other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
-MAX_ASPECT_RATIO = 50  # squashed to a square, a longer strip is a smear
 # Paintings of the embedded data's test split (660 to 719), one for every emotion that has a name.
 EXAMPLE_SCENES = (676, 713, 705, 684, 708, 718, 706, 698)
-EXAMPLE_SIZE = 448  # pixels; the embedded data's 64 are too few to look at
 
 INVITATION = (
     '<div class="sevlm-card sevlm-empty"><p>Drop a picture on the left, or pick one of the examples. '
@@ -60,11 +57,10 @@ this app and are deleted within two hours; nothing is sent anywhere else.
 
 def style(emotions: Sequence[str]) -> str:
     """Returns the style sheet, with a colour for the dot of each emotion that can be chosen."""
-    dots = "".join(
-        f"#emotion label:nth-of-type({number}) {{ --emotion: {emotion_style(emotion).colour}; }}\n"
-        for number, emotion in enumerate(emotions, start=1)
-    )
-    return Path(__file__).with_name("app_page.css").read_text(encoding="utf-8") + dots
+    rules = Path(__file__).with_name("app_page.css").read_text(encoding="utf-8")
+    for number, emotion in enumerate(emotions, start=1):
+        rules += f"#emotion label:nth-of-type({number}) {{ --emotion: {emotion_style(emotion).colour}; }}\n"
+    return rules
 
 
 def header(model_name: str, is_small: bool) -> str:
@@ -76,10 +72,8 @@ def header(model_name: str, is_small: bool) -> str:
 
 
 def about(is_small: bool) -> str:
-    """Returns the page's notes on what the model is, as Markdown."""
-    return ABOUT.format(
-        data="generated pictures of our own" if is_small else "paintings and what people wrote about them"
-    )
+    data = "generated pictures of our own" if is_small else "paintings and what people wrote about them"
+    return ABOUT.format(data=data)
 
 
 def alert(text: str) -> str:
@@ -149,7 +143,7 @@ def draw_examples(folder: str | Path) -> list[Path]:
     for index in EXAMPLE_SCENES:
         scene = toy_scene(index)
         files.append(Path(folder, f"{scene.motif}_{scene.setting}.png"))
-        paint_scene(scene, EXAMPLE_SIZE)[0].save(files[-1])
+        paint_scene(scene, 448)[0].save(files[-1])
     return files
 
 
@@ -179,15 +173,9 @@ class UploadError(ValueError):
     """An upload that is refused; the message is for the visitor."""
 
 
-@dataclass(frozen=True)
-class UploadLimits:
+class UploadLimits(NamedTuple):
     megabytes: float = 20
     megapixels: float = 50
-
-    def __post_init__(self):
-        for name in ("megabytes", "megapixels"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"The limit is a number of {name} above 0, not {getattr(self, name):g}.")
 
 
 def open_upload(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
@@ -214,10 +202,9 @@ def open_upload(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
                 "2,000 pixels wide."
             ) from error
         except Exception as error:  # Pillow's plug-ins raise far more than OSError on damaged headers
-            raise UploadError(
-                "This file is not a picture that can be read here. Choose a JPEG, PNG, WebP, GIF, BMP or TIFF file."
-            ) from error
-        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+            formats = "JPEG, PNG, WebP, GIF, BMP or TIFF file"
+            raise UploadError(f"This file is not a picture that can be read here. Choose a {formats}.") from error
+        if max(image.size) > 50 * min(image.size):  # squashed to a square, it is a smear
             raise UploadError(
                 f"The picture is a strip of {image.width:,} x {image.height:,} pixels, of which the model would see "
                 "nothing. Cut out a part of it."

@@ -1,13 +1,12 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Shows where the model looked when it wrote a word: its cross-attention over the patches, as pictures.
 
     words, maps = attention_map(model, processor.tokenizer, sequence, pixel_values=inputs["pixel_values"])
     overlay_attention(image, maps[words.index("sea")])
 
 There are two measures. `"attention"` is the attention weights. A weight on a patch that says the same as all patches
-does not point to a place, though: the output is the mean of the patches' values plus the difference that the attended
-patches make. `"contribution"`, the default, is the size of each patch's part in that difference (after Kobayashi et
-al., 2020, who weigh by the values' norms). `python -m studies.attention` checks both on pictures with a known answer.
+does not point to a place, though. `"contribution"`, the default, is the size of each patch's part in the difference
+between the attention's output and the mean of the patches' values (after Kobayashi et al., 2020, who weigh by the
+values' norms). `python -m studies.attention` checks both on pictures with a known answer.
 
 A map shows what the decoder read from where, which does not explain why it chose the word. The tower's last layer may
 also hold at a patch what comes from elsewhere in the picture.
@@ -40,46 +39,35 @@ def attention_map(
     image_features: torch.Tensor | None = None,
     measure: str = "contribution",
     layer: int | str = "mean",
-    head: int | None = None,
-    grid: tuple[int, int] | None = None,
 ) -> tuple[list[str], np.ndarray]:
     """Returns the words of an explanation and a map for each: where the model looked when it wrote the word.
 
-    Passes the finished sentence through the decoder once. A word of several tokens gets their mean. The model is not
-    changed, so other threads may use it at the same time. Call `eval()` first, as for `generate`.
+    A word of several tokens gets their mean. The model is not changed, so other threads may use it at the same time.
 
     Args:
-        model: a `SEVLMForConditionalGeneration`.
-        tokenizer: the tokenizer of its processor.
+        model, tokenizer: a `SEVLMForConditionalGeneration` in `eval()` mode and the tokenizer of its processor.
         sequence: `(L,)` or `(1, L)`, a row that `generate` returned, prompt included.
         pixel_values: `(1, 3, H, W)`; or `image_features`: `(1, K, d)`.
         measure: `"contribution"` or `"attention"`, see above.
         layer: a decoder layer, `-1` for the last one; `"mean"` of all; or `"rollout"`, which follows the patches
             through the self-attention of the layers above.
-        head: one head instead of all. Attention is averaged over heads, contributions are summed.
-        grid: rows and columns of the patches, if they differ from the configuration.
 
     Returns:
         The words, as in the pipeline's `vad`, and their maps `(words, rows, columns)`, float32; each map is
         non-negative and sums to 1.
 
     Raises:
-        ValueError: several sentences or images; an unknown measure, layer or head; patches that do not fill the grid.
+        ValueError: several sentences or images; an unknown measure or layer; patches that do not fill a rectangle.
     """
-    sequence = sequence.reshape(1, -1) if sequence.dim() == 1 else sequence
-    if sequence.dim() != 2 or sequence.shape[0] != 1:
-        raise ValueError(f"attention_map takes one sentence, (L,) or (1, L), not {tuple(sequence.shape)}.")
-    sequence = sequence.to(model.device)
-    sequence = sequence[:, sequence[0].ne(model.config.pad_token_id)]
+    sequence = torch.atleast_2d(sequence).to(model.device)
     if image_features is None:
         with torch.no_grad():
             image_features = model.get_image_features(pixel_values.to(model.device))
-    if image_features.shape[0] != 1:
-        raise ValueError(f"attention_map takes one image, not {image_features.shape[0]}.")
-    steps = reduce_layers(*patch_shares(model, sequence, image_features, measure=measure, head=head), layer)
-    rows, columns = grid or patch_grid(model.config.vision_config, image_features.shape[1])
-    if rows * columns != image_features.shape[1]:
-        raise ValueError(f"{image_features.shape[1]} patches do not fill a grid of {rows} x {columns}: pass `grid=`.")
+    if len(sequence) != 1 or len(image_features) != 1:
+        raise ValueError(f"One sentence and one image at a time, not {len(sequence)} and {len(image_features)}.")
+    sequence = sequence[:, sequence[0].ne(model.config.pad_token_id)]
+    steps = reduce_layers(*patch_shares(model, sequence, image_features, measure=measure), layer)
+    rows, columns = patch_grid(model.config.vision_config, image_features.shape[1])
     words = explanation_words(model, tokenizer, sequence[0].tolist())
     maps = steps.new_zeros(len(words), rows, columns)
     for i, (_, positions) in enumerate(words):
@@ -90,56 +78,44 @@ def attention_map(
 
 @torch.no_grad()
 def patch_shares(
-    model, sequence: torch.Tensor, image_features: torch.Tensor, *, measure: str, head: int | None = None
+    model, sequence: torch.Tensor, image_features: torch.Tensor, *, measure: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the shares of the patches, `(layers, L, K)`, and of the text, `(layers, L, L)`, in each step, averaged
-    over heads; rows sum to 1. The arguments are those of [`attention_map`], for `(1, L)` and `(1, K, d)`."""
+    """Returns the shares of the patches, `(layers, L, K)`, and of the text, `(layers, L, L)`, in each step, over all
+    heads; rows sum to 1. The arguments are those of [`attention_map`], for `(1, L)` and `(1, K, d)`."""
     if measure not in ("contribution", "attention"):
         raise ValueError(f"measure must be 'contribution' or 'attention', not {measure!r}.")
-    heads = model.config.text_config.n_head
-    if head is not None and not 0 <= head < heads:
-        raise ValueError(f"There is no head {head}: the decoder has heads 0 to {heads - 1}.")
-    chosen = slice(None) if head is None else slice(head, head + 1)
     with record_inputs(model.decoder) as inputs:
         model(input_ids=sequence, image_features=image_features, skip_logits=True)
     cross, text = [], []
     for block in model.decoder.h:
-        weights, values = _to_patches(block.crossattention, *inputs[block.crossattention])
-        weights, values = weights[chosen], values[chosen]
+        attention, (hidden, patches) = block.crossattention, inputs[block.crossattention]
+        keys, values = _by_head(attention, attention.c_attn(patches), 2)
+        (queries,) = _by_head(attention, attention.q_attn(hidden), 1)
+        weights = _weights(attention, queries, keys)
         if measure == "contribution":
-            # The mean over the patches is the same wherever the model looks.
+            # The output of each head for one patch alone, (heads, K, width). Their mean over the patches is the same
+            # wherever the model looks.
+            values = values @ attention.c_proj.weight.float().unflatten(0, (attention.num_heads, -1))
             parts = torch.einsum("hlk,hkd->lkd", weights, values - values.mean(dim=1, keepdim=True)).norm(dim=-1)
             total = parts.sum(dim=-1, keepdim=True)
             # Identical patches share equally.
             cross.append(torch.where(total > 0, parts / total, 1 / parts.shape[-1]))
         else:
             cross.append(weights.mean(dim=0))
-        text.append(_to_text(block.attn, inputs[block.attn][0]).mean(dim=0))
+        queries, keys, _ = _by_head(block.attn, block.attn.c_attn(inputs[block.attn][0]), 3)
+        later = torch.full((len(sequence[0]),) * 2, -torch.inf, device=sequence.device).triu(1)
+        text.append(_weights(block.attn, queries, keys, later).mean(dim=0))
     return torch.stack(cross), torch.stack(text)
 
 
-def _to_patches(attention: Any, hidden: torch.Tensor, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights `(heads, L, K)`, and the output of each head for one patch alone, `(heads, K, width)`."""
-    keys, values = attention.c_attn(patches).split(hidden.shape[-1], dim=-1)
-    weights = _weights(attention, attention.q_attn(hidden), keys)
-    values = values[0].unflatten(-1, (attention.num_heads, -1)).transpose(0, 1)
-    out = attention.c_proj.weight.unflatten(0, (attention.num_heads, -1))  # Conv1D: (in, out)
-    return weights, values.float() @ out.float()
+def _by_head(attention: Any, states: torch.Tensor, number: int) -> tuple[torch.Tensor, ...]:
+    """Splits `(1, L, number * width)` into `number` tensors `(heads, L, width / heads)`."""
+    parts = states[0].float().chunk(number, dim=-1)
+    return tuple(part.unflatten(-1, (attention.num_heads, -1)).transpose(0, 1) for part in parts)
 
 
-def _to_text(attention: Any, hidden: torch.Tensor) -> torch.Tensor:
-    queries, keys, _ = attention.c_attn(hidden).split(hidden.shape[-1], dim=-1)
-    later = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device).triu(1)
-    return _weights(attention, queries, keys, later)
-
-
-def _weights(attention: Any, queries: torch.Tensor, keys: torch.Tensor, unseen=None) -> torch.Tensor:
-    """`(1, L, width)` and `(1, K, width)` -> `(heads, L, K)`, as in `GPT2Attention`."""
-    queries, keys = (states[0].unflatten(-1, (attention.num_heads, -1)).transpose(0, 1) for states in (queries, keys))
-    scores = queries.float() @ keys.float().transpose(-1, -2) * attention.scaling
-    if unseen is not None:
-        scores = scores.masked_fill(unseen, float("-inf"))
-    return scores.softmax(dim=-1)
+def _weights(attention: Any, queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | float = 0.0):
+    return (queries @ keys.transpose(-1, -2) * attention.scaling + mask).softmax(dim=-1)
 
 
 @contextmanager
@@ -151,10 +127,9 @@ def record_inputs(decoder: nn.Module) -> Iterator[dict]:
     """
     thread, inputs = threading.get_ident(), dict[nn.Module, tuple]()
 
-    def record(module, args, kwargs=None):
+    def record(module, args, kwargs):
         if threading.get_ident() == thread:
-            kwargs = kwargs or {}
-            inputs[module] = (args[0] if args else kwargs["hidden_states"], kwargs.get("encoder_hidden_states"))
+            inputs[module] = args[0], kwargs.get("encoder_hidden_states")
 
     attentions = [attention for block in decoder.h for attention in (block.attn, block.crossattention)]
     hooks = [attention.register_forward_pre_hook(record, with_kwargs=True) for attention in attentions]
@@ -183,38 +158,26 @@ def reduce_layers(cross: torch.Tensor, text: torch.Tensor, layer: int | str) -> 
 
 def patch_grid(vision_config, patches: int) -> tuple[int, int]:
     """Rows and columns of the patches: from the configuration if they fit, otherwise a square."""
-    sizes = [getattr(vision_config, name, None) or (0, 0) for name in ("image_size", "patch_size")]
+    sizes = [getattr(vision_config, name, None) or 1 for name in ("image_size", "patch_size")]
     (height, width), (patch_height, patch_width) = [(s, s) if isinstance(s, int) else s for s in sizes]
-    if patch_height and patch_width and (height // patch_height) * (width // patch_width) == patches:
-        return height // patch_height, width // patch_width
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise ValueError(f"{patches} patches are not a square: pass `grid=(rows, columns)`.")
-    return side, side
+    rows, columns = height // patch_height, width // patch_width
+    if rows * columns != patches:
+        rows = columns = math.isqrt(patches)
+    if rows * columns != patches:
+        raise ValueError(f"{patches} patches fill neither the grid of the configuration nor a square.")
+    return rows, columns
 
 
-def overlay_attention(image: Image.Image, weights: np.ndarray, *, strength: float = 0.65) -> Image.Image:
-    """Lays one word's map over the image, which shows through where the model looked and is dark elsewhere.
-
-    Args:
-        weights: `(rows, columns)`, non-negative; scaled by its maximum.
-        strength: from 0, the image alone, to 1, where only the places looked at show through.
-
-    Returns:
-        RGB, of the image's size.
-    """
+def overlay_attention(image: Image.Image, weights: np.ndarray) -> Image.Image:
+    """Lays one word's map `(rows, columns)` over the image, which shows through where the model looked and is dark
+    elsewhere. Returns RGB of the image's size."""
     image = image.convert("RGB")
     weights = np.asarray(weights, dtype=np.float32)
-    if weights.ndim != 2 or not weights.size:
-        raise ValueError(f"overlay_attention takes one word's map, (rows, columns), not {weights.shape}.")
-    top = float(weights.max())
-    weights = weights / top if top > 0 else weights
-    heat = Image.fromarray(weights).resize(image.size, Image.Resampling.BICUBIC)
+    heat = Image.fromarray(weights / (weights.max() or 1)).resize(image.size, Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(heat), 0, 1)
-    colours = np.stack(
-        [np.interp(share, np.linspace(0, 1, len(HEAT)), channel) for channel in zip(*HEAT, strict=True)]
-    )
+    levels = np.linspace(0, 1, len(HEAT))
+    colours = np.stack([np.interp(share, levels, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
     # The hottest place shows the image itself, slightly lit.
-    veil = strength * (1 - 0.65 * share)[..., None]
-    mixed = np.asarray(image, dtype=np.float32) * (1 - veil) + colours.transpose(1, 2, 0) * veil
+    veil = 0.65 * (1 - 0.65 * share)[..., None]
+    mixed = np.asarray(image, dtype=np.float32) * (1 - veil) + colours * veil
     return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))

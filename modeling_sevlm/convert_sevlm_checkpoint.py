@@ -169,7 +169,8 @@ def convert(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    name = "python -m modeling_sevlm.convert_sevlm_checkpoint"
+    parser = argparse.ArgumentParser(name, description=__doc__.split("\n\n")[0])
     parser.add_argument("release_dir", help="folder that contains nle_model_<tag>/, at any depth")
     parser.add_argument("--tag", default="best-acc", help="checkpoint of the release (default: best-acc)")
     parser.add_argument("--output_dir", required=True, help="folder to write")

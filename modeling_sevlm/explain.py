@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Explain pictures from the command line.
 
     sevlm explain painting.jpg https://example.org/other.jpg --model org/sevlm-artemis       # a table
@@ -16,7 +15,6 @@ explains changed pictures again. A run with other settings, another model or oth
 `--overwrite`, which starts again.
 """
 
-import argparse
 import io
 import json
 import os
@@ -24,6 +22,7 @@ import shutil
 import sys
 import textwrap
 import warnings
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
@@ -35,36 +34,32 @@ from transformers.utils import logging
 import processing  # noqa: F401 - registers the processor with AutoProcessor
 from processing.images import IMAGE_EXTENSIONS
 
-from .explain_folder import check_part_file, encodable, explain_batches, write_explanations
+from .explain_folder import check_output, encodable, explain_batches, write_explanations
 from .pipeline_sevlm import TASK, SEVLMPipeline
 
 
 EXTENSIONS = {*IMAGE_EXTENSIONS, ".bmp", ".gif", ".tif", ".tiff"}
-OUTPUT_FORMATS = (".parquet", ".csv")
-FILE_WIDTH = 40  # columns of the table for a name
-
-
-def count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
-    return int(text)
 
 
 def positive_number(text: str) -> float:
     if not float(text) > 0:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+        raise ArgumentTypeError(f"must be a number above 0, not {text!r}")
     return float(text)
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "sevlm explain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def count(text: str) -> int:
+    positive_number(text)
+    return int(text)
+
+
+def parse_arguments(argv: list[str] | None) -> Namespace:
+    parser = ArgumentParser("sevlm explain", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("pictures", nargs="+", help="files, folders, URLs")
     add("--model", required=True, help="checkpoint folder or name on the Hub")
-    add("--json", action="store_true", help="print one JSON object per picture instead of a table")
-    add("--output", type=Path, help="write a table to this .parquet or .csv file instead")
+    add_form = parser.add_mutually_exclusive_group().add_argument
+    add_form("--json", action="store_true", help="print one JSON object per picture instead of a table")
+    add_form("--output", type=Path, help="write a table to this .parquet or .csv file instead")
     add("--overwrite", action="store_true", help="replace FILE and discard an unfinished run")
     add("--batch_size", type=count, default=16, help="pictures per batch (default: 16)")
     add("--emotion", help="explain this emotion instead of naming one")
@@ -76,18 +71,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--max_megapixels", type=positive_number, help="largest picture that is opened (default: 178)")
     add("--timeout", type=positive_number, metavar="SECONDS", help="give up on a URL after this long (default: 60)")
     add("--max_megabytes", type=positive_number, help="largest file that a URL may send (default: 256)")
-    add(
-        "--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="precision (default: auto)"
-    )
+    add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="(default: auto)")
     add("--revision", help="branch, tag or commit of the model on the Hub")
     add("--trust_remote_code", action="store_true", help="use the code in the model's repository")
     args = parser.parse_args(argv)
-    if args.output is not None and args.json:
-        parser.error("--json prints and --output writes: choose one.")
-    if args.output is not None and args.output.suffix.lower() not in OUTPUT_FORMATS:
-        parser.error(f"--output {args.output}: the name must end in one of {', '.join(OUTPUT_FORMATS)}.")
-    if args.output is None and args.overwrite:
-        parser.error("--overwrite needs --output FILE.")
+    if args.output is not None and args.output.suffix.lower() not in (".parquet", ".csv"):
+        parser.error(f"--output {args.output}: the name must end in .parquet or .csv.")
+    args.do_sample |= args.num_candidates > 1
     return args
 
 
@@ -102,49 +92,32 @@ def main(argv: list[str] | None = None) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SystemExit(
             "error: several processes would each explain all pictures. Run `python -m modeling_sevlm` once, without "
-            "accelerate or torchrun; for several GPUs give each run its own pictures, --device and --output."
+            "accelerate or torchrun."
         )
     # Pillow warns below its own limit, which is also the default here.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    part_path = check_output(args.output, args.overwrite) if args.output is not None else None
+    part_path = None if args.output is None else check_output(args.output, args.overwrite)
     check_device(args.device)
     files = find_pictures(args.pictures)
-    kept = f"{part_path} keeps the finished pictures; repeat the command to continue"
+    skipped: list[list[str]] = []
+    kept = f"{part_path} keeps the finished pictures; repeat the command to continue."
     try:
         explainer = load_pipeline(args)
         if part_path is None:
-            explained, skipped = print_explanations(explainer, files, args)
+            explained = print_explanations(explainer, files, args, skipped)
         else:
-            explained, skipped = write_explanations(explainer, files, part_path, args)
+            explained = write_explanations(explainer, files, args, skipped, part_path)
     except KeyboardInterrupt:
-        print(f"\nInterrupted{f': {kept}' if part_path is not None and part_path.exists() else ''}.", file=sys.stderr)
+        print(f"\nInterrupted. {kept if part_path is not None and part_path.exists() else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # `| head` has closed the pipe. The rest of the buffer must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        raise SystemExit(f"error: {error}" + (f". {kept}." if part_path is not None else "")) from error
-    if explained and part_path is not None:
-        print(f"{explained:,} pictures explained in {args.output}.", file=sys.stderr)
+        raise SystemExit(f"error: {error}" + (f". {kept}" if part_path is not None else "")) from error
     report_left_out("left out because they cannot be read", skipped)
     return 0 if explained else 1
-
-
-def check_output(output: Path, overwrite: bool) -> Path:
-    """Checks before a model is loaded that the file can be written; returns the path of the part file."""
-    part_path = output.with_name(output.name + ".part")
-    if output.is_dir():
-        raise SystemExit(f"error: --output {output} is a folder. Name a file in it.")
-    folder = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        problem = "cannot be written to" if folder.is_dir() else "is not a folder"
-        raise SystemExit(f"error: --output {output}: {folder} {problem}. Name a file in another folder.")
-    check_part_file(part_path)
-    # With a part file, this may be the file that an interrupted run with --overwrite will replace.
-    if output.exists() and not part_path.exists() and not overwrite:
-        raise SystemExit(f"error: {output} exists already. Name another file, or add --overwrite.")
-    return part_path
 
 
 def check_device(name: str | None) -> None:
@@ -152,66 +125,52 @@ def check_device(name: str | None) -> None:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise SystemExit(
-            f"error: --device {name} cannot be used here ({reason}). Use cpu, or cuda or cuda:1 if PyTorch finds a "
-            "GPU, or omit it."
-        ) from error
+        raise SystemExit(f"error: --device {name} cannot be used here ({reason}). Use cpu, or omit it.") from error
 
 
 def find_pictures(names: list[str]) -> list[str]:
     """Returns files and URLs as named, and the pictures in folders, sorted; each once. Prints what is left out."""
     found: dict[str, str] = {}  # by absolute path
     for name in names:
-        if name.startswith(("http://", "https://")):
-            found.setdefault(name, name)
-        elif os.path.isfile(name):
-            found.setdefault(os.path.abspath(name), name)
-        elif os.path.isdir(name):
-            errors: list[OSError] = []
-            folders = os.walk(name, onerror=errors.append)
-            files = [os.path.join(folder, file) for folder, _, inside in folders for file in inside]
-            pictures = sorted(file for file in files if Path(file).suffix.lower() in EXTENSIONS)
-            closed = [[error.filename, error.strerror] for error in errors]
-            if not pictures:
-                kinds = ", ".join(sorted(EXTENSIONS))
-                reasons = "".join(f" {printable(folder)}: {reason}." for folder, reason in closed)
-                raise SystemExit(f"error: no picture ({kinds}) in the folder {printable(name)}.{reasons}")
-            report_left_out("folders left out because they cannot be searched", closed)
-            if others := len(files) - len(pictures):
-                print(f"{others:,} files of other types ignored in {printable(name)}.", file=sys.stderr)
-            for file in pictures:
-                found.setdefault(os.path.abspath(file), file)
-        else:
-            is_special = os.path.exists(name)
-            problem = "a pipe, a socket or a device, not a file" if is_special else "no such file or folder"
-            raise SystemExit(f"error: {printable(name)}: {problem}.")
+        is_url = name.startswith(("http://", "https://"))
+        if not is_url and not os.path.exists(name):
+            raise SystemExit(f"error: {printable(name)}: no such file or folder.")
+        for file in search_folder(name) if os.path.isdir(name) else [name]:
+            found.setdefault(file if is_url else os.path.abspath(file), file)
     return list(found.values())
 
 
-def load_pipeline(args: argparse.Namespace) -> SEVLMPipeline:
+def search_folder(name: str) -> list[str]:
+    errors: list[OSError] = []
+    folders = os.walk(name, onerror=errors.append)
+    files = [os.path.join(folder, file) for folder, _, inside in folders for file in inside]
+    pictures = sorted(file for file in files if Path(file).suffix.lower() in EXTENSIONS)
+    closed = [[error.filename, error.strerror] for error in errors]
+    report_left_out("folders left out because they cannot be searched", closed)
+    if not pictures:
+        raise SystemExit(f"error: no picture ({', '.join(sorted(EXTENSIONS))}) in the folder {printable(name)}.")
+    if others := len(files) - len(pictures):
+        print(f"{others:,} files of other types ignored in {printable(name)}.", file=sys.stderr)
+    return pictures
+
+
+def load_pipeline(args: Namespace) -> SEVLMPipeline:
     logging.disable_progress_bar()
-    names = ("model", "device", "dtype", "revision", "trust_remote_code", "emotion", "num_candidates")
-    settings = {name: getattr(args, name) for name in names} | {"do_sample": args.do_sample or args.num_candidates > 1}
-    if args.max_new_tokens is not None:
-        settings["max_new_tokens"] = args.max_new_tokens
+    names = ["model", "device", "dtype", "revision", "trust_remote_code"]
+    names += ["emotion", "num_candidates", "do_sample", "max_new_tokens"]
     try:
         # The overloads list only the tasks of transformers.
-        return pipeline(TASK, **settings)  # type: ignore[call-overload]
+        return pipeline(TASK, **{name: getattr(args, name) for name in names})  # type: ignore[call-overload]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SystemExit(f"error: --model {args.model}: {error}") from error
 
 
-def print_explanations(
-    explainer: SEVLMPipeline, files: list[str], args: argparse.Namespace
-) -> tuple[int, list[list[str]]]:
-    """Prints each batch when it is done; returns the number of pictures and `[file, reason]` of those skipped."""
-    widths = (
-        min(FILE_WIDTH, max(len(printable(file)) for file in files)),
-        max(map(len, explainer.model.config.emotions)),
-    )
+def print_explanations(explainer: SEVLMPipeline, files: list[str], args: Namespace, skipped: list[list[str]]) -> int:
+    """Prints each batch when it is done, adds `[file, reason]` to `skipped` and returns the number of rows."""
+    widths = min(40, max(len(printable(file)) for file in files)), max(map(len, explainer.model.config.emotions))
     only_ascii = "utf" not in (sys.stdout.encoding or "").lower()
-    explained, all_skipped = 0, []
-    for rows, skipped in explain_batches(explainer, files, args):
+    explained = 0
+    for rows in explain_batches(explainer, files, args, skipped):
         if not args.json and not explained and rows:
             print(table_line(widths, "file", "emotion", "score", "explanation"))
         for row in rows:
@@ -223,8 +182,7 @@ def print_explanations(
                 line = table_line(widths, printable(row["file"]), emotion or "(none)", score, row["explanation"])
             print(line, flush=True)
         explained += len(rows)
-        all_skipped += skipped
-    return explained, all_skipped
+    return explained
 
 
 def table_line(widths: tuple[int, int], file: str, emotion: str, score: str, explanation: str) -> str:

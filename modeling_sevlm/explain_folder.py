@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Explains many pictures in batches and keeps the finished batches, so that an interrupted run can continue.
 
 The part file is JSON Lines: a header with the settings, then one line for each finished batch. Each line is synced to
@@ -20,6 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+import pandas as pd
+import pyarrow as pa
 import torch
 from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
@@ -39,10 +40,10 @@ PART_MARK = b'{"sevlm_explanations": 3, '
 
 
 def explain_batches(
-    explainer: SEVLMPipeline, files: list[str], args: Namespace, done: Container[str] = ()
-) -> Iterator[tuple[list[dict], list[list[str]]]]:
+    explainer: SEVLMPipeline, files: list[str], args: Namespace, skipped: list[list[str]], done: Container[str] = ()
+) -> Iterator[list[dict]]:
     """Explains `files` except those that are `done`, and reads the next batches while the model works. Yields for each
-    batch the rows, `{"file"} | result of the pipeline`, and `[file, reason]` of the files that cannot be read."""
+    batch `{"file"} | result of the pipeline`, and adds `[file, reason]` of files that cannot be read to `skipped`."""
     batches = [files[i : i + args.batch_size] for i in range(0, len(files), args.batch_size)]
     # What is sampled depends on a batch's first file, not on where a run was interrupted.
     todo = [(batch[0], rest) for batch in batches if (rest := [file for file in batch if file not in done])]
@@ -66,20 +67,34 @@ def explain_batches(
         for first, batch in todo:
             waiting.extend(islice(submitted, 1))
             prepared = dict(zip(batch, [future.result() for future in waiting.popleft()], strict=True))
-            skipped = [[file, reason] for file, reason in prepared.items() if isinstance(reason, str)]
+            skipped += [[file, reason] for file, reason in prepared.items() if isinstance(reason, str)]
             readable = {file: inputs for file, inputs in prepared.items() if not isinstance(inputs, str)}
             torch.manual_seed(zlib.crc32(os.fsencode(f"{args.seed} {first}")))
             results = explainer(list(readable.values()), batch_size=len(readable) or 1)
-            yield [{"file": file} | result for file, result in zip(readable, results, strict=True)], skipped
+            yield [{"file": file} | result for file, result in zip(readable, results, strict=True)]
     finally:
         threads.shutdown(cancel_futures=True)
 
 
+def check_output(output: Path, overwrite: bool) -> Path:
+    """Checks before a model is loaded that the file can be written; returns the path of the part file."""
+    part_path = output.with_name(output.name + ".part")
+    if output.is_dir():
+        raise SystemExit(f"error: --output {output} is a folder. Name a file in it.")
+    folder = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise SystemExit(f"error: --output {output}: you cannot write to {folder}. Name a file in another folder.")
+    check_part_file(part_path)
+    # With a part file, this may be the file that an interrupted run with --overwrite will replace.
+    if output.exists() and not part_path.exists() and not overwrite:
+        raise SystemExit(f"error: {output} exists already. Name another file, or add --overwrite.")
+    return part_path
+
+
 def write_explanations(
-    explainer: SEVLMPipeline, files: list[str], part_path: Path, args: Namespace
-) -> tuple[int, list[list[str]]]:
-    """Writes the table `args.output`, continuing an interrupted run. Returns the number of rows and `[file, reason]`
-    of the files that cannot be read."""
+    explainer: SEVLMPipeline, files: list[str], args: Namespace, skipped: list[list[str]], part_path: Path
+) -> int:
+    """Writes the table `args.output`, continuing an interrupted run, and returns the number of its rows."""
     # Taken before any file is read: a file that changes later is explained again when the run continues.
     versions = {file: version(file) for file in files}
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -87,19 +102,18 @@ def write_explanations(
         rows = {file: row for file, row in rows.items() if file in versions and row["version"] == versions[file]}
         if rows:
             print(f"{len(rows):,} of {len(files):,} were done before.", file=sys.stderr)
-        all_skipped = []
         with tqdm(total=len(files), initial=len(rows), unit="picture", file=sys.stderr) as progress:
-            for batch, skipped in explain_batches(explainer, files, args, done=set(rows)):
+            for batch in explain_batches(explainer, files, args, skipped, done=set(rows)):
                 if batch:
                     batch = [row | {"version": versions[row["file"]]} for row in batch]
                     append_line(part, batch)
                     rows |= {row["file"]: row for row in batch}
-                all_skipped += skipped
-                progress.update(len(batch) + len(skipped))
+                progress.update(len(rows) + len(skipped) - progress.n)
         if rows:
             write_table([rows[file] for file in files if file in rows], args.output)
+            print(f"{len(rows):,} pictures explained in {args.output}.", file=sys.stderr)
         part_path.unlink()
-    return len(rows), all_skipped
+    return len(rows)
 
 
 def version(file: str) -> list[int] | None:
@@ -117,51 +131,38 @@ def run_settings(explainer: SEVLMPipeline, args: Namespace) -> dict:
     # The same model from another folder is the same run.
     places = ("_name_or_path", "auto_map", "custom_pipelines", "transformers_version")
     config = {name: value for name, value in model.config.to_dict().items() if name not in places}
+    fields = [config, model.generation_config.to_dict(), processor.to_dict()]
     tokenizer = processor.tokenizer.backend_tokenizer.to_str()
-    settings = json.dumps(
-        [config, model.generation_config.to_dict(), processor.to_dict()], sort_keys=True, default=str
-    )
-    samples = args.do_sample or args.num_candidates > 1
-    return {
+    names = ["emotion", "num_candidates", "do_sample", "max_new_tokens"]
+    # What is sampled for a picture depends on its batch.
+    names += ["seed", "batch_size"] if args.do_sample else []
+    return {name: getattr(args, name) for name in names} | {
         # With the absolute path, because a relative name is another picture in another folder.
         "pictures": Hasher.hash([[name, os.path.abspath(name)] for name in args.pictures]),
-        "model": Hasher.hash([settings, tokenizer, dict(model.state_dict())]),
-        "emotion": args.emotion,
-        "num_candidates": args.num_candidates,
-        "do_sample": samples,
-        "max_new_tokens": args.max_new_tokens,
-        # What is sampled for a picture depends on its batch.
-        "seed": args.seed if samples else None,
-        "batch_size": args.batch_size if samples else None,
+        "model": Hasher.hash([json.dumps(fields, sort_keys=True, default=str), tokenizer, dict(model.state_dict())]),
     }
 
 
 @contextmanager
 def open_part_file(path: Path, settings: dict, overwrite: bool = False) -> Iterator[tuple[BinaryIO, dict[str, dict]]]:
-    """Locks the part file and yields it with the rows (by file) of the batches that were finished before.
-
-    Raises:
-        SystemExit: the file is not a part file, another run uses it, it is damaged, or it has other settings. In the
-            last two cases `overwrite` discards the rows instead.
-    """
+    """Locks the part file and yields it with the rows (by file) of the finished batches. Stops if another run uses the
+    file, if it is damaged or if it has other settings; in the last two cases `overwrite` discards the rows instead."""
     check_part_file(path)
     with open(path, "a+b") as file:
-        if fcntl is not None:
-            try:
+        try:
+            if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SystemExit(f"error: another run is writing {path}.") from None
+        except BlockingIOError:
+            raise SystemExit(f"error: another run is writing {path}.") from None
         file.seek(0)
         lines = file.read().split(b"\n")[:-1]
         try:
-            header, *batches = [json.loads(line) for line in lines] or [{}]
+            header, *batches = [json.loads(line) for line in lines] or [{"settings": None}]
         except ValueError:
             if not overwrite:
-                raise SystemExit(
-                    f"error: the unfinished run {path} is damaged. Start again with --overwrite."
-                ) from None
-            header = {}
-        before = header.get("settings")
+                raise SystemExit(f"error: {path} is damaged. Start again with --overwrite.") from None
+            header = {"settings": None}
+        before = header["settings"]
         # With --overwrite, only a run that had it too is continued.
         if before == settings and (header["overwrite"] or not overwrite):
             file.truncate(sum(len(line) + 1 for line in lines))
@@ -170,14 +171,11 @@ def open_part_file(path: Path, settings: dict, overwrite: bool = False) -> Itera
             file.truncate(0)
             append_line(file, {"sevlm_explanations": 3, "overwrite": overwrite, "settings": settings})
         else:
-            details = [
-                name if name in ("pictures", "model") else f"{name} was {before[name]!r}, is {value!r}"
-                for name, value in settings.items()
-                if before[name] != value
-            ]
+            pairs = [(name, before.get(name), value) for name, value in settings.items()]
+            changes = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new)
             raise SystemExit(
-                f"error: {path} holds an unfinished run with other settings: {'; '.join(details)}. Finish it with the "
-                "same command, or start again with --overwrite."
+                f"error: {path} holds an unfinished run with other settings: {changes}. Finish it with the same "
+                "command, or start again with --overwrite."
             )
         yield file, {row["file"]: row for batch in batches for row in batch}
 
@@ -191,44 +189,33 @@ def append_line(file: BinaryIO, content) -> None:
 
 def check_part_file(path: Path) -> None:
     """Stops if `path` exists and is not a part file of this version."""
-    start = b""
-    if path.is_file():
-        with open(path, "rb") as file:
-            start = file.read(len(PART_MARK))
+    start = path.read_bytes()[: len(PART_MARK)] if path.is_file() else b""
     # A run that was interrupted at once leaves an empty file or a part of the mark.
     if not PART_MARK.startswith(start) or (path.exists() and not path.is_file()):
         raise SystemExit(
-            f"error: {path}, where an unfinished run is kept, is not a file of this program or of this version. Move "
-            "it away, or name another --output."
+            f"error: {path}, where an unfinished run is kept, is not a file of this program or version. Move it away, "
+            "or name another --output."
         )
 
 
 def write_table(rows: list[dict], output: Path) -> None:
     """Writes one row per picture: file, emotion, explanation, alignment_score, a score for each label, vad (as JSON in
     a CSV file)."""
-    flat = []
-    for row in rows:
-        columns = {name: row[name] for name in ("emotion", "explanation", "alignment_score")}
-        scores = {f"score_{label.replace(' ', '_')}": score for label, score in row["emotion_scores"].items()}
-        flat.append({"file": encodable(row["file"])} | columns | scores | {"vad": row["vad"]})
+    table = pd.DataFrame([row | {"file": encodable(row["file"])} for row in rows])
+    scores = pd.DataFrame(list(table["emotion_scores"])).rename(columns=lambda label: label.replace(" ", "_"))
+    columns = table[["file", "emotion", "explanation", "alignment_score"]]
+    table = pd.concat([columns, scores.add_prefix("score_"), table["vad"]], axis=1)
     with atomic_write(output) as temporary:
         if output.suffix.lower() == ".csv":
-            for row in flat:
-                row["vad"] = None if row["vad"] is None else json.dumps(row["vad"])
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
-                # All text in quotation marks: a lone carriage return in a name would end the row.
-                writer = csv.DictWriter(file, flat[0], quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(flat)
+            table["vad"] = table["vad"].map(json.dumps, na_action="ignore")
+            # All text in quotation marks: a lone carriage return in a name would end the row.
+            table.to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         else:
-            import pyarrow as pa
-            from pyarrow import parquet
-
             # Explicit types, because a column of missing values has none.
             texts = dict.fromkeys(("file", "emotion", "explanation"), pa.string())
             words = pa.list_(pa.struct({"word": pa.string()} | dict.fromkeys(VAD_NAMES, pa.float64())))
-            types = dict.fromkeys(flat[0], pa.float64()) | texts | {"vad": words}
-            parquet.write_table(pa.Table.from_pylist(flat, pa.schema(types)), temporary)
+            types = dict.fromkeys(table, pa.float64()) | texts | {"vad": words}
+            table.to_parquet(temporary, index=False, schema=pa.schema(types))
 
 
 def encodable(name: str) -> str:

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, Pipeline
-from transformers.pipelines.pt_utils import KeyDataset
 
 
 TASK = "art-emotion-explanation"
@@ -37,7 +36,7 @@ GENERATION_ARGUMENTS = {
     name
     for name in (*vars(GenerationConfig()), *inspect.signature(GenerationMixin.generate).parameters)
     if not name.startswith(("_", "negative_prompt"))
-} - {"self", "inputs", "kwargs", "num_return_sequences", "return_dict_in_generate"}
+} - {"self", "inputs", "kwargs", "return_dict_in_generate"}
 
 
 class SEVLMPipeline(Pipeline):
@@ -95,8 +94,6 @@ class SEVLMPipeline(Pipeline):
     def _sanitize_parameters(self, generate_kwargs=None, local_files_only=None, **arguments):
         generation = {name: value for name, value in arguments.items() if name not in OWN_ARGUMENTS}
         generation |= generate_kwargs or {}
-        if "num_return_sequences" in generation:
-            raise ValueError("Instead of `num_return_sequences`, use `num_candidates=` with `return_candidates=True`.")
         if unknown := sorted(generation.keys() - GENERATION_ARGUMENTS):
             names = ", ".join(sorted(OWN_ARGUMENTS))
             raise ValueError(f"Unknown arguments {unknown}. Use {names} or arguments of `generate`.")
@@ -109,7 +106,7 @@ class SEVLMPipeline(Pipeline):
         emotion, num_candidates = forward.get("emotion"), forward.get("num_candidates", 1)
         if emotion is not None and emotion not in self.model.config.emotions:
             raise ValueError(f"Unknown emotion {emotion!r}. Use one of {', '.join(self.model.config.emotions)}.")
-        if not isinstance(num_candidates, Integral) or isinstance(num_candidates, bool) or int(num_candidates) < 1:
+        if not isinstance(num_candidates, Integral) or int(num_candidates) < 1:
             raise ValueError(f"num_candidates must be a whole number from 1, not {num_candidates!r}.")
         if int(num_candidates) > 1 and self.model.contrastive_head is None:
             raise ValueError("This model has no contrastive head to rank candidates with: omit num_candidates.")
@@ -118,11 +115,10 @@ class SEVLMPipeline(Pipeline):
 
     def _check_generation(self, generation: dict, emotion: str | None):
         """Refuses arguments that `generate` would ignore, or fail on without a clear message."""
-        arguments = generation
-        if (generation_config := generation.get("generation_config")) is not None:
-            arguments = generation_config.to_dict() | generation
-            if (arguments.get("num_return_sequences") or 1) > 1:
-                raise ValueError("`generation_config` sets `num_return_sequences`: use `num_candidates=` instead.")
+        generation_config = generation.get("generation_config")
+        arguments = generation if generation_config is None else generation_config.to_dict() | generation
+        if (arguments.get("num_return_sequences") or 1) > 1:
+            raise ValueError("Instead of `num_return_sequences`, use `num_candidates=` with `return_candidates=True`.")
         if arguments.get("guidance_scale") not in (None, 1):
             raise ValueError("SEVLM cannot generate without the image, which `guidance_scale` needs: omit it.")
         config = self.model.config
@@ -141,27 +137,22 @@ class SEVLMPipeline(Pipeline):
             return []
         # The library is not required; a caller that passes one of its datasets has imported it.
         datasets = sys.modules.get("datasets")
-        if datasets is not None and isinstance(inputs, (datasets.Dataset, datasets.IterableDataset)):
-            if inputs.column_names is not None and "image" not in inputs.column_names:
-                columns = ", ".join(inputs.column_names)
-                raise ValueError(f"The dataset has no column 'image' but {columns}: pass KeyDataset(dataset, COLUMN).")
-            sized = isinstance(inputs, datasets.Dataset)
-            inputs = KeyDataset(inputs, "image") if sized else (row["image"] for row in inputs)
-        elif datasets is not None and isinstance(inputs, (datasets.Column, datasets.IterableColumn)):
-            inputs = (image for image in inputs)
+        if datasets is not None and isinstance(
+            inputs, (datasets.Dataset, datasets.IterableDataset, datasets.Column, datasets.IterableColumn)
+        ):
+            inputs = (row for row in inputs)
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs, **limits) -> dict[str, torch.Tensor]:
         """Reads an image, or the "image" of a mapping, and returns `{"pixel_values": (1, 3, H, W)}`. The returned
         dictionary is a valid input too. `limits` are `timeout`, `max_megapixels` and `max_megabytes`."""
-        if isinstance(inputs, Mapping) and "pixel_values" in inputs:
-            pixel_values = torch.as_tensor(inputs["pixel_values"])
+        row = inputs if isinstance(inputs, Mapping) else {"image": inputs}
+        if "pixel_values" in row:
+            pixel_values = torch.as_tensor(row["pixel_values"])
+        elif "image" in row:
+            pixel_values = self.processor(images=[row["image"]], return_tensors="pt", **limits)["pixel_values"]
         else:
-            if isinstance(inputs, Mapping):
-                if "image" not in inputs:
-                    raise ValueError(f"A row needs its image under 'image'; this one has {sorted(inputs)}.")
-                inputs = inputs["image"]
-            pixel_values = self.processor(images=[inputs], return_tensors="pt", **limits)["pixel_values"]
+            raise ValueError(f"A row needs 'image', not {sorted(row)}: pass KeyDataset(dataset, COLUMN).")
         pixel_values = pixel_values.reshape(-1, *pixel_values.shape[-3:])
         if len(pixel_values) != 1:
             # Later stages would drop the others, or in a batch mistake them for other inputs.
@@ -177,7 +168,7 @@ class SEVLMPipeline(Pipeline):
         features = model.get_image_features(model_inputs["pixel_values"])
         emotions = None if emotion is None else [emotion] * len(features)
         sequences, scores = generate_ranked(
-            model, self.processor, features, emotions=emotions, num_candidates=int(num_candidates), **generation
+            model, self.processor, features, emotions=emotions, num_candidates=num_candidates, **generation
         )
         if scores is None and model.contrastive_head is not None:
             scores = model.alignment_score(sequences[:, 0], image_features=features).unsqueeze(1)
@@ -195,13 +186,11 @@ class SEVLMPipeline(Pipeline):
             candidate["alignment_score"] = None if alignment_scores is None else alignment_scores[0, i].item()
         scores = dict(zip(self.model.config.emotions, model_outputs["emotion_scores"][0].tolist(), strict=True))
         if not return_all_scores:
-            likeliest = max(scores, key=scores.__getitem__)
-            scores = {likeliest: scores[likeliest]}
+            scores = dict([max(scores.items(), key=lambda item: item[1])])
         vad = None
         if model_outputs["vad"] is not None:
             vad = self._words(sequences[0].tolist(), model_outputs["vad"][0].tolist())
-        best = candidates[0]
-        result = {"emotion": best["emotion"], "emotion_scores": scores} | best | {"vad": vad}
+        result = {"emotion": None, "emotion_scores": scores} | candidates[0] | {"vad": vad}
         return result | ({"candidates": candidates} if return_candidates else {})
 
     def _words(self, ids: list[int], vad: list[list[float]]) -> list[dict]:
@@ -257,19 +246,16 @@ def generate_ranked(
     Raises:
         ValueError: several candidates without sampling or beams.
     """
-    prompts = {}
     if emotions is not None:
-        encoded = processor(emotions=list(emotions), return_tensors="pt")
-        prompts = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        encoded = processor(emotions=list(emotions), return_tensors="pt").to(model.device)
+        generation |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
     generation_config = copy.deepcopy(generation.pop("generation_config", None))
     if num_candidates > 1:
         if generation_config is None:
             generation.setdefault("do_sample", True)
         if generation.get("do_sample") is False and generation.get("num_beams", 1) < num_candidates:
-            raise ValueError(
-                f"{num_candidates} candidates without sampling are the same. Omit `do_sample=False`, or pass "
-                f"`num_beams={num_candidates}` too."
-            )
+            n = num_candidates
+            raise ValueError(f"{n} candidates need sampling or `num_beams={n}`: omit `do_sample=False`, or pass both.")
     returned = {"num_return_sequences": num_candidates, "return_dict_in_generate": False}
     if generation_config is None:
         generation |= returned
@@ -277,8 +263,7 @@ def generate_ranked(
         vars(generation_config).update(returned)
         generation["generation_config"] = generation_config
     # `stop_strings` needs the tokenizer.
-    generation["tokenizer"] = processor.tokenizer
-    sequences = model.generate(image_features=image_features, **prompts, **generation)
+    sequences = model.generate(image_features=image_features, tokenizer=processor.tokenizer, **generation)
     candidates = sequences.view(len(image_features), num_candidates, -1)
     if num_candidates == 1:
         return candidates, None

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Views of a result of the pipeline: scores as bars, words shaded by valence, VAD along a sentence, sheets of images.
 
     result = pipeline("art-emotion-explanation", model=MODEL)(image)
@@ -8,20 +7,18 @@
     vad_trajectory(result["vad"], reference=other["vad"])
     gallery_sheet(images, results)
 
-The functions are safe in threads; figures do not go through pyplot, which keeps every figure. Figures need matplotlib
-(`pip install -e '.[demo]'`).
+Figures need matplotlib (`pip install -e '.[demo]'`). They do not go through pyplot, which keeps every figure.
 """
 
 import html
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 
 
-@dataclass(frozen=True)
-class EmotionStyle:
+class EmotionStyle(NamedTuple):
     colour: str
     hatch: str
     marker: str
@@ -40,8 +37,6 @@ EMOTION_STYLES = {
     "sadness": EmotionStyle("#38268c", "||", "*"),
     "something else": EmotionStyle("#aeaeae", "oo", "p"),
 }
-# For labels outside ArtEmis.
-OTHER_STYLE = EmotionStyle("#6e6e6e", "", "o")
 # The ends of a diverging scale, distinct for colour-blind eyes: orange and blue.
 UNPLEASANT, PLEASANT = (213, 94, 0), (0, 114, 178)
 VAD_LINES = {"valence": ("#0072B2", "o", "-"), "arousal": ("#D55E00", "^", "--"), "dominance": ("#000000", "s", ":")}
@@ -53,7 +48,7 @@ HTML_ALPHA = 0.45  # of the strongest shade: text stays readable on light and on
 
 def emotion_style(emotion: str | None) -> EmotionStyle:
     """Colour, hatch and marker of a label; grey for a label outside ArtEmis."""
-    return EMOTION_STYLES.get(emotion, OTHER_STYLE)
+    return EMOTION_STYLES.get(emotion, EmotionStyle("#6e6e6e", "", "o"))
 
 
 def in_fixed_order(scores: Mapping[str, float]) -> dict[str, float]:
@@ -68,7 +63,8 @@ def emotion_bars(scores: Mapping[str, float], axes=None, *, named: str | None = 
     `axes` are matplotlib axes to draw on, by default those of a new figure; the label `named` is printed bold. Returns
     the matplotlib figure.
     """
-    figure, axes = _axes(axes, (5.2, 3.2))
+    if axes is None:
+        axes = new_figure(5.2, 3.2).add_subplot()
     scores = in_fixed_order(scores)
     for row, (emotion, score) in enumerate(scores.items()):
         style = emotion_style(emotion)
@@ -82,7 +78,7 @@ def emotion_bars(scores: Mapping[str, float], axes=None, *, named: str | None = 
     axes.set_xticks([0, 0.5, 1])
     axes.set_xlabel("score")
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    return axes.figure
 
 
 def emotion_bars_html(scores: Mapping[str, float], *, named: str | None = None) -> str:
@@ -90,11 +86,11 @@ def emotion_bars_html(scores: Mapping[str, float], *, named: str | None = None) 
     read a list of labels with percentages."""
     rows = []
     for emotion, score in in_fixed_order(scores).items():
-        weight, width = "700" if emotion == named else "400", 100 * min(1.0, max(0.0, score))
+        weight = "700" if emotion == named else "400"
         rows.append(
             f'<li style="{BAR_ROW}">'
             f'<span style="font-weight:{weight};text-align:right">{html.escape(emotion)}</span>'
-            f'<span aria-hidden="true" style="{BAR_TRACK}"><span style="{BAR};width:{width:.1f}%;'
+            f'<span aria-hidden="true" style="{BAR_TRACK}"><span style="{BAR};width:{score:.1%};'
             f'background:{emotion_style(emotion).colour}"></span></span>'
             f'<span style="font-weight:{weight};font-variant-numeric:tabular-nums">{score:.0%}</span></li>'
         )
@@ -104,25 +100,20 @@ def emotion_bars_html(scores: Mapping[str, float], *, named: str | None = None) 
 def shaded_explanation(explanation: str, vad: Sequence[Mapping] | None) -> str:
     """Renders an explanation in HTML, the words of the lexicon shaded by valence: blue and underlined for pleasant,
     orange and dotted for unpleasant, stronger further from neutral. A tooltip shows valence, arousal and dominance.
-
-    Args:
-        explanation: the pipeline's `explanation`.
-        vad: the pipeline's `vad`, with values in [-1, 1] or None; None without a lexicon.
-    """
+    Takes the pipeline's `explanation` and `vad`."""
     parts = []
     for text, entry in split_at_words(explanation, vad):
         if entry is None or entry["valence"] is None:
             parts.append(html.escape(text))
             continue
         valence = entry["valence"]
-        red, green, blue = PLEASANT if valence >= 0 else UNPLEASANT
-        line = "solid" if valence >= 0 else "dotted"
+        (red, green, blue), line = (PLEASANT, "solid") if valence >= 0 else (UNPLEASANT, "dotted")
         values = ", ".join(f"{name} {entry[name]:+.2f}" for name in VAD_LINES)
-        about = html.escape(f"{entry['word']}: {values}", quote=True)
+        about = html.escape(f"{entry['word']}: {values}")
         parts.append(
             f'<span class="sevlm-word" tabindex="0" title="{about}" aria-label="{about}" style="'
-            f"background:rgba({red},{green},{blue},{HTML_ALPHA * min(1.0, abs(valence)):.3f});"
-            f"border-bottom:2px {line} rgba({red},{green},{blue},{min(1.0, abs(valence)):.2f});"
+            f"background:rgba({red},{green},{blue},{HTML_ALPHA * abs(valence):.3f});"
+            f"border-bottom:2px {line} rgba({red},{green},{blue},{abs(valence):.2f});"
             f'border-radius:3px;padding:0 .15em">{html.escape(text)}</span>'
         )
     return '<span class="sevlm-explanation" style="line-height:1.8">' + "".join(parts) + "</span>"
@@ -143,11 +134,10 @@ def shaded_explanation_ansi(explanation: str, vad: Sequence[Mapping] | None) -> 
     return "".join(parts)
 
 
-def valence_colour(valence: float) -> tuple[int, int, int]:
+def valence_colour(valence: float) -> tuple[int, ...]:
     """White at 0, towards orange at -1 and blue at 1; black text is readable on each."""
-    strength = 0.6 * min(1.0, abs(valence))
-    red, green, blue = (round(255 + (end - 255) * strength) for end in (PLEASANT if valence >= 0 else UNPLEASANT))
-    return red, green, blue
+    end = PLEASANT if valence >= 0 else UNPLEASANT
+    return tuple(round(255 + 0.6 * abs(valence) * (channel - 255)) for channel in end)
 
 
 def split_at_words(explanation: str, vad: Sequence[Mapping] | None) -> list[tuple[str, Mapping | None]]:
@@ -156,30 +146,20 @@ def split_at_words(explanation: str, vad: Sequence[Mapping] | None) -> list[tupl
     pieces: list[tuple[str, Mapping | None]] = []
     position = 0
     for entry in vad or ():
-        start = explanation.find(entry["word"], position) if entry["word"] else -1
-        if start < 0:
-            continue
-        if start > position:
-            pieces.append((explanation[position:start], None))
-        position = start + len(entry["word"])
-        pieces.append((explanation[start:position], entry))
-    if position < len(explanation):
-        pieces.append((explanation[position:], None))
-    return pieces
+        start, word = explanation.find(entry["word"], position), entry["word"]
+        if word and start >= 0:
+            pieces += [(explanation[position:start], None), (word, entry)]
+            position = start + len(word)
+    return [*pieces, (explanation[position:], None)]
 
 
-def vad_trajectory(vad: Sequence[Mapping], reference: Sequence[Mapping] | None = None, axes=None):
-    """Draws valence, arousal and dominance along an explanation, and those of a reference in paler lines.
+def vad_trajectory(vad: Sequence[Mapping], reference: Sequence[Mapping] | None = None):
+    """Draws valence, arousal and dominance along an explanation. Words outside the lexicon leave a gap in the markers.
 
-    Args:
-        vad: the pipeline's `vad`; words outside the lexicon leave a gap in the markers.
-        reference: the same for another sentence, such as a viewer's, stretched to the same length.
-        axes: matplotlib axes to draw on, by default those of a new figure.
-
-    Returns:
-        The matplotlib figure.
+    `reference` is the `vad` of another sentence, such as a viewer's; it is stretched to the same length and drawn
+    paler. Returns the matplotlib figure.
     """
-    figure, axes = _axes(axes, (max(5.0, 0.55 * len(vad) + 1.5), 3.0))
+    axes = new_figure(max(5.0, 0.55 * len(vad) + 1.5), 3.0).add_subplot()
 
     def plot(entries, name, scale, **style):
         points = [(scale * k, entry[name]) for k, entry in enumerate(entries) if entry[name] is not None]
@@ -196,7 +176,7 @@ def vad_trajectory(vad: Sequence[Mapping], reference: Sequence[Mapping] | None =
     axes.set_ylim(-1.05, 1.05)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=2 if reference else 3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return figure
+    return axes.figure
 
 
 def gallery_sheet(
@@ -208,26 +188,19 @@ def gallery_sheet(
     columns: int = 4,
     title: str | None = None,
 ):
-    """Draws images, each above its emotion and explanation, its reference and its scores if there are any.
+    """Draws images in reading order, each with a line of `titles` above it, and its emotion, explanation, reference (a
+    viewer's words) and scores below it, as far as they are given. Returns the matplotlib figure.
 
     Args:
-        images: the images, in reading order.
         results: the pipeline's or `predict`'s result for each: `emotion`, `explanation` and optional `emotion_scores`.
-        titles: a line above each image.
-        references: a viewer's words for each.
         columns: images in a row.
         title: title of the sheet.
-
-    Returns:
-        The matplotlib figure.
     """
-    from matplotlib.figure import Figure
-
-    columns = max(1, min(columns, len(images)))
+    columns = min(columns, len(images))
     lines = -(-len(images) // columns)
     with_bars = any(result.get("emotion_scores") for result in results)
     heights = [3.2, 1.6 if references is not None else 1.0, *([2.4] if with_bars else [])]
-    figure = Figure(figsize=(3.6 * columns, sum(heights) * lines + (0.5 if title else 0)), layout="constrained")
+    figure = new_figure(3.6 * columns, sum(heights) * lines + (0.5 if title else 0))
     panels = figure.subplots(lines * len(heights), columns, squeeze=False, height_ratios=heights * lines)
     for panel in panels.flat:
         panel.set_axis_off()
@@ -251,13 +224,10 @@ def gallery_sheet(
     return figure
 
 
-def _axes(axes, size: tuple[float, float]):
-    if axes is not None:
-        return axes.figure, axes
+def new_figure(width: float, height: float):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.add_subplot()
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def plain(text: str) -> str:

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The page as people use it: in a browser, with mouse and keyboard, on a desktop and on a phone.
 
     python -m pytest tests/app/test_app.py                                # skipped without a browser: `make browser`
@@ -9,33 +8,20 @@ SEVLM_APP_MODEL replaces the tiny random model, SEVLM_APP_SCREENSHOTS saves scre
 
 import os
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.helpers.tiny import tiny_model, tiny_processor
-
 
 pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[app]'")
 
 import app  # noqa: E402
-from app_page import UploadLimits, draw_examples  # noqa: E402
+from app_page import UploadLimits  # noqa: E402
 from processing.toy_artemis import toy_scene  # noqa: E402
 from processing.toy_paintings import paint_scene  # noqa: E402
+from tests.helpers.app import serve  # noqa: E402
 from tests.helpers.browser import DESKTOP, PHONE, open_browser, set_screen, wait_for, whole_page  # noqa: E402
-
-
-@contextmanager
-def serve(explainer: app.Explainer, folder: Path):
-    """Serves the page on a free port and yields its address."""
-    demo = app.build(explainer, draw_examples(folder))
-    try:
-        _, address, _ = app.launch(demo, explainer, host="127.0.0.1", port=None, wait=False)
-        yield address.rstrip("/")
-    finally:
-        demo.close(verbose=False)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +30,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    model = os.environ.get("SEVLM_APP_MODEL")
-    if model is None:
-        processor = tiny_processor()
-        tiny_model(processor).save_pretrained(folder / "tiny")
-        processor.save_pretrained(folder / "tiny")
-    explainer = app.Explainer.load(model or str(folder / "tiny"), limits=UploadLimits(megabytes=2), num_candidates=4)
-    with serve(explainer, folder) as address:
+def address(folder, checkpoint):
+    """The page on a free port."""
+    model = os.environ.get("SEVLM_APP_MODEL", checkpoint)
+    with serve(app.Explainer(model, UploadLimits(megabytes=2), num_candidates=4), folder) as address:
         yield address
 
 
@@ -71,10 +53,14 @@ def painting(folder):
 def page(browser, address):
     """The page, newly loaded, on a light desktop."""
     set_screen(browser, DESKTOP, "light")
-    browser.get(address)
-    wait_for(browser, lambda b: b.find_elements("css selector", "#examples button img"), "the page")
+    load(browser, address)
     browser.get_log("browser")
     return browser
+
+
+def load(browser, address: str) -> None:
+    browser.get(address)
+    wait_for(browser, lambda b: b.find_elements("css selector", "#examples button img"), "the page")
 
 
 def text(page, name: str) -> str:
@@ -172,8 +158,7 @@ def test_bad_files_are_refused_with_a_reason_and_a_good_one_works_afterwards(pag
     assert not page.find_elements("css selector", "#answer article")
     save_screenshot(page, "desktop_light_damaged")
 
-    page.get(page.current_url)
-    wait_for(page, lambda b: b.find_elements("css selector", "#examples button img"), "the page")
+    load(page, page.current_url)
     Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
     upload(page, folder / "huge.png")
     wait_for(page, lambda b: "100 megapixels" in text(b, "alert"), "the message")
@@ -223,8 +208,7 @@ def test_everything_works_with_the_keyboard_alone(page):
 def test_the_page_fits_the_screen_and_follows_its_color_scheme(browser, address, painting, screen, scheme):
     size = {"desktop": DESKTOP, "phone": PHONE}[screen]
     set_screen(browser, size, scheme)
-    browser.get(address)
-    wait_for(browser, lambda b: b.find_elements("css selector", "#examples button img"), "the page")
+    load(browser, address)
     save_screenshot(browser, f"{screen}_{scheme}_empty")
     go_through(browser, painting)
     save_screenshot(browser, f"{screen}_{scheme}")

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The app without a browser: uploads and requests it accepts or refuses, its API, and ten visitors at once."""
 
 import shutil
@@ -12,7 +11,6 @@ import torch
 from PIL import Image
 
 from tests.helpers.hub_fixtures import ROOT
-from tests.helpers.tiny import tiny_model, tiny_processor
 
 
 pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[app]'")
@@ -22,30 +20,26 @@ from gradio_client import Client, handle_file  # noqa: E402
 
 import app  # noqa: E402
 import app_page  # noqa: E402
-from app_page import UploadError, UploadLimits, draw_examples, open_upload  # noqa: E402
+from app_page import UploadError, UploadLimits, open_upload  # noqa: E402
 from processing.artemis import EMOTIONS  # noqa: E402
 from processing.toy_artemis import toy_scene  # noqa: E402
 from processing.toy_paintings import paint_scene  # noqa: E402
+from tests.helpers.app import serve  # noqa: E402
 
 
 VISITORS = 10
+FILE = {"_type": "gradio.FileData"}
 
 
 @pytest.fixture(scope="module")
-def explainer(tmp_path_factory):
-    folder, processor = tmp_path_factory.mktemp("model"), tiny_processor()
-    tiny_model(processor).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return app.Explainer.load(str(folder), limits=UploadLimits(megabytes=2), num_candidates=4)
+def explainer(checkpoint):
+    return app.Explainer(checkpoint, UploadLimits(megabytes=2), num_candidates=4)
 
 
 @pytest.fixture(scope="module")
 def address(explainer, tmp_path_factory):
-    demo = app.build(explainer, draw_examples(tmp_path_factory.mktemp("examples")))
-    try:
-        yield app.launch(demo, explainer, host="127.0.0.1", port=None, wait=False)[1].rstrip("/")
-    finally:
-        demo.close(verbose=False)
+    with serve(explainer, tmp_path_factory.mktemp("examples")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +102,6 @@ def test_attention_maps_belong_to_the_words_of_the_latest_explanation(explainer,
         explainer.explain_emotion(session, emotion)
         assert session.words and all(word in session.asked["explanation"] for word in session.words)
         assert session.maps is None and explainer.attention_overlay(session, 0).size == session.image.size
-    with pytest.raises(IndexError, match="no number 99"):
-        explainer.attention_overlay(session, 99)
 
 
 def test_a_question_without_a_picture_is_refused_with_a_reason(address):
@@ -124,9 +116,8 @@ def test_no_file_of_the_server_can_be_read(address, name):
         assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404)
 
 
-def ask(address: str, path: str, **more) -> str:
+def ask(address: str, file) -> str:
     """The app's answer to a request that names a file instead of uploading one."""
-    file = {"path": path, "meta": {"_type": "gradio.FileData"}} | more
     event = httpx.post(f"{address}/gradio_api/call/explain", json={"data": [file]}).json()["event_id"]
     return httpx.get(f"{address}/gradio_api/call/explain/{event}", timeout=60).text
 
@@ -134,8 +125,8 @@ def ask(address: str, path: str, **more) -> str:
 def test_paths_and_urls_are_refused_in_place_of_an_upload(address):
     for path in ("/etc/passwd", str(ROOT / "docs" / "painting.png"), "docs/painting.png"):
         for more in ({}, {"meta": None}, {"is_stream": True}, {"is_stream": True, "meta": {}}):
-            assert "event: error" in ask(address, path, **more), (path, more)
-    assert "Addresses are not opened" in ask(address, f"{address}/static/img/logo.svg")
+            assert "event: error" in ask(address, {"path": path, "meta": FILE} | more), (path, more)
+    assert "Addresses are not opened" in ask(address, {"path": f"{address}/static/img/logo.svg", "meta": FILE})
 
 
 def save(folder, name, image, **kwargs):
@@ -157,18 +148,18 @@ def test_images_of_all_common_formats_are_opened_upright_and_in_rgb(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, reason",
+    "content",
     [
-        (b"", "empty"),
-        (b"Dear Sir or Madam", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "not a picture"),
+        b"Dear Sir or Madam",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 40,
+        b"",
     ],
 )
-def test_files_that_are_not_images_are_refused(tmp_path, content, reason):
+def test_files_that_are_not_images_are_refused(tmp_path, content):
     (tmp_path / "file.png").write_bytes(content)
-    with pytest.raises(UploadError, match=reason):
+    with pytest.raises(UploadError, match="not a picture" if content else "empty"):
         open_upload(tmp_path / "file.png", UploadLimits())
 
 
@@ -190,10 +181,7 @@ def test_damaged_and_oversized_images_are_refused_before_decoding(tmp_path):
         open_upload(tmp_path / "a.png", UploadLimits(megabytes=0.001))
 
 
-def test_invalid_limits_are_refused():
-    for wrong in ({"megapixels": 0}, {"megabytes": -1}, {"megapixels": float("nan")}):
-        with pytest.raises(ValueError, match=f"a number of {next(iter(wrong))} above 0"):
-            UploadLimits(**wrong)
+def test_a_single_candidate_is_refused():
     with pytest.raises(SystemExit):
         app.main(["--model", "anything", "--num_candidates", "1"])
 
@@ -205,7 +193,7 @@ def test_the_page_config_reports_no_analytics_and_loads_no_web_fonts(address):
 
 
 def test_no_api_request_makes_the_server_contact_another_host(address):
-    asked, file = [], {"_type": "gradio.FileData"}
+    asked = []
 
     class Inside(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -220,10 +208,8 @@ def test_no_api_request_makes_the_server_contact_another_host(address):
     ways = [{"path": inside}, {"url": inside}, {"path": None, "url": inside}, {"path": "/etc/passwd", "url": inside}]
     ways += [{"path": "file:///etc/passwd"}, {"path": inside, "is_stream": True}]
     try:
-        for way in [*ways, *(way | {"meta": file} for way in ways), inside]:
-            event = httpx.post(f"{address}/gradio_api/call/explain", json={"data": [way]}).json()["event_id"]
-            answer = httpx.get(f"{address}/gradio_api/call/explain/{event}", timeout=60).text
-            assert "event: error" in answer, way
+        for way in [*ways, *(way | {"meta": FILE} for way in ways), inside]:
+            assert "event: error" in ask(address, way), way
         for path in (f"file={inside}", f"proxy={inside}"):
             assert httpx.get(f"{address}/gradio_api/{path}").status_code in (400, 403, 404)
     finally:

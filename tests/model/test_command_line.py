@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from transformers import pipeline
 
 from modeling_sevlm import SEVLMForConditionalGeneration, explain_folder
 from modeling_sevlm import __main__ as sevlm
@@ -93,54 +94,60 @@ def test_a_killed_run_of_a_thousand_pictures_continues_and_explains_none_twice(c
 
 
 @pytest.fixture
-def run(checkpoint, tmp_path):
+def explain(checkpoint):
+    """Runs the command with a model that generates two tokens."""
+    options = ["--model", checkpoint, "--device", "cpu", "--max_new_tokens", "2"]
+    return lambda *arguments: command_line.main([*options, *map(str, arguments)])
+
+
+@pytest.fixture
+def run(explain, tmp_path):
     """Explains twelve pictures and a corrupt one in batches of four; `more` are options."""
-    pictures, output = draw(tmp_path / "pictures", 12), tmp_path / "out" / "explanations.csv"
-    (pictures / "0001.jpg").write_text("a painting")
-    arguments = [str(pictures), "--model", checkpoint, "--output", str(output), "--batch_size", "4"]
-    arguments += ["--emotion", "awe", "--max_new_tokens", "4", "--device", "cpu"]
+    folder, output = draw(tmp_path / "pictures", 12), tmp_path / "out" / "explanations.csv"
+    (folder / "0001.jpg").write_text("a painting")
 
-    def run(*more: str) -> int:
-        return command_line.main([*arguments, *more])
+    def run(*more: str, pictures=(folder,)) -> int:
+        return explain(*pictures, "--output", output, "--batch_size", 4, "--emotion", "awe", *more)
 
-    run.output, run.part, run.pictures, run.options = output, Path(f"{output}.part"), pictures, arguments[1:]
+    run.output, run.part, run.pictures = output, Path(f"{output}.part"), folder
     return run
-
-
-def stop_after(monkeypatch, finished: int, error: BaseException) -> None:
-    """Raises `error` when the batch after `finished` ones is about to be written."""
-    left, append = [finished], explain_folder.append_line
-
-    def stopping(file, content):
-        if isinstance(content, list):
-            if not left[0]:
-                raise error
-            left[0] -= 1
-        append(file, content)
-
-    monkeypatch.setattr(explain_folder, "append_line", stopping)
 
 
 @pytest.fixture
 def interrupt(run, monkeypatch):
-    """Runs the command and presses Ctrl-C after some batches."""
+    """Runs the command and presses Ctrl-C when the batch after `finished` ones is about to be written."""
 
-    def interrupt(*more: str, finished: int = 1) -> None:
+    def interrupt(*more: str, finished: int = 1, **kwargs) -> None:
+        left, append = [finished], explain_folder.append_line
+
+        def stopping(file, content):
+            if isinstance(content, list):
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+            append(file, content)
+
         with monkeypatch.context() as patch:
-            stop_after(patch, finished, KeyboardInterrupt())
-            assert run(*more) == 130
+            patch.setattr(explain_folder, "append_line", stopping)
+            assert run(*more, **kwargs) == 130
 
     return interrupt
 
 
-def test_after_ctrl_c_the_same_command_continues(run, interrupt, tower, capsys):
+@pytest.mark.parametrize("torn", [0, 1, 30])
+def test_after_ctrl_c_the_same_command_continues_and_repeats_an_incomplete_line(run, interrupt, tower, capsys, torn):
     interrupt(finished=2)
     assert "repeat the command to continue" in capsys.readouterr().err
     assert not run.output.exists() and len(batches(run.part)) == 2
+    content = run.part.read_bytes()
+    run.part.write_bytes(content[: len(content) - torn])
+    interrupt(finished=1)
+    assert len(batches(run.part)) == (2 if torn else 3), "the incomplete line is gone"
     tower.clear()
     assert run() == 0
-    assert sum(tower) == 12 - 7
-    assert len(pd.read_csv(run.output)) == 12 and not run.part.exists()
+    assert sum(tower) == 12 - (7 if torn else 11)
+    files = pd.read_csv(run.output)["file"]
+    assert len(files) == 12 and files.is_unique and not run.part.exists()
 
 
 def test_an_interrupted_run_samples_the_same_as_an_uninterrupted_one(run, interrupt):
@@ -152,18 +159,6 @@ def test_an_interrupted_run_samples_the_same_as_an_uninterrupted_one(run, interr
     assert run(*sampling) == 0
     columns = ["file", "emotion", "explanation"]
     pd.testing.assert_frame_equal(pd.read_csv(run.output)[columns], pd.read_csv(io.StringIO(expected))[columns])
-
-
-@pytest.mark.parametrize("torn", [1, 30])
-def test_an_incomplete_last_line_is_explained_again(run, interrupt, tower, torn):
-    interrupt(finished=3)
-    run.part.write_bytes(run.part.read_bytes()[:-torn])
-    interrupt()
-    assert len(batches(run.part)) == 3, "the incomplete line is gone"
-    tower.clear()
-    assert run() == 0
-    assert sum(tower) == 12 - 11
-    assert pd.read_csv(run.output)["file"].is_unique
 
 
 @pytest.mark.parametrize("start", ["", '{"sevlm_expl', '{"sevlm_explanations": 3, "over'])
@@ -185,15 +180,6 @@ def test_a_full_disk_when_the_table_is_written_loses_nothing(run, tower, monkeyp
     tower.clear()
     assert run() == 0 and not tower
     assert len(pd.read_csv(run.output)) == 12
-
-
-def test_other_settings_are_refused_unless_overwrite_is_given(run, interrupt, tower):
-    interrupt()
-    with pytest.raises(SystemExit, match="emotion was 'awe', is 'fear'.*--overwrite"):
-        run("--emotion", "fear")
-    tower.clear()
-    assert run("--emotion", "fear", "--overwrite") == 0
-    assert sum(tower) == 12 and set(pd.read_csv(run.output)["emotion"]) == {"fear"}
 
 
 def test_an_interrupted_overwrite_continues_with_the_same_command(run, interrupt, tower):
@@ -220,28 +206,30 @@ def test_a_copy_of_the_model_and_smaller_greedy_batches_continue_the_run(run, in
     assert sum(tower) == 12 - 3
 
 
-def change_json(path: Path, **values) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-@pytest.mark.parametrize("part", ["weights", "config", "generation", "pictures", "words"])
-def test_another_model_with_the_same_name_is_refused(run, interrupt, checkpoint, tmp_path, part):
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "prompt_token_ids", [0, 1]),
+        ("generation_config.json", "max_new_tokens", 3),
+        ("processor_config.json", "image_processor", {"image_mean": [0.1, 0.1, 0.1]}),
+        ("tokenizer.json", "vocab", None),
+        ("model.safetensors", None, None),
+    ],
+)
+def test_another_model_with_the_same_name_is_refused(run, interrupt, checkpoint, tmp_path, file, key, value):
     model = tmp_path / "model"
     shutil.copytree(checkpoint, model)
     interrupt("--model", str(model))
-    if part == "weights":
+    if key is None:
         tiny_model(tiny_processor(), seed=1).save_pretrained(model)
-    elif part == "config":
-        change_json(model / "config.json", prompt_token_ids=[0, 1])
-    elif part == "generation":
-        change_json(model / "generation_config.json", max_new_tokens=3)
-    elif part == "pictures":
-        known = json.loads((model / "processor_config.json").read_text())["image_processor"]
-        change_json(model / "processor_config.json", image_processor=known | {"image_mean": [0.1, 0.1, 0.1]})
     else:
-        words = json.loads((model / "tokenizer.json").read_text())["model"]
-        words["vocab"]["a"], words["vocab"]["b"] = words["vocab"]["b"], words["vocab"]["a"]
-        change_json(model / "tokenizer.json", model=words)
+        content = json.loads((model / file).read_text())
+        if key == "vocab":
+            words = content["model"]["vocab"]
+            words["a"], words["b"] = words["b"], words["a"]
+        else:
+            content[key] = content[key] | value if isinstance(value, dict) else value
+        (model / file).write_text(json.dumps(content))
     with pytest.raises(SystemExit, match="with other settings: model"):
         run("--model", str(model))
 
@@ -249,37 +237,37 @@ def test_another_model_with_the_same_name_is_refused(run, interrupt, checkpoint,
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--emotion", "fear"], "emotion was 'awe', is 'fear'"),
         (["--batch_size", "3"], "batch_size was 4, is 3"),
         (["--seed", "1"], "seed was 0, is 1"),
-        (["--max_new_tokens", "5"], "max_new_tokens was 4, is 5"),
+        (["--max_new_tokens", "5"], "max_new_tokens was 2, is 5"),
         (["--num_candidates", "2"], "num_candidates was 1, is 2"),
     ],
 )
-def test_options_that_change_the_samples_are_refused(run, interrupt, more, message):
+def test_other_settings_are_refused_unless_overwrite_is_given(run, interrupt, tower, more, message):
     interrupt("--do_sample")
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit, match=f"{message}.*--overwrite"):
         run("--do_sample", *more)
+    tower.clear()
+    assert run("--do_sample", *more, "--overwrite") == 0 and sum(tower) == 12
 
 
 def test_other_pictures_for_the_same_output_are_refused_and_not_listed(run, interrupt, tmp_path, monkeypatch):
     interrupt()
-    many = [str(path) for path in draw(tmp_path / "others", 40).iterdir()]
     with pytest.raises(SystemExit, match="with other settings: pictures") as refused:
-        command_line.main([*many, *run.options])
+        run(pictures=draw(tmp_path / "others", 40).iterdir())
     assert len(refused.value.code) < 400
     monkeypatch.chdir(tmp_path)
     assert run() == 0, "absolute names are the same in every folder"
 
 
-def test_a_relative_name_in_another_folder_is_another_picture(run, tmp_path, monkeypatch):
+def test_a_relative_name_in_another_folder_is_another_picture(run, interrupt, tmp_path, monkeypatch):
     shutil.copytree(run.pictures, tmp_path / "copy" / "pictures")
     monkeypatch.chdir(tmp_path)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 1, KeyboardInterrupt())
-        assert command_line.main(["pictures", *run.options]) == 130
+    interrupt(pictures=["pictures"])
     monkeypatch.chdir("copy")
     with pytest.raises(SystemExit, match="with other settings: pictures"):
-        command_line.main(["pictures", *run.options])
+        run(pictures=["pictures"])
 
 
 def test_a_continued_run_finds_changed_new_and_broken_pictures(run, interrupt, tower, capsys):
@@ -296,23 +284,16 @@ def test_a_continued_run_finds_changed_new_and_broken_pictures(run, interrupt, t
     assert "0000.png" not in files and {"0000 new.png", "0001.jpg", "0002.png"} <= {*files}
 
 
-OLD_FORMAT = '{"sevlm_explanations": 2, "overwrite": false, "settings": {}}\n'
-
-
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
-@pytest.mark.parametrize("content", ["half a download\n", '{"pictures": []}\n{}\n', OLD_FORMAT])
+@pytest.mark.parametrize("content", ["half a download\n", '{"sevlm_explanations": 2, "settings": {}}\n'])
 def test_a_file_of_another_program_or_version_is_not_overwritten(run, monkeypatch, content, more):
     run.output.parent.mkdir()
     run.part.write_text(content)
     monkeypatch.setattr(command_line, "load_pipeline", None)
     with pytest.raises(SystemExit, match="not a file of this program"):
         run(*more)
-    # The file may appear while the model is loaded.
-    with (
-        pytest.raises(SystemExit, match="not a file of this program"),
-        explain_folder.open_part_file(run.part, {}, bool(more)),
-    ):
-        pass
+    with pytest.raises(SystemExit, match="not a file of this program"):  # it may appear while the model is loaded
+        explain_folder.open_part_file(run.part, {}, bool(more)).__enter__()
     assert run.part.read_text() == content and not run.output.exists()
 
 
@@ -327,17 +308,13 @@ def test_a_damaged_part_file_is_refused(run, interrupt):
     assert run("--overwrite") == 0
 
 
-def test_a_finished_file_is_not_overwritten(run, tower):
+def test_a_finished_file_is_not_overwritten_nor_one_that_another_run_writes(run, tower):
     assert run() == 0
     tower.clear()
     with pytest.raises(SystemExit, match="exists already.*--overwrite"):
         run()
     assert not tower
-
-
-def test_two_runs_do_not_write_the_same_file(run):
     pytest.importorskip("fcntl")
-    run.output.parent.mkdir()
     with explain_folder.open_part_file(run.part, {}), pytest.raises(SystemExit, match="another run"):
         run("--overwrite")
 
@@ -358,11 +335,9 @@ def test_csv_and_parquet_have_the_same_columns(run):
     assert [entry["word"] for entry in table["vad"][0]] == [entry["word"] for entry in json.loads(csv["vad"][0])]
 
 
-def test_the_table_names_file_emotion_score_and_explanation(checkpoint, tmp_path, capsys):
-    pictures = draw(tmp_path / "pictures", 3)
-    (pictures / "0001.png").write_text("a painting")
-    files = [str(pictures / f"000{i}.png") for i in range(3)]
-    assert sevlm.main([*files, "--model", checkpoint, "--emotion", "something else", "--device", "cpu"]) == 0
+def test_the_table_names_file_emotion_score_and_explanation(explain, tmp_path, capsys):
+    (draw(tmp_path, 3) / "0001.png").write_text("a painting")
+    assert explain(tmp_path, "--emotion", "something else") == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert lines[0].split() == ["file", "emotion", "score", "explanation"]
@@ -371,21 +346,23 @@ def test_the_table_names_file_emotion_score_and_explanation(checkpoint, tmp_path
     assert "1 left out" in printed.err and "0001.png: " in printed.err
 
 
-def test_json_is_the_result_of_the_pipeline(checkpoint, tmp_path, capsys):
-    from transformers import pipeline
-
+@pytest.mark.parametrize("installed", [True, False])
+def test_json_is_the_result_of_the_pipeline(checkpoint, tmp_path, installed):
+    script = Path(sys.executable).with_name("sevlm")
+    if installed and not script.exists():
+        pytest.skip("sevlm is not installed")
     picture = str(draw(tmp_path, 1) / "0000.png")
-    arguments = ["explain", picture, "--model", checkpoint, "--emotion", "awe", "--json", "--device", "cpu"]
-    assert sevlm.main(arguments) == 0
-    given = json.loads(capsys.readouterr().out)
+    command = [script] if installed else [sys.executable, "-m", "modeling_sevlm"]
+    command += ["explain", picture, "--model", checkpoint, "--emotion", "awe", "--json", "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path if installed else ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     expected = pipeline("art-emotion-explanation", model=checkpoint)(picture, emotion="awe", do_sample=False)
-    assert given == {"file": picture} | expected
+    assert json.loads(done.stdout) == {"file": picture} | expected
 
 
-def test_the_command_fails_if_no_picture_can_be_read(checkpoint, tmp_path, capsys):
+def test_the_command_fails_if_no_picture_can_be_read(explain, tmp_path, capsys):
     corrupt(tmp_path)
-    output = tmp_path / "out.csv"
-    assert command_line.main([str(tmp_path), "--model", checkpoint, "--output", str(output), "--device", "cpu"]) == 1
+    assert explain(tmp_path, "--output", tmp_path / "out.csv") == 1
     assert "3 left out" in capsys.readouterr().err and not list(tmp_path.glob("out*"))
 
 
@@ -401,42 +378,37 @@ def draw_named(folder: Path, *names: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("form", ["table", "json", "csv", "parquet"])
-def test_names_that_are_not_utf8_stay_distinct(checkpoint, tmp_path, capsys, form):
+def test_names_that_are_not_utf8_stay_distinct(explain, tmp_path, capsys, form):
     draw_named(tmp_path / "odd", b"caf\xe8.png", b"caf\xe9.png")
-    arguments = [str(tmp_path / "odd"), "--model", checkpoint, "--max_new_tokens", "2", "--device", "cpu"]
     output = tmp_path / f"out.{form}"
-    more = {"table": [], "json": ["--json"]}.get(form, ["--output", str(output)])
-    assert command_line.main([*arguments, *more]) == 0
+    more = {"table": [], "json": ["--json"]}.get(form, ["--output", output])
+    assert explain(tmp_path / "odd", *more) == 0
     lines = capsys.readouterr().out.splitlines()
-    files = {
-        "table": lambda: [line.split()[0] for line in lines[1:]],
-        "json": lambda: [json.loads(line)["file"] for line in lines],
-        "csv": lambda: pd.read_csv(output)["file"],
-        "parquet": lambda: pd.read_parquet(output)["file"],
-    }[form]()
+    if form in ("table", "json"):
+        files = [json.loads(line)["file"] if form == "json" else line.split()[0] for line in lines if "caf" in line]
+    else:
+        files = (pd.read_csv if form == "csv" else pd.read_parquet)(output)["file"]
     assert [file[-13:] for file in files] == [r"caf\udce8.png", r"caf\udce9.png"]
 
 
-def test_a_name_with_line_breaks_stays_one_row(checkpoint, tmp_path, capsys):
+def test_a_name_with_line_breaks_stays_one_row(explain, tmp_path, capsys):
     paths = draw_named(tmp_path / "odd", b"a\nb.png", b"c\rd.png", b'e"f.png')
-    arguments = [*paths, "--model", checkpoint, "--max_new_tokens", "2", "--device", "cpu"]
-    assert command_line.main(arguments) == 0
+    assert explain(*paths) == 0
     _, *lines = capsys.readouterr().out.splitlines()
     assert all(name in line for name, line in zip([r"a\nb", r"c\rd", 'e"f'], lines, strict=True))
     output = tmp_path / "out.csv"
-    assert command_line.main([*arguments, "--output", str(output)]) == 0
-    with open(output, newline="") as file:
-        assert file.read().count("\r") == 1
+    assert explain(*paths, "--output", output) == 0
+    assert output.read_bytes().count(b"\r") == 1
     assert pd.read_csv(output)["file"].tolist() == paths
 
 
-def test_a_terminal_with_few_characters_gets_escapes(checkpoint, tmp_path, monkeypatch):
+def test_a_terminal_with_few_characters_gets_escapes(explain, tmp_path, monkeypatch):
     path = str(tmp_path / ("long" * 10 + "M\u00e5l\u2082.png"))
     Image.new("RGB", (8, 8)).save(path)
     for more in ([], ["--json"]):
         stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
         monkeypatch.setattr(sys, "stdout", stream)
-        assert command_line.main([path, "--model", checkpoint, "--device", "cpu", "--max_new_tokens", "2", *more]) == 0
+        assert explain(path, *more) == 0
         stream.flush()
         printed = stream.buffer.getvalue().decode("ascii")
         assert json.loads(printed)["file"] == path if more else r"M\xe5l\u2082.png" in printed
@@ -454,18 +426,14 @@ def test_a_closed_pipe_ends_the_run_without_a_traceback(checkpoint, tmp_path):
         assert not re.search("Traceback|Exception|Error", process.stderr.read())
 
 
-def test_explanations_are_wrapped_only_on_a_terminal(monkeypatch):
+def test_explanations_are_wrapped_only_on_a_terminal_and_long_names_shortened_at_the_beginning(monkeypatch):
     monkeypatch.setattr(command_line.shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
-    arguments = ((10, 8), "a.png", "awe", "40%", "the dark sea looks endless and cold")
+    arguments = ((10, 8), "pictures/a.png", "awe", "40%", "the dark sea looks endless and cold")
     assert command_line.table_line(*arguments).endswith("the dark sea looks endless and cold")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     lines = command_line.table_line(*arguments).split("\n")
-    assert [line[:27] for line in lines] == ["a.png       awe         40%", " " * 27]
+    assert [line[:27] for line in lines] == ["\u2026res/a.png  awe         40%", " " * 27]
     assert [line[29:] for line in lines] == ["the dark sea looks endless and", "cold"]
-
-
-def test_a_long_name_is_shortened_at_its_beginning():
-    assert command_line.table_line((8, 3), "pictures/0001.png", "awe", "", "").split()[0] == "\u2026001.png"
 
 
 def test_files_folders_and_urls_are_found_once_each(tmp_path, monkeypatch, capsys):
@@ -483,13 +451,11 @@ def test_files_folders_and_urls_are_found_once_each(tmp_path, monkeypatch, capsy
     printed = capsys.readouterr().err.splitlines()
     assert printed == [f"1 files of other types ignored in {name}." for name in ("pictures", pictures)]
     # A linked folder and a file of another type are read if they are named themselves.
-    assert command_line.find_pictures(["pictures/linked", "pictures/notes.txt"]) == [
-        "pictures/linked/hidden.png",
-        "pictures/notes.txt",
-    ]
+    found = command_line.find_pictures(["pictures/linked", "pictures/notes.txt"])
+    assert found == ["pictures/linked/hidden.png", "pictures/notes.txt"]
 
 
-def test_folders_that_cannot_be_searched_are_reported(checkpoint, tmp_path, monkeypatch, capsys):
+def test_folders_that_cannot_be_searched_are_reported(explain, tmp_path, monkeypatch, capsys):
     pictures, scandir = draw(tmp_path / "pictures", 2), os.scandir
     draw(pictures / "closed", 1)
     (pictures / "notes.txt").touch()
@@ -500,57 +466,43 @@ def test_folders_that_cannot_be_searched_are_reported(checkpoint, tmp_path, monk
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", closed)
-    arguments = ["--model", checkpoint, "--device", "cpu", "--max_new_tokens", "2"]
-    assert command_line.main([str(pictures), *arguments]) == 0
+    assert explain(pictures) == 0
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 3
     assert f"they cannot be searched:\n  {pictures / 'closed'}: Permission denied" in printed.err
     assert "1 files of other types ignored" in printed.err
-    with pytest.raises(SystemExit, match="no picture .*closed: Permission denied"):
-        command_line.main([str(pictures / "closed"), *arguments])
+    with pytest.raises(SystemExit, match="no picture"):
+        explain(pictures / "closed")
+    assert "closed: Permission denied" in capsys.readouterr().err
 
 
-def test_help_lists_the_extensions_and_explains_links(capsys):
+def test_help_lists_the_extensions_and_the_commands_and_version_the_versions(capsys):
+    assert sevlm.main(["--help"]) == sevlm.main(["--version"]) == 0
     with pytest.raises(SystemExit):
         sevlm.main(["explain", "--help"])
     printed = capsys.readouterr().out
-    assert all(extension in printed for extension in command_line.EXTENSIONS)
-    assert "Linked files are" in printed and "linked folders" in printed
-
-
-def test_help_lists_the_commands_and_version_the_versions(capsys):
-    assert sevlm.main(["--help"]) == sevlm.main(["--version"]) == 0
-    printed = capsys.readouterr().out
     assert all(words in printed for words in ("sevlm explain", "sevlm push", f"torch {torch.__version__}"))
+    assert all(words in printed for words in (*command_line.EXTENSIONS, "Linked files are", "linked folders"))
 
 
 @pytest.mark.parametrize(
     ("command", "module"), [("push", "push"), ("convert", "convert_sevlm_checkpoint"), ("space", "space")]
 )
-def test_other_commands_get_the_remaining_arguments(monkeypatch, command, module):
+def test_other_commands_get_the_remaining_arguments(monkeypatch, capsys, command, module):
+    with pytest.raises(SystemExit):
+        sevlm.main([command, "--help"])
+    assert f"usage: python -m modeling_sevlm.{module} " in capsys.readouterr().out
     calls = []
     monkeypatch.setattr(f"modeling_sevlm.{module}.main", lambda argv: calls.append(argv) or "a commit")
     assert sevlm.main([command, "outputs/demo", "--private"]) == 0
     assert calls == [["outputs/demo", "--private"]]
 
 
-def test_the_installed_command_explains_a_picture(checkpoint, tmp_path):
-    script = Path(sys.executable).with_name("sevlm")
-    if not script.exists():
-        pytest.skip("sevlm is not installed")
-    picture = str(draw(tmp_path, 1) / "0000.png")
-    command = [script, "explain", picture, "--model", checkpoint, "--json", "--device", "cpu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["file"] == picture
-
-
-def test_the_seed_matters_only_for_samples_and_candidates_are_samples(checkpoint, tmp_path, capsys):
-    picture = str(draw(tmp_path / "pictures", 1) / "0000.png")
+def test_the_seed_matters_only_for_samples_and_candidates_are_samples(explain, tmp_path, capsys):
+    draw(tmp_path, 1)
 
     def explanation(*more: str) -> str:
-        arguments = [picture, "--model", checkpoint, "--emotion", "awe", "--json", "--device", "cpu"]
-        assert command_line.main([*arguments, "--max_new_tokens", "20", *more]) == 0
+        assert explain(tmp_path, "--emotion", "awe", "--json", "--max_new_tokens", "20", *more) == 0
         return json.loads(capsys.readouterr().out)["explanation"]
 
     greedy = explanation()
@@ -567,48 +519,38 @@ def test_the_model_is_loaded_with_the_given_dtype(checkpoint, name, dtype):
     assert command_line.load_pipeline(args).model.dtype == dtype
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nowhere.jpg", "--model", "MODEL"], "nowhere.jpg: no such file"),
-        (["EMPTY", "--model", "MODEL"], "no picture"),
-        (["PICTURE", "--model", "/no/such/model"], "error: "),
-        (["PICTURE", "--model", "MODEL", "--emotion", "joy"], "Unknown emotion 'joy'"),
-        (["PICTURE", "--model", "MODEL", "--num_candidates", "0"], "from 1"),
-        (["PICTURE", "--model", "MODEL", "--output", "out.xlsx"], ".parquet, .csv"),
-        (["PICTURE", "--model", "MODEL", "--output", "out.csv", "--json"], "choose one"),
-        (["PICTURE", "--model", "MODEL", "--batch_size", "0"], "from 1"),
-        (["PICTURE", "--model", "MODEL", "--max_new_tokens", "0"], "from 1"),
-        (["PICTURE", "--model", "MODEL", "--max_new_tokens", "61"], "at most 60"),
-    ],
-)
-def test_bad_arguments_are_named_and_write_nothing(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    names = {"MODEL": checkpoint, "PICTURE": str(draw(tmp_path / "pictures", 1) / "0000.png"), "EMPTY": "empty"}
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit) as stop:
-        command_line.main([names.get(argument, argument) for argument in arguments])
-    assert stop.value.code != 0
-    assert message in f"{stop.value.code} {capsys.readouterr().err}"
-    assert sorted(os.listdir()) == ["empty", "pictures"]
+FOUND_BY_THE_MODEL = [
+    (["--model", "/no/such/model"], "--model /no/such/model"),
+    (["--emotion", "joy"], "Unknown emotion 'joy'"),
+    (["--max_new_tokens", "61"], "at most 60"),
+]
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        *FOUND_BY_THE_MODEL,
+        (["nowhere.jpg"], "nowhere.jpg: no such file"),
+        (["locked"], "no picture"),
+        (["--num_candidates", "0"], "above 0"),
+        (["--batch_size", "0"], "above 0"),
+        (["--max_new_tokens", "0"], "above 0"),
+        (["--output", "out.xlsx"], ".parquet or .csv"),
+        (["--output", "out.csv", "--json"], "not allowed with"),
         (["--output", "folder.csv"], "folder.csv is a folder. Name a file in it"),
-        (["--output", "picture.png/new/out.csv"], "picture.png is not a folder. Name a file in another folder"),
-        (["--output", "gone/out.csv"], "gone is not a folder"),
-        (["--output", "locked/new/out.csv"], "locked cannot be written to"),
+        (["--output", "picture.png/new/out.csv"], "cannot write to .*picture.png. Name a file in another folder"),
+        (["--output", "gone/out.csv"], "cannot write to .*gone"),
+        (["--output", "locked/new/out.csv"], "cannot write to .*locked"),
         (["--output", "out.csv"], "out.csv.part, where an unfinished run is kept, is not a file of this program"),
         (["--device", "gpu"], "--device gpu cannot be used here .*Use cpu"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here .*Use cpu"),
         (["--device", "meta"], "--device meta cannot be used here"),
     ],
 )
-def test_output_and_device_are_checked_before_a_model_is_loaded(tmp_path, monkeypatch, more, message):
+def test_bad_arguments_are_named_and_write_nothing(checkpoint, tmp_path, monkeypatch, capsys, more, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command_line, "load_pipeline", None)
+    if (more, message) not in FOUND_BY_THE_MODEL:
+        monkeypatch.setattr(command_line, "load_pipeline", None)
     # Root may write everywhere.
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode))
@@ -617,15 +559,16 @@ def test_output_and_device_are_checked_before_a_model_is_loaded(tmp_path, monkey
         os.mkdir(folder)
     os.symlink("nowhere", "gone")
     before = sorted(os.listdir())
-    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
-        command_line.main(["picture.png", "--model", "MODEL", *more])
+    with pytest.raises(SystemExit) as stop:
+        command_line.main(["--model", checkpoint, "--device", "cpu", "picture.png", *more])
+    assert stop.value.code != 0
+    assert re.search(f"error: .*{message}", f"{stop.value.code} {capsys.readouterr().err}".replace("\n", " "))
     assert sorted(os.listdir()) == before
 
 
-def test_truncated_weights_are_an_error_message(checkpoint, tmp_path):
+def test_truncated_weights_are_an_error_message(explain, checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "torn")
     weights = tmp_path / "torn" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    picture = str(draw(tmp_path, 1) / "0000.png")
     with pytest.raises(SystemExit, match="^error: --model .*torn: "):
-        command_line.main([picture, "--model", str(tmp_path / "torn"), "--device", "cpu"])
+        explain(draw(tmp_path, 1), "--model", tmp_path / "torn")
