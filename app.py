@@ -283,6 +283,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.num_candidates < 2:
         parser.error("--num_candidates must be at least 2, because one explanation needs no ranking.")
     limits = UploadLimits(args.max_megabytes, args.max_megapixels)
+    if not min(limits) > 0:
+        parser.error("--max_megabytes and --max_megapixels must be above 0.")
     with errors_as_exit():
         explainer = Explainer(model, limits, args.num_candidates, device=args.device, revision=args.revision)
     with tempfile.TemporaryDirectory() as folder:

@@ -32,9 +32,10 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import processing  # noqa: F401 - registers the processor with AutoProcessor
+from processing.explanation_table import check_output, encodable
 from processing.images import IMAGE_EXTENSIONS
 
-from .explain_folder import check_output, encodable, explain_batches, write_explanations
+from .explain_folder import explain_batches, write_explanations
 from .pipeline_sevlm import TASK, SEVLMPipeline
 
 

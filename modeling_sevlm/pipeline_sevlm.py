@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, Pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 
 TASK = "art-emotion-explanation"
@@ -137,10 +138,14 @@ class SEVLMPipeline(Pipeline):
             return []
         # The library is not required; a caller that passes one of its datasets has imported it.
         datasets = sys.modules.get("datasets")
-        if datasets is not None and isinstance(
-            inputs, (datasets.Dataset, datasets.IterableDataset, datasets.Column, datasets.IterableColumn)
-        ):
-            inputs = (row for row in inputs)
+        if datasets is not None and isinstance(inputs, datasets.Dataset | datasets.IterableDataset):
+            if inputs.column_names is not None and "image" not in inputs.column_names:
+                raise ValueError(
+                    f"The dataset has no column 'image' but {inputs.column_names}: pass KeyDataset(data, COLUMN)."
+                )
+            inputs = KeyDataset(inputs, "image") if hasattr(inputs, "__len__") else (row["image"] for row in inputs)
+        elif datasets is not None and isinstance(inputs, datasets.Column | datasets.IterableColumn):
+            inputs = (image for image in inputs)
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs, **limits) -> dict[str, torch.Tensor]:

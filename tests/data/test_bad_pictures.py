@@ -18,6 +18,7 @@ from PIL import Image
 from modeling_sevlm import __main__ as command_line
 from modeling_sevlm import explain_folder
 from modeling_sevlm.pipeline_sevlm import SEVLMPipeline
+from processing import explanation_table
 from processing import images as reading
 from processing.artemis import load_artemis
 from processing.images import LIMIT_VARIABLE, check_image, identify, open_image, set_max_megapixels
@@ -198,7 +199,7 @@ def test_a_folder_with_odd_names_and_special_files_is_explained_and_resumed(chec
         assert any(f"odd/{file}: " in line and reason in line for line in printed.splitlines()), file
     files = pd.read_parquet(output)["file"]
     expected = sorted(os.fsdecode(os.path.join(os.fsencode(folder), name)) for name in NAMES)
-    assert files.tolist() == [explain_folder.encodable(name) for name in expected]
+    assert files.tolist() == [explanation_table.encodable(name) for name in expected]
     assert files.nunique() == len(NAMES), "different names stay different"
 
 

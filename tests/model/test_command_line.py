@@ -21,6 +21,7 @@ from transformers import pipeline
 from modeling_sevlm import SEVLMForConditionalGeneration, explain_folder
 from modeling_sevlm import __main__ as sevlm
 from modeling_sevlm import explain as command_line
+from processing import explanation_table
 from tests.helpers.tiny import tiny_model, tiny_processor
 
 
@@ -293,7 +294,7 @@ def test_a_file_of_another_program_or_version_is_not_overwritten(run, monkeypatc
     with pytest.raises(SystemExit, match="not a file of this program"):
         run(*more)
     with pytest.raises(SystemExit, match="not a file of this program"):  # it may appear while the model is loaded
-        explain_folder.open_part_file(run.part, {}, bool(more)).__enter__()
+        explanation_table.open_part_file(run.part, {}, bool(more)).__enter__()
     assert run.part.read_text() == content and not run.output.exists()
 
 
@@ -315,7 +316,7 @@ def test_a_finished_file_is_not_overwritten_nor_one_that_another_run_writes(run,
         run()
     assert not tower
     pytest.importorskip("fcntl")
-    with explain_folder.open_part_file(run.part, {}), pytest.raises(SystemExit, match="another run"):
+    with explanation_table.open_part_file(run.part, {}), pytest.raises(SystemExit, match="another run"):
         run("--overwrite")
 
 

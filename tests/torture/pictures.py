@@ -23,7 +23,7 @@ import pandas as pd
 from PIL import Image
 from trial import Row
 
-from modeling_sevlm.explain_folder import encodable
+from processing.explanation_table import encodable
 from processing.images import open_image
 from tests.helpers.bad_pictures import NAMES, SPECIAL_FILES, damage, odd_folder, pictures
 from tests.helpers.bad_servers import BEHAVIOURS, MEGABYTES, SIZE, TIMEOUT, serving
