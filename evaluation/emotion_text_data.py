@@ -40,9 +40,7 @@ class EmotionTextArguments:
 
 def load_emotion_texts(args: EmotionTextArguments) -> DatasetDict:
     """Loads splits with one row per annotation, in file order: painting, explanation, emotion (a `ClassLabel`).
-
-    Errors are those of `load_artemis`. A painting in several splits is a ValueError too.
-    """
+    Errors are those of `load_artemis`; a painting in several splits is a ValueError too."""
     rows = _embedded_rows(args) if args.annotations is None else _artemis_rows(args)
     splits_of_painting = rows.groupby("painting")["split"].nunique()
     repeated = splits_of_painting.index[splits_of_painting > 1]

@@ -159,10 +159,9 @@ def main(argv: list[str] | None = None) -> dict:
         results = compare(first, second, draws=args.draws, seed=args.seed)
     print(f"{len(paintings)} paintings, {len(next(iter(first.values())))} run(s) of each, A - B:")
     for name, test in results.items():
-        print(
-            f"{name:>10} {test['difference']:+.4f}  [{test['low']:+.4f}, {test['high']:+.4f}]  bootstrap p = "
-            f"{test['bootstrap_p']:.4f}  permutation p = {test['permutation_p']:.4f}  {stars(larger_p(test))}"
-        )
+        p_values = f"bootstrap p = {test['bootstrap_p']:.4f}  permutation p = {test['permutation_p']:.4f}"
+        interval = f"[{test['low']:+.4f}, {test['high']:+.4f}]"
+        print(f"{name:>10} {test['difference']:+.4f}  {interval}  {p_values}  {stars(larger_p(test))}")
     return results
 
 

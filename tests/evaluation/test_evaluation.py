@@ -131,10 +131,8 @@ def test_an_evaluation_writes_figures_settings_and_predictions(evaluated, capsys
     assert results["commit"] is None or len(results["commit"].removesuffix("+changes")) == 40
     assert len(predictions) == results["num_paintings"] == 10 and results["num_dominant"] > 3
     assert sum(predictions[0]["emotion_scores"].values()) == pytest.approx(1)
-    names = (
-        "language_loss emotion_loss contrastive_loss accuracy label_nll prior_label_nll unique novelty bleu_1 bleu_4 "
-    )
-    names += "meteor rouge_l expected_calibration_error mean_length metaphor_share"
+    names = "language_loss emotion_loss contrastive_loss accuracy label_nll prior_label_nll unique novelty bleu_1 "
+    names += "bleu_4 meteor rouge_l expected_calibration_error mean_length metaphor_share"
     for name in names.split():
         assert math.isfinite(results[name]), name
     assert np.array(results["confusion_matrix"]).sum() == results["num_dominant"]
