@@ -106,6 +106,8 @@ class SEVLMTrainer(Trainer):
     def __init__(self, model, args, *, processing_class=None, generation_metrics=None, **kwargs):
         if args.push_to_hub:
             check_push(args, processing_class)  # first: `Trainer` creates the repository
+        if args.label_smoothing_factor:
+            raise ValueError("The paper's loss (Eq. 8) has no label smoothing. Leave label_smoothing_factor at 0.")
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         if args.world_size > 1 and not args.accelerator_config.even_batches:
             raise ValueError("With `even_batches: false` processes wait for others that have finished. Leave it out.")
