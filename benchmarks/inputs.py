@@ -91,7 +91,6 @@ def write_annotations(words: list[str], file: str, paintings: int) -> None:
 class Inputs:
     size: Size
     words: list[str]
-    sentences: list[str]
     processor: SEVLMProcessor  # with tokenizer and lexicon
 
     def model(self, seed: int = 0) -> SEVLMForConditionalGeneration:
@@ -130,10 +129,10 @@ class Inputs:
 def make_inputs(name: str) -> Inputs:
     size = SIZES[name]
     words = make_words(size.words)
-    sentences = make_sentences(words, size.sentences)
     # Every word occurs, so that the vocabulary can be filled.
     rare = [" ".join(words[i : i + 16]) for i in range(0, len(words), 16)]
-    tokenizer = train_tokenizer([*sentences, *rare, *rare], EMOTIONS, vocab_size=size.vocabulary)
+    texts = [*make_sentences(words, size.sentences), *rare, *rare]
+    tokenizer = train_tokenizer(texts, EMOTIONS, vocab_size=size.vocabulary)
     lexicon = make_lexicon(words, size.lexicon)
     processor = SEVLMProcessor.from_tokenizer(tokenizer, image_size=size.image_size, vad_lexicon=lexicon)
-    return Inputs(size, words, sentences, processor)
+    return Inputs(size, words, processor)
