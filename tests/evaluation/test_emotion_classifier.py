@@ -85,7 +85,8 @@ def test_the_folder_is_a_checkpoint_with_the_stated_accuracy_and_confusion_matri
     human = np.asarray(test["emotion"])
     assert judge["accuracy"] == pytest.approx((predicted == human).mean())
     assert json.loads((folder / "judge.json").read_text()) == judge
-    assert list(model.config.id2label.values()) == list(model.config.label2id) == judge["emotions"] == EMOTIONS
+    assert [model.config.id2label[i] for i in range(9)] == judge["emotions"] == EMOTIONS
+    assert model.config.label2id == {name: i for i, name in enumerate(EMOTIONS)}
     assert judge["rows"] == len(test) and judge["paintings"] == len(set(test["painting"]))
     assert judge["train_rows"] == len(embedded["train"]) and judge["split"] == "test"
     confusion = json.loads((folder / "confusion_matrix.json").read_text())

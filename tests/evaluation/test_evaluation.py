@@ -143,7 +143,8 @@ def test_predictions_read_from_the_written_file_give_the_same_figures(evaluated,
     arguments = ["--predictions", str(folder / "predictions.json"), "--output_dir", str(tmp_path), *EMBEDDED]
     expected = {name: value for name, value in figures.items() if not name.endswith("loss")}
     assert evaluate_sevlm.main(arguments) == expected
-    assert (tmp_path / "predictions.json").read_text() == (folder / "predictions.json").read_text()
+    written, given = (json.loads((where / "predictions.json").read_text()) for where in (tmp_path, folder))
+    assert written == given
 
 
 def test_a_wrong_file_of_predictions_is_an_error_line_and_nothing_is_written(evaluated, tmp_path):
