@@ -98,6 +98,8 @@ def check_arguments(args: EvaluationArguments) -> None:
     """Refuses combinations that cannot work, before anything is loaded or written."""
     if sum([args.model is not None, args.predictions is not None, args.human]) != 1:
         raise SystemExit("error: name one thing to score: a MODEL, --predictions FILE, or --human.")
+    if min(args.seeds, args.num_candidates) < 1:
+        raise SystemExit("error: --seeds and --num_candidates must be at least 1.")
     if args.predictions and args.seeds > 1:
         raise SystemExit("error: --seeds has no effect on a file of predictions. Leave it out.")
     if args.model is None:
