@@ -161,7 +161,7 @@ def draw_splits(painting_ids: Iterable[str]) -> dict[str, str]:
     """
     ids = sorted(set(painting_ids))
     if len(ids) < 7:
-        raise ValueError(f"Splits need at least 7 paintings, found {len(ids)}. Or add a column split with your own.")
+        raise ValueError(f"Splits need at least 7 paintings, found {len(ids)}. Add paintings, or a column split.")
     train, held_out = train_test_split(ids, test_size=0.15, random_state=2021)
     validation, test = train_test_split(held_out, test_size=round(0.10 * len(ids)), random_state=2021)
     return dict.fromkeys(train, "train") | dict.fromkeys(validation, "validation") | dict.fromkeys(test, "test")

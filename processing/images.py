@@ -82,9 +82,8 @@ def open_image(
     try:
         if isinstance(source, (str, os.PathLike)):
             with _open(os.fsdecode(source), timeout, max_megabytes) as file, identify(file, max_megapixels) as image:
-                is_large = image.width * image.height > _LARGE
                 # Callers decode in threads, and one large image takes gigabytes.
-                with _one_large_at_a_time if is_large else nullcontext():
+                with _one_large_at_a_time if image.width * image.height > _LARGE else nullcontext():
                     return _as_rgb(image)
         return _as_rgb(source if isinstance(source, Image.Image) else _from_array(source))
     except Exception as error:  # Pillow's plug-ins raise many types on damaged data
