@@ -161,9 +161,7 @@ def draw_splits(painting_ids: Iterable[str]) -> dict[str, str]:
     """
     ids = sorted(set(painting_ids))
     if len(ids) < 7:
-        raise ValueError(
-            f"Splits need at least 7 paintings, found {len(ids)}. Or add a column split (train, val, test)."
-        )
+        raise ValueError(f"Splits need at least 7 paintings, found {len(ids)}. Add paintings, or a column split.")
     train, held_out = train_test_split(ids, test_size=0.15, random_state=2021)
     validation, test = train_test_split(held_out, test_size=round(0.10 * len(ids)), random_state=2021)
     return dict.fromkeys(train, "train") | dict.fromkeys(validation, "validation") | dict.fromkeys(test, "test")
@@ -270,11 +268,10 @@ def group_by_painting(
         histograms = np.bincount(group * num_emotions + rows["emotion"], minlength=(group.max() + 1) * num_emotions)
         rows = rows.assign(group=group)
         if min_tokens is not None or max_length_percentile is not None:
-            lengths = rows["utterance"].map(lambda text: len(re.findall(r"\w+", text)))
+            lengths, longest = rows["utterance"].map(lambda text: len(re.findall(r"\w+", text))), np.inf
             train = lengths[rows["split"] == "train"]
-            longest = (
-                np.inf if max_length_percentile is None or train.empty else np.percentile(train, max_length_percentile)
-            )
+            if max_length_percentile is not None and len(train):
+                longest = np.percentile(train, max_length_percentile)
             rows = rows[lengths.between(min_tokens or 0, longest)]
     if len(rows) == 0:
         raise ValueError("No annotation is left. Loosen the filters on repetition and length, or extend `emotions`.")
@@ -355,10 +352,9 @@ def _where(frame: pd.DataFrame, index: int, sources: list[Source]) -> str:
     return sources[frame["source"][index]].where(int(frame["row"][index]))
 
 
-def _some(items: Iterable[str], limit: int = 3) -> str:
-    """Joins the first few items and says how many more there are."""
+def _some(items: Iterable[str]) -> str:
     items = list(items)
-    return "; ".join(items[:limit]) + (f"; and {len(items) - limit} more" if len(items) > limit else "")
+    return "; ".join(items[:3]) + (f"; and {len(items) - 3} more" if len(items) > 3 else "")
 
 
 def _normalise_label(label: str) -> str:

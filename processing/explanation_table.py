@@ -82,10 +82,8 @@ def open_part_file(path: Path, settings: dict, overwrite: bool = False) -> Itera
         else:
             pairs = [(name, before.get(name), value) for name, value in settings.items()]
             changes = "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new)
-            raise SystemExit(
-                f"error: {path} holds an unfinished run with other settings: {changes}. Finish it with the same "
-                "command, or start again with --overwrite."
-            )
+            remedy = "Finish it with the same command, or start again with --overwrite."
+            raise SystemExit(f"error: {path} holds an unfinished run with other settings: {changes}. {remedy}")
         yield file, {row["file"]: row for batch in batches for row in batch}
 
 
@@ -104,10 +102,8 @@ def check_part_file(path: Path) -> None:
             start = file.read(len(PART_MARK))
     # A run that was interrupted at once leaves an empty file or a part of the mark.
     if not PART_MARK.startswith(start) or (path.exists() and not path.is_file()):
-        raise SystemExit(
-            f"error: {path}, where an unfinished run is kept, is not a file of this program or version. Move it away, "
-            "or name another --output."
-        )
+        problem = f"{path}, where an unfinished run is kept, is not a file of this program or version"
+        raise SystemExit(f"error: {problem}. Move it away, or name another --output.")
 
 
 def write_table(rows: list[dict], output: Path) -> None:

@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 Encode = Callable[[torch.Tensor], torch.Tensor]
 CACHE_DTYPES = ["float16", "bfloat16", "float32"]
 FORMAT = 1  # increment it when the preparation of images or the layout of shards changes
-_THREADS = min(8, os.cpu_count() or 1)
 # Fields of a configuration that do not change the features, or that the weights show.
 _NO_EFFECT = ("_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -147,7 +146,7 @@ class FeatureCache:
         images = dataset.with_format(None).select_columns("image")
         mode = images.features["image"].mode
         images = images.cast_column("image", datasets.Image(mode=mode, decode=False))
-        with state.split_between_processes(list(range(len(images)))) as share, ThreadPoolExecutor(_THREADS) as threads:
+        with state.split_between_processes(list(range(len(images)))) as share, ThreadPoolExecutor() as threads:
             batches = images.select(share).iter(256)  # bounds the memory of encoded images
             hashes = (threads.map(lambda image: _key(mode, _encoded_bytes(image)), b["image"]) for b in batches)
             keys = gather_object([key for batch in hashes for key in batch])

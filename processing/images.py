@@ -48,11 +48,9 @@ class TooManyPixels(ValueError):
     def __init__(self, width: int, height: int, limit: float):
         self.width, self.height = width, height
         needed = math.ceil(width * height / 1e6)
-        super().__init__(
-            f"it has {needed:,} megapixels ({width:,} x {height:,}), above the limit of {limit:,.4g}. To open "
-            f"it, raise the limit: max_megapixels={needed} (command line: --max_megapixels {needed}; everywhere: "
-            f"{LIMIT_VARIABLE}={needed})"
-        )
+        options = f"command line: --max_megapixels {needed}; everywhere: {LIMIT_VARIABLE}={needed}"
+        problem = f"it has {needed:,} megapixels ({width:,} x {height:,}), above the limit of {limit:,.4g}"
+        super().__init__(f"{problem}. To open it, raise the limit: max_megapixels={needed} ({options})")
 
 
 def set_max_megapixels(megapixels: float) -> None:
@@ -84,9 +82,8 @@ def open_image(
     try:
         if isinstance(source, (str, os.PathLike)):
             with _open(os.fsdecode(source), timeout, max_megabytes) as file, identify(file, max_megapixels) as image:
-                is_large = image.width * image.height > _LARGE
                 # Callers decode in threads, and one large image takes gigabytes.
-                with _one_large_at_a_time if is_large else nullcontext():
+                with _one_large_at_a_time if image.width * image.height > _LARGE else nullcontext():
                     return _as_rgb(image)
         return _as_rgb(source if isinstance(source, Image.Image) else _from_array(source))
     except Exception as error:  # Pillow's plug-ins raise many types on damaged data
@@ -246,10 +243,9 @@ def download(url: str, timeout: float | None = None, max_megabytes: float | None
         with ThreadPoolExecutor(1) as thread:  # a notebook runs its loop in this thread
             return thread.submit(asyncio.run, fetch).result()
     except (TimeoutError, httpx.TimeoutException) as error:
-        raise ValueError(
-            f"the server takes too long: more than {timeout:g} seconds in total, or {_CONNECT_TIMEOUT:g} to connect. "
-            "Try a longer `timeout` (command line: --timeout)"
-        ) from error
+        limits = f"more than {timeout:g} seconds in total, or {_CONNECT_TIMEOUT:g} to connect"
+        remedy = "Try a longer `timeout` (command line: --timeout)"
+        raise ValueError(f"the server takes too long: {limits}. {remedy}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ValueError(f"the download failed ({type(error).__name__}: {error}): check the URL") from error
 
@@ -324,10 +320,8 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
         FileNotFoundError, ValueError: `folder` is not a folder, or its path is not UTF-8, so a table cannot hold it.
     """
     if not os.path.isdir(folder):
-        raise FileNotFoundError(
-            f"The image folder {os.fspath(folder)!r} does not exist. Give the folder with <art_style>/<painting>.jpg "
-            "(command line: --images)."
-        )
+        remedy = "Give the folder with <art_style>/<painting>.jpg (command line: --images)."
+        raise FileNotFoundError(f"The image folder {os.fspath(folder)!r} does not exist. {remedy}")
     # Absolute, because data loader workers may run in another working directory.
     folder = os.path.abspath(folder)
     if any("\ud800" <= character <= "\udfff" for character in folder):

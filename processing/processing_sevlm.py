@@ -345,10 +345,8 @@ class _TokenIds:
         vocabulary = tokenizer.get_vocab()
         lacking = [token for token in (PAD_TOKEN, EMOTION_TOKEN, EXPLANATION_TOKEN) if token not in vocabulary]
         if lacking or tokenizer.eos_token_id is None:
-            lacking = lacking or ["an end-of-text token"]
-            raise ValueError(
-                f"The tokenizer lacks {', '.join(lacking)}. Prepare it with `add_sevlm_tokens(tokenizer)`."
-            )
+            missing = ", ".join(lacking) or "an end-of-text token"
+            raise ValueError(f"The tokenizer lacks {missing}. Prepare it with `add_sevlm_tokens(tokenizer)`.")
 
         def encode(text: str) -> list[int]:
             return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

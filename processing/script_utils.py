@@ -22,9 +22,7 @@ class DataArguments:
     )
     images: str | None = field(default=None, metadata={"help": "Folder with <art_style>/<painting>.jpg (WikiArt)."})
     version: str = field(default="v1", metadata={"help": "ArtEmis version.", "choices": ["v1", "v2"]})
-    dataset: str | None = field(
-        default=None, metadata={"help": "Dataset with images, instead of annotations: name on the Hub or folder."}
-    )
+    dataset: str | None = field(default=None, metadata={"help": "Name on the Hub or folder of a dataset with images."})
     image_column: str = "image"
     painting_column: str = "painting"
     emotion_column: str | None = None
@@ -35,17 +33,13 @@ class DataArguments:
     on_bad_row: str = field(
         default="raise", metadata={"help": "Action for an empty utterance.", "choices": ["raise", "skip"]}
     )
-    max_megapixels: float | None = field(
-        default=None, metadata={"help": "Largest image to open, in megapixels (default: 178)."}
-    )
+    max_megapixels: float | None = field(default=None, metadata={"help": "Largest image in megapixels (default 178)."})
     verify_images: bool = field(default=True, metadata={"help": "Decoding of every image once before the start."})
     num_paintings: int = field(default=720, metadata={"help": "Number of paintings in the embedded data."})
     labels: list[str] = field(
         default_factory=lambda: list(EMOTIONS), metadata={"help": "Emotion labels, in order (default: ArtEmis' nine)."}
     )
-    drop_unknown_emotions: bool = field(
-        default=False, metadata={"help": "Leave out annotations with other labels, instead of an error."}
-    )
+    drop_unknown_emotions: bool = field(default=False, metadata={"help": "Leave out annotations with other labels."})
     min_tokens: int | None = field(default=None, metadata={"help": "Shortest utterance, in tokens (ArtEmis: 5)."})
     max_length_percentile: float | None = field(
         default=None, metadata={"help": "Longest utterance, as a percentile of the train split (ArtEmis: 95)."}

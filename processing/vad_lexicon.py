@@ -155,7 +155,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
             about = _about_table(path, columns)
 
         override = {"name": name, "license": license, "redistributable": redistributable}
-        about.update((key, value) for key, value in override.items() if value is not None)
+        about |= {key: value for key, value in override.items() if value is not None}
         lexicon = cls(entries, **about, inflected=inflected)
         rest = f" (not a run of letters, or another entry's letters; such as {left_out[0]!r})" if left_out else ""
         read = f"{len(lexicon) - len(inflected)} words of {lexicon.name} ({scale} scale)"
@@ -263,20 +263,14 @@ def _word_pieces(tokenizer: Any) -> tuple[list[str | None], list[bool]]:
     """Returns each token's casefolded piece (None: not a word piece), and whether it has a leading space."""
     unchanged = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))], **unchanged)
-    probe = " a a"
-    if "".join(texts[i] for i in tokenizer.encode(probe, add_special_tokens=False)).count(" ") < probe.count(" "):
+    if "".join(texts[i] for i in tokenizer.encode(" a a", add_special_tokens=False)).count(" ") < 2:
         name = type(tokenizer).__name__
-        raise ValueError(
-            f"{name} loses a token's leading space; VAD needs a byte-level BPE tokenizer (GPT-2's family)"
-        )
+        raise ValueError(f"{name} loses a token's leading space; VAD needs a byte-level BPE tokenizer (as GPT-2's)")
     not_text = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
-    pieces: list[str | None] = []
-    starts_word = []
-    for token_id, text in enumerate(texts):
-        bare = text.removeprefix(" ")
-        is_piece = bare.isalpha() and token_id not in not_text  # U+FFFD, for broken UTF-8, is not a letter
-        pieces.append(bare.casefold() if is_piece else None)
-        starts_word.append(is_piece and len(bare) < len(text))
+    bare = ["" if token_id in not_text else text.removeprefix(" ") for token_id, text in enumerate(texts)]
+    # U+FFFD, for broken UTF-8, is not a letter.
+    pieces = [text.casefold() if text.isalpha() else None for text in bare]
+    starts_word = [piece is not None and text.startswith(" ") for piece, text in zip(pieces, texts, strict=True)]
     return pieces, starts_word
 
 
@@ -315,7 +309,9 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[str], list[_Row]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {number}: not UTF-8 text: {error}; save it as UTF-8 text") from error
+        kind = "UTF-16" if error.object.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
+        remedy = f"save it as UTF-8; if it is {kind}, with `iconv -f {kind} -t UTF-8`"
+        raise ValueError(f"{path}, line {number}: not UTF-8 text: {error}; {remedy}") from error
     header: dict[str, str] = {}
     lines = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -369,8 +365,8 @@ def _detect_scale(path: Path, rows: list[_Row]) -> str:
     scale = next((name for name, (start, end) in SCALES.items() if start <= lowest and highest <= end), None)
     values_run = f"values run from {lowest:g} to {highest:g}"
     if scale is None:
-        extremes = f"Lowest: {low.where}. Highest: {high.where}"
-        raise ValueError(f"{path}: {values_run}, on none of {SCALES}. Correct them, or pass scale=. {extremes}")
+        extremes = f"lowest: {low.where}; highest: {high.where}"
+        raise ValueError(f"{path}: {values_run}, on none of {SCALES}. Correct them ({extremes}), or pass scale=.")
     negative = [row for row in rows if min(row.values) < 0]
     remedy = f"or pass scale={scale!r} if they are right"
     if scale == "bipolar" and len(rows) >= 100 and len(negative) < len(rows) / 50:
@@ -427,7 +423,7 @@ def _about_saved(path: Path, header: dict[str, str], num_listed: int, num_inflec
         found = ", ".join(f"{key} is {header.get(key)!r}, not {expected[key]}" for key in wrong)
         raise ValueError(f"{path}: {found}; the file is cut short or edited: save it again")
     about = {key: header.get(key, "") for key in ("name", "version", "license")}
-    return {**about, "redistributable": permission == "true"}
+    return about | {"redistributable": permission == "true"}
 
 
 def _inflected_forms(listed: Collection[str]) -> dict[str, str]:
