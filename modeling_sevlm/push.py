@@ -33,9 +33,8 @@ from .space import push_space
 
 Processor = SEVLMProcessor | str | os.PathLike | None
 MESSAGE = "Upload SEVLM"
-NEEDED = [CARD_FILE, "config.json", "generation_config.json", "*.safetensors"]
-NEEDED += ["processor_config.json", "tokenizer.json", "tokenizer_config.json"]
-NEEDED += ["processing_sevlm.py", "images.py", "vad_lexicon.py"]
+NEEDED = [CARD_FILE, "config.json", "generation_config.json", "*.safetensors", "processor_config.json"]
+NEEDED += ["tokenizer.json", "tokenizer_config.json", "processing_sevlm.py", "images.py", "vad_lexicon.py"]
 NEEDED += [path.name for path in Path(__file__).parent.glob("*_sevlm.py")]
 # Files of an earlier push that would be read or run together with the new ones. A push deletes no others.
 OUTDATED = re.compile(r"[^/]+(\.(safetensors|bin)(\.index\.json)?|_sevlm\.py)|vad_lexicon\.tsv|chat_template\.jinja")
@@ -67,8 +66,7 @@ def push(
         blocking: `False` prepares the files and returns; the Hub is then contacted in the background.
 
     Raises:
-        PushError: if the folder is incomplete, you may not write there, or the upload fails. The repository then loads
-            as before.
+        PushError: the folder is incomplete or the upload fails. The repository then loads as before.
     """
     validate_repo_id(repository)
     check_token(token)
@@ -95,7 +93,7 @@ def push(
 def stage(
     checkpoint: Path, folder: Path, repository: str, *, processor: Processor = None, include_vad_lexicon: bool = False
 ) -> None:
-    """Writes the files of the repository to an empty `folder` and checks that they are complete; see [`push`]."""
+    """Writes the files of the repository to an empty `folder` and checks that they are complete."""
     _load_model(checkpoint).save_pretrained(folder, include_vad_lexicon=include_vad_lexicon)
     if processor is None or isinstance(processor, (str, os.PathLike)):
         source = Path(processor or checkpoint)
@@ -104,9 +102,7 @@ def stage(
         try:
             processor = SEVLMProcessor.from_pretrained(source, trust_remote_code=False)
         except (ValueError, OSError, TypeError) as error:
-            raise PushError(
-                f"Cannot load the processor in {source} without running code from there: {error}"
-            ) from error
+            raise PushError(f"Cannot load the processor in {source} without running code: {error}") from error
     if not isinstance(processor, SEVLMProcessor):
         raise PushError(f"{type(processor)} is another class: load it with `processing.SEVLMProcessor`.")
     processor.save_pretrained(folder, include_vad_lexicon=include_vad_lexicon)
@@ -139,13 +135,12 @@ def check_complete(folder: Path) -> None:
 
 def check_lexicon_stays(folder: Path) -> None:
     """Raises [`PushError`] if `folder` has a lexicon, as a file or compiled, whose owner forbids redistribution."""
-    lexicon, tensors = folder / "vad_lexicon.tsv", [name for name, _ in stored_tensors(folder)]
-    found = [("processor_config.json", lexicon.exists(), lexicon.name)]
-    found += [("config.json", any(name.startswith(LEXICON_TABLE) for name in tensors), "The compiled table")]
-    for config, is_there, part in found:
+    file, tensors = folder / "vad_lexicon.tsv", [name for name, _ in stored_tensors(folder)]
+    is_compiled = any(name.startswith(LEXICON_TABLE) for name in tensors)
+    for is_there, config in ((file.exists(), "processor_config.json"), (is_compiled, "config.json")):
         about = json.loads((folder / config).read_text(encoding="utf-8")).get("vad_lexicon") or {}
         if is_there and not about.get("redistributable"):
-            raise PushError(f"{part} would be published, but its owner does not allow that.")
+            raise PushError(f"The lexicon of {config} would be published, but its owner does not allow that.")
 
 
 def main(argv: list[str] | None = None) -> None:

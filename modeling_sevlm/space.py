@@ -58,8 +58,7 @@ is in the picture. Model: {model}.
 
 
 def stage_space(folder: Path, model: str) -> None:
-    """Writes the files of a Space that shows `model` (a name on the Hub, or a path) to an empty `folder`. Raises
-    [`PushError`] if this is not a checkout with the app."""
+    """Writes the files of a Space that shows `model`, a name on the Hub or a path, to an empty `folder`."""
     if not (ROOT / "app.py").is_file():
         raise PushError(f"{ROOT} has no app.py: publish a Space from a checkout of the project.")
     for package in ("modeling_sevlm", "processing"):
@@ -82,8 +81,7 @@ def requirements() -> list[str]:
 
 
 def push_space(model: str, space: str, *, private: bool | None = None, create_pr: bool = False) -> CommitInfo:
-    """Publishes a Space that shows `model` of the Hub, in one commit that also deletes outdated code of the Space.
-    Raises [`PushError`] if the files are incomplete or the Hub refuses, which leaves the Space unchanged."""
+    """Publishes a Space that shows `model` of the Hub, in one commit. Raises [`PushError`] if the Hub refuses."""
     validate_repo_id(space)
     with tempfile.TemporaryDirectory() as folder:
         stage_space(Path(folder), model)
