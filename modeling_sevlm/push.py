@@ -135,12 +135,13 @@ def check_complete(folder: Path) -> None:
 
 def check_lexicon_stays(folder: Path) -> None:
     """Raises [`PushError`] if `folder` has a lexicon, as a file or compiled, whose owner forbids redistribution."""
-    file, tensors = folder / "vad_lexicon.tsv", [name for name, _ in stored_tensors(folder)]
-    is_compiled = any(name.startswith(LEXICON_TABLE) for name in tensors)
-    for is_there, config in ((file.exists(), "processor_config.json"), (is_compiled, "config.json")):
+    lexicon, tensors = folder / "vad_lexicon.tsv", [name for name, _ in stored_tensors(folder)]
+    found = [("processor_config.json", lexicon.exists(), lexicon.name)]
+    found += [("config.json", any(name.startswith(LEXICON_TABLE) for name in tensors), "The compiled table")]
+    for config, is_there, part in found:
         about = json.loads((folder / config).read_text(encoding="utf-8")).get("vad_lexicon") or {}
         if is_there and not about.get("redistributable"):
-            raise PushError(f"The lexicon of {config} would be published, but its owner does not allow that.")
+            raise PushError(f"{part} would be published, but its owner does not allow that.")
 
 
 def main(argv: list[str] | None = None) -> None:

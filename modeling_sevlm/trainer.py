@@ -126,10 +126,8 @@ class SEVLMTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except UnpicklingError:  # whose message recommends to execute the file
-            raise ValueError(
-                f"{folder}: optimizer.pt, scheduler.pt or rng_state.pth is damaged or can execute code, and was not "
-                "read. Resume from a checkpoint of your own, or start a new run from its weights."
-            ) from None
+            problem = f"{folder}: optimizer.pt, scheduler.pt or rng_state.pth is damaged or can execute code"
+            raise ValueError(f"{problem}. Resume from your own checkpoint, or start from its weights.") from None
 
     def _run_epoch(self, *args, **kwargs) -> None:
         # Otherwise a finished run is trained for one more step when it is resumed.
