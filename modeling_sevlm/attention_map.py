@@ -146,7 +146,7 @@ def reduce_layers(cross: torch.Tensor, text: torch.Tensor, layer: int | str) -> 
 
 
 def patch_grid(vision_config, patches: int) -> tuple[int, int]:
-    """Rows and columns of the patches: from the configuration if they fit, otherwise a square."""
+    """Returns rows and columns of the patches: from the configuration if they fit, otherwise a square."""
     sizes = [getattr(vision_config, name, None) or 1 for name in ("image_size", "patch_size")]
     (height, width), (patch_height, patch_width) = [(s, s) if isinstance(s, int) else s for s in sizes]
     rows, columns = height // patch_height, width // patch_width
@@ -158,14 +158,12 @@ def patch_grid(vision_config, patches: int) -> tuple[int, int]:
 
 
 def overlay_attention(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """Lays one word's map `(rows, columns)` over the image, which shows through where the model looked and is dark
-    elsewhere. Returns RGB of the image's size."""
+    """Lays one word's map `(rows, columns)` over the image, which is dark where the model did not look. Returns RGB."""
     weights = np.asarray(weights, dtype=np.float32)
     heat = Image.fromarray(weights / (weights.max() or 1)).resize(image.size, Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(heat), 0, 1)
     levels = np.linspace(0, 1, len(HEAT))
     colours = np.stack([np.interp(share, levels, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
-    # The hottest place shows the image itself, slightly lit.
     veil = 0.65 * (1 - 0.65 * share)[..., None]
     mixed = np.asarray(image.convert("RGB"), dtype=np.float32) * (1 - veil) + colours * veil
     return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))

@@ -38,7 +38,7 @@ def hub_errors(repository: str, problem: str, remedy: str) -> Iterator[None]:
 
 def find_destination(api: HfApi, repository: str, private: bool | None) -> tuple[str, bool]:
     """Returns the full name of a model repository, and whether it holds a model. Raises [`PushError`] if you are not
-    logged in or not connected, or if `private` is true and the repository is public. Changes nothing."""
+    logged in, or if `private` is true and the repository is public."""
     with hub_errors(repository, f"Cannot look up {repository} on the Hub", "Nothing was published."):
         user = api.whoami()["name"]
         repository = repository if "/" in repository else f"{user}/{repository}"

@@ -51,13 +51,8 @@ SETTINGS = {  # argument in `training.json`: label in the card
 
 
 def render_model_card(folder: Folder, repository: str | None = None, records: Folder | None = None) -> ModelCard:
-    """Renders the card of a checkpoint folder.
-
-    Args:
-        folder: the folder with config and weights.
-        repository: name on the Hub (default: name of the folder).
-        records: folder with the records of training and evaluation, or with the same model's card (default: `folder`).
-    """
+    """Renders the card of a checkpoint folder for `repository`, a name on the Hub (default: the folder's name).
+    `records` is the folder with the records, or with the same model's card (default: `folder`)."""
     folder, records = Path(folder), Path(records or folder)
     repository, facts = repository or folder.name, card_facts(folder)
     results, record = _read(records / EVALUATION_FILE), _read(records / TRAINING_FILE)

@@ -56,12 +56,9 @@ def push(
     """Publishes a checkpoint folder in one commit and returns the commit, or its future if not `blocking`.
 
     Args:
-        checkpoint: local folder with a SEVLM model.
-        repository: `"org/name"`; created if it does not exist.
+        repository: `"org/name"`; created if it does not exist, as is the branch `revision`.
         processor: a processor or its folder (default: the checkpoint's).
         private: create a private repository, and refuse to push to a public one.
-        revision: branch to push to; created if it does not exist.
-        create_pr: open a pull request instead of pushing.
         include_vad_lexicon: publish the lexicon even if its owner does not allow redistribution.
         blocking: `False` prepares the files and returns; the Hub is then contacted in the background.
 

@@ -78,8 +78,7 @@ def find_checkpoint(folder: str, resume: str | None, report: Callable[[str], Non
 
 
 def check_writable(folder: str | os.PathLike, needed: int = 4096) -> None:
-    """Raises [`SavingError`] if `folder`, or its nearest existing parent, cannot be written or has less than `needed`
-    bytes free."""
+    """Raises [`SavingError`] if `folder` (or the parent that exists) is read-only or lacks `needed` free bytes."""
     try:
         place = Path(folder).absolute()
         while not place.exists():

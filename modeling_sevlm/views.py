@@ -55,10 +55,8 @@ def in_fixed_order(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def emotion_bars(scores: Mapping[str, float], axes=None, *, named: str | None = None):
-    """Draws scores in [0, 1] as horizontal bars in the fixed order and colours, each with its value.
-
-    The label `named` is printed bold. Returns the figure of the matplotlib `axes` (default: a new figure).
-    """
+    """Draws scores in [0, 1] as horizontal bars in the fixed order and colours, the label `named` in bold. Returns the
+    figure of the matplotlib `axes` (default: a new figure)."""
     axes = axes or new_figure(5.2, 3.2).add_subplot()
     scores = in_fixed_order(scores)
     for row, (emotion, score) in enumerate(scores.items()):
@@ -145,10 +143,8 @@ def split_at_words(explanation: str, vad: Sequence[Mapping] | None) -> Iterator[
 
 
 def vad_trajectory(vad: Sequence[Mapping], reference: Sequence[Mapping] | None = None):
-    """Draws valence, arousal and dominance along an explanation. Words outside the lexicon leave a gap in the markers.
-
-    `reference` is the `vad` of another sentence, drawn paler and stretched to the same length. Returns the matplotlib
-    figure."""
+    """Draws valence, arousal and dominance along an explanation, without words outside the lexicon. `reference` is the
+    `vad` of another sentence, drawn paler and stretched to the same length. Returns the matplotlib figure."""
     axes = new_figure(max(5.0, 0.55 * len(vad) + 1.5), 3.0).add_subplot()
 
     def plot(entries, name, scale, **style):
@@ -183,15 +179,14 @@ def gallery_sheet(
     `emotion_scores`."""
     columns = min(columns, len(images))
     lines = math.ceil(len(images) / columns)
-    with_bars = any(result.get("emotion_scores") for result in results)
-    heights = [3.2, 1.6 if references is not None else 1.0, *([2.4] if with_bars else [])]
+    heights = [3.2, 1.6 if references is not None else 1.0, 2.4]
     figure = new_figure(3.6 * columns, sum(heights) * lines + (0.5 if title else 0))
-    panels = figure.subplots(lines * len(heights), columns, squeeze=False, height_ratios=heights * lines)
+    panels = figure.subplots(3 * lines, columns, squeeze=False, height_ratios=heights * lines)
     for panel in panels.flat:
         panel.set_axis_off()
     for number, (image, result) in enumerate(zip(images, results, strict=True)):
         row, column = divmod(number, columns)
-        picture, text, *bars = panels[row * len(heights) : (row + 1) * len(heights), column]
+        picture, text, bars = panels[3 * row : 3 * row + 3, column]
         picture.imshow(image, interpolation="lanczos")
         if titles is not None:
             picture.set_title(plain(titles[number]), fontsize=10)
@@ -201,9 +196,9 @@ def gallery_sheet(
         if references is not None:
             sentence += "\n\n" + textwrap.fill(plain(references[number]), 38)
         text.text(0.5, 0.78, sentence, ha="center", va="top", fontsize=9, linespacing=1.2)
-        if bars and result.get("emotion_scores"):
-            bars[0].set_axis_on()
-            emotion_bars(result["emotion_scores"], bars[0], named=emotion)
+        if result.get("emotion_scores"):
+            bars.set_axis_on()
+            emotion_bars(result["emotion_scores"], bars, named=emotion)
     if title:
         figure.suptitle(title)
     return figure
