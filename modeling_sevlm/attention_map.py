@@ -37,8 +37,9 @@ def attention_map(
     measure: str = "contribution",
     layer: int | str = "mean",
 ) -> tuple[list[str], np.ndarray]:
-    """Returns the words of an explanation and where the model looked for each: the mean over the word's tokens. Other
-    threads may use the model at the same time.
+    """Returns the words of an explanation, as in the pipeline's `vad`, and where the model looked for each: maps
+    `(words, rows, columns)`, float32, that are non-negative and sum to 1. A word of several tokens gets their mean.
+    Other threads may use the model at the same time.
 
     Args:
         model, tokenizer: a `SEVLMForConditionalGeneration` in `eval()` mode and the tokenizer of its processor.
@@ -47,10 +48,6 @@ def attention_map(
         measure: `"contribution"` or `"attention"`, see above.
         layer: a decoder layer, `-1` for the last one; `"mean"` of all; or `"rollout"`, which follows the patches
             through the self-attention of the layers above.
-
-    Returns:
-        The words, as in the pipeline's `vad`, and their maps `(words, rows, columns)`, float32; each map is
-        non-negative and sums to 1.
 
     Raises:
         ValueError: several sentences or images; an unknown measure or layer; patches that do not fill a rectangle.
@@ -148,8 +145,7 @@ def reduce_layers(cross: torch.Tensor, text: torch.Tensor, layer: int | str) -> 
 def patch_grid(vision_config, patches: int) -> tuple[int, int]:
     """Returns rows and columns of the patches: from the configuration if they fit, otherwise a square."""
     sizes = [getattr(vision_config, name, None) or 1 for name in ("image_size", "patch_size")]
-    (height, width), (patch_height, patch_width) = [(s, s) if isinstance(s, int) else s for s in sizes]
-    rows, columns = height // patch_height, width // patch_width
+    rows, columns = np.broadcast_to(np.floor_divide(*sizes), 2).tolist()
     if rows * columns != patches:
         rows = columns = math.isqrt(patches)
     if rows * columns != patches:
@@ -158,7 +154,7 @@ def patch_grid(vision_config, patches: int) -> tuple[int, int]:
 
 
 def overlay_attention(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """Lays one word's map `(rows, columns)` over the image, which is dark where the model did not look. Returns RGB."""
+    """Lays one word's map `(rows, columns)` over the image, dark where the model did not look. Returns RGB."""
     weights = np.asarray(weights, dtype=np.float32)
     heat = Image.fromarray(weights / (weights.max() or 1)).resize(image.size, Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(heat), 0, 1)

@@ -7,9 +7,9 @@ The release has decoder and heads in `nle_model_<tag>/`, the emotion encoder in 
 `nle_gpt2_tokenizer_<n>/`, and no vision tower: without `--vision_model` the converted model takes `image_features`.
 """
 
-import argparse
 import json
 import re
+from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
@@ -162,8 +162,7 @@ def convert(
 
 
 def main(argv: list[str] | None = None) -> None:
-    name = "python -m modeling_sevlm.convert_sevlm_checkpoint"
-    parser = argparse.ArgumentParser(name, description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser("python -m modeling_sevlm.convert_sevlm_checkpoint", description=__doc__.split("\n\n")[0])
     parser.add_argument("release_dir", help="folder that contains nle_model_<tag>/, at any depth")
     parser.add_argument("--tag", default="best-acc", help="checkpoint of the release (default: best-acc)")
     parser.add_argument("--output_dir", required=True, help="folder to write")

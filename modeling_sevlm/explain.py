@@ -81,11 +81,10 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, even if some pictures were skipped; 1 if none could be read or the reader of the
-    output stopped; 130 after Ctrl-C."""
+    """Returns the exit code: 0; 1 if no picture could be read or the output's reader stopped; 130 after Ctrl-C."""
     args = parse_arguments(argv)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal with few characters gets the others as escapes. A notebook's streams are of another class.
+        # A notebook's streams are of another class.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

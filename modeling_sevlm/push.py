@@ -68,7 +68,7 @@ def push(
     validate_repo_id(repository)
     check_token(token)
     api = HfApi(token=token)
-    # Before the work of preparing the files. A trainer must not wait for the Hub, though.
+    # A trainer must not wait for the Hub.
     destination = find_destination(api, repository, private) if blocking else None
     staging = tempfile.TemporaryDirectory()
     folder = Path(staging.name)

@@ -1,5 +1,4 @@
-"""Trainer of SEVLM: the paper's recipe as defaults, the weighted loss of Eq. 8, and checkpoints that are complete
-whenever training is interrupted."""
+"""Trainer of SEVLM: the paper's recipe, the weighted loss of Eq. 8, and checkpoints that survive interruptions."""
 
 import contextlib
 import functools

@@ -58,12 +58,10 @@ def emotion_bars(scores: Mapping[str, float], axes=None, *, named: str | None = 
     """Draws scores in [0, 1] as horizontal bars in the fixed order and colours, the label `named` in bold. Returns the
     figure of the matplotlib `axes` (default: a new figure)."""
     axes = axes or new_figure(5.2, 3.2).add_subplot()
-    scores = in_fixed_order(scores)
-    for row, (emotion, score) in enumerate(scores.items()):
+    for emotion, score in in_fixed_order(scores).items():
         style = emotion_style(emotion)
-        axes.barh(row, score, color=style.colour, hatch=style.hatch, edgecolor="#00000055", linewidth=0.6)
-        axes.text(score + 0.015, row, f"{score:.0%}", va="center", fontsize=8)
-    axes.set_yticks(range(len(scores)), scores)
+        bar = axes.barh(emotion, score, color=style.colour, hatch=style.hatch, edgecolor="#00000055", linewidth=0.6)
+        axes.bar_label(bar, fmt="{:.0%}", padding=2, fontsize=8)
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() == named else "normal")
     axes.invert_yaxis()
