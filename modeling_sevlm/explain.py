@@ -4,9 +4,9 @@
     sevlm explain painting.jpg --model outputs/demo --emotion sadness --json                 # JSON lines
     sevlm explain wikiart/ --model outputs/demo --output explanations.parquet                # or .csv
 
-Folders are searched with their subfolders for .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff and .webp. Linked folders
-inside a folder are not followed. Pictures that cannot be read or have more than 178 megapixels (a small file can fill
-the memory) are skipped and listed at the end. `--max_megapixels 500` accepts larger scans (4 GB of memory each).
+Folders are searched with their subfolders for .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff and .webp. Linked files are
+read, linked folders inside a folder are not. Pictures that cannot be read or have more than 178 megapixels (a small
+file can fill the memory) are skipped and listed at the end. `--max_megapixels 500` accepts larger scans (4 GB each).
 
 With `--output FILE`, finished batches are kept in FILE.part until all are done. To continue an interrupted run, repeat
 the command: it also tries skipped and changed pictures again. A run with other settings, another model or other
