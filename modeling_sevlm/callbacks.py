@@ -49,10 +49,11 @@ class ExplanationSheets(TrainerCallback):
         path = Path(args.output_dir, FOLDER, f"step-{state.global_step}.png")
         try:
             self._draw(path, f"step {state.global_step}")
-            for tracker in args.report_to:
-                self._log(tracker, path, state.global_step)
         except (OSError, ValueError) as error:
             logger.warning(f"No sheet of explanations at step {state.global_step}: {error}")
+        else:
+            for tracker in args.report_to:
+                self._log(tracker, path, state.global_step)
 
     def _draw(self, path: Path, title: str) -> None:
         labels = self.dataset.features["emotions"].feature.names
