@@ -144,8 +144,8 @@ def reduce_layers(cross: torch.Tensor, text: torch.Tensor, layer: int | str) -> 
 
 def patch_grid(vision_config, patches: int) -> tuple[int, int]:
     """Returns rows and columns of the patches: from the configuration if they fit, otherwise a square."""
-    sizes = [getattr(vision_config, name, None) or 1 for name in ("image_size", "patch_size")]
-    rows, columns = np.broadcast_to(np.floor_divide(*sizes), 2).tolist()
+    image_size, patch_size = (getattr(vision_config, name, None) or 1 for name in ("image_size", "patch_size"))
+    rows, columns = np.broadcast_to(np.floor_divide(image_size, patch_size), 2).tolist()
     if rows * columns != patches:
         rows = columns = math.isqrt(patches)
     if rows * columns != patches:

@@ -25,7 +25,7 @@ from .modeling_sevlm import SEVLMForConditionalGeneration
 from .vision_sevlm import load_vision_tower, vision_feature_size
 
 
-# Patterns of the authors' parameter names, and our names. They apply in this order.
+# Applied in this order to the authors' parameter names.
 NAMES = {
     r"^transformer\.VAD_linear\.": "decoder.vad_fusion.",
     r"^transformer\.": "decoder.",

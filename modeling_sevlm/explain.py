@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SystemExit("error: each process would explain every picture. Run `python -m modeling_sevlm` once.")
-    # Pillow warns below its own limit, which is also the default here.
+    # Pillow warns below the limit.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     part_path = None if args.output is None else check_output(args.output, args.overwrite)
     check_device(args.device)

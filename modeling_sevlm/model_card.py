@@ -35,7 +35,6 @@ from .training_folder import STATE_FILE
 
 Folder = str | os.PathLike
 EVALUATION_FILE, TRAINING_FILE, LOG_FILE = "evaluation_results.json", "training.json", "training_log.json"
-# In a checkout, or where the package was installed.
 TEMPLATES = (Path(__file__).resolve().parents[1] / "model_card.md", Path(sys.prefix, "share/sevlm/model_card.md"))
 SETTINGS = {  # argument in `training.json`: label in the card
     "per_device_train_batch_size": "paintings per device and step",

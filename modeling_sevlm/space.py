@@ -3,8 +3,7 @@
     python -m modeling_sevlm.space org/sevlm-artemis org/sevlm
     python -m modeling_sevlm.space outputs/demo ./space             # only write the folder
 
-The Space gets `app.py` with the code that it imports from this checkout, requirements pinned to the versions of this
-environment, a card, and the model's name in `model.txt`. It contains no weights.
+The Space gets the app with its code, requirements pinned to the installed versions, a card and the model's name.
 """
 
 import configparser
@@ -104,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise PushError(f"{folder} is not empty: name another folder.")
-        # The app runs in another folder, so a local model needs its absolute path.
+        # The app runs in another folder.
         stage_space(folder, str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model)
         print(folder)
 

@@ -286,7 +286,7 @@ class SEVLMTrainer(Trainer):
 
     @contextlib.contextmanager
     def _saving(self, target: Path) -> Iterator[None]:
-        """For blocks that write and do not wait for other processes, whose end would be reported as a full disk."""
+        """For blocks that do not wait for other processes, whose end would be reported as a full disk."""
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' of a full disk, too
