@@ -40,7 +40,7 @@ NAMES = {
     r"\.norm1\.": ".norm_attention.",
     r"\.norm2\.": ".norm_output.",
 }
-# GPT-2's constant masks, and the emotion encoder's output layer, which is not used.
+# GPT-2's constant masks, and the emotion encoder's output layer.
 UNUSED = re.compile(r"\.(attn|crossattention)\.(bias|masked_bias)$|^decoder\.(weight|bias)$")
 EMOTION_ENCODER = "emo_encoder_state_dict"
 REMEDY = "Download it again from its authors."
@@ -177,9 +177,8 @@ def main(argv: list[str] | None = None) -> None:
     source = {"tag": args.tag, "vision_model": args.vision_model}
     write_json(Path(args.output_dir, TRAINING_FILE), {"converted": source})
     write_model_card(args.output_dir)
-    print(f"{args.output_dir}: {sum(p.numel() for p in model.parameters()):,} parameters")
-    if args.vision_model is None:
-        print("Without --vision_model the converted model has no tower: it takes `image_features`, not pictures.")
+    takes = "`image_features`, because it has no tower" if args.vision_model is None else "pictures"
+    print(f"{args.output_dir}: {sum(p.numel() for p in model.parameters()):,} parameters. The model takes {takes}.")
 
 
 if __name__ == "__main__":
