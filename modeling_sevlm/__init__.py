@@ -8,17 +8,10 @@ from .modeling_sevlm import SEVLMForConditionalGeneration, SEVLMOutput
 from .pipeline_sevlm import TASK, SEVLMPipeline
 
 
-def _hide_custom_pipelines():
-    """Hides the entry `custom_pipelines` of a config, which is still saved. If `pipeline()` saw the entry, it would
-    require `trust_remote_code` although the task is registered."""
-
-    def store(config, value):
-        vars(config)["custom_pipelines"] = value
-
-    SEVLMConfig.custom_pipelines = property(lambda config: {}, store)  # type: ignore[attr-defined]
-
-
 PIPELINE_REGISTRY.register_pipeline(TASK, SEVLMPipeline, pt_model=AutoModelForImageTextToText, type="multimodal")
-_hide_custom_pipelines()
+# `pipeline()` would require `trust_remote_code` for the entry `custom_pipelines`, which is saved but not shown to it.
+SEVLMConfig.custom_pipelines = property(  # type: ignore[attr-defined]
+    lambda config: {}, lambda config, value: vars(config).update(custom_pipelines=value)
+)
 
 __all__ = ["SEVLMConfig", "SEVLMForConditionalGeneration", "SEVLMOutput", "SEVLMPipeline"]

@@ -1,4 +1,3 @@
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The command line of SEVLM, `sevlm` or `python -m modeling_sevlm`.
 
     sevlm explain painting.jpg --model org/sevlm-artemis          explain pictures: a table, JSON or a file

@@ -3,19 +3,16 @@
     words, maps = attention_map(model, processor.tokenizer, sequence, pixel_values=inputs["pixel_values"])
     overlay_attention(image, maps[words.index("sea")])
 
-There are two measures. `"attention"` is the attention weights. A weight on a patch that says the same as all patches
-does not point to a place, though. `"contribution"`, the default, is the size of each patch's part in the difference
-between the attention's output and the mean of the patches' values (after Kobayashi et al., 2020, who weigh by the
-values' norms). `python -m studies.attention` checks both on pictures with a known answer.
-
-A map shows what the decoder read from where, which does not explain why it chose the word. The tower's last layer may
-also hold at a patch what comes from elsewhere in the picture.
+`"attention"` is the attention weights. A weight on a patch that says the same as all patches does not point to a
+place, though. `"contribution"`, the default, is the size of each patch's part in the difference between the output of
+the attention and the mean of the patches' values (after Kobayashi et al., 2020). docs/figures.md compares the two.
+A map shows what the decoder read from where, which does not explain why it chose the word.
 """
 
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,9 +37,9 @@ def attention_map(
     measure: str = "contribution",
     layer: int | str = "mean",
 ) -> tuple[list[str], np.ndarray]:
-    """Returns the words of an explanation and a map for each: where the model looked when it wrote the word.
-
-    A word of several tokens gets their mean. The model is not changed, so other threads may use it at the same time.
+    """Returns the words of an explanation, as in the pipeline's `vad`, and where the model looked for each: maps
+    `(words, rows, columns)`, float32, that are non-negative and sum to 1. A word of several tokens gets their mean.
+    Other threads may use the model at the same time.
 
     Args:
         model, tokenizer: a `SEVLMForConditionalGeneration` in `eval()` mode and the tokenizer of its processor.
@@ -51,10 +48,6 @@ def attention_map(
         measure: `"contribution"` or `"attention"`, see above.
         layer: a decoder layer, `-1` for the last one; `"mean"` of all; or `"rollout"`, which follows the patches
             through the self-attention of the layers above.
-
-    Returns:
-        The words, as in the pipeline's `vad`, and their maps `(words, rows, columns)`, float32; each map is
-        non-negative and sums to 1.
 
     Raises:
         ValueError: several sentences or images; an unknown measure or layer; patches that do not fill a rectangle.
@@ -70,9 +63,9 @@ def attention_map(
     rows, columns = patch_grid(model.config.vision_config, image_features.shape[1])
     words = explanation_words(model, tokenizer, sequence[0].tolist())
     maps = steps.new_zeros(len(words), rows, columns)
-    for i, (_, positions) in enumerate(words):
+    for word_map, (_, positions) in zip(maps, words, strict=True):
         # The token at a position was predicted from the one before it.
-        maps[i] = steps[[position - 1 for position in positions]].mean(dim=0).view(rows, columns)
+        word_map[:] = steps[torch.tensor(positions) - 1].mean(dim=0).view(rows, columns)
     return [word for word, _ in words], maps.float().cpu().numpy()
 
 
@@ -80,8 +73,8 @@ def attention_map(
 def patch_shares(
     model, sequence: torch.Tensor, image_features: torch.Tensor, *, measure: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the shares of the patches, `(layers, L, K)`, and of the text, `(layers, L, L)`, in each step, over all
-    heads; rows sum to 1. The arguments are those of [`attention_map`], for `(1, L)` and `(1, K, d)`."""
+    """Returns the shares of the patches `(layers, L, K)` and of the text `(layers, L, L)` in each step, over all
+    heads. Takes a sequence `(1, L)` and features `(1, K, d)`. Rows sum to 1."""
     if measure not in ("contribution", "attention"):
         raise ValueError(f"measure must be 'contribution' or 'attention', not {measure!r}.")
     with record_inputs(model.decoder) as inputs:
@@ -93,8 +86,7 @@ def patch_shares(
         (queries,) = _by_head(attention, attention.q_attn(hidden), 1)
         weights = _weights(attention, queries, keys)
         if measure == "contribution":
-            # The output of each head for one patch alone, (heads, K, width). Their mean over the patches is the same
-            # wherever the model looks.
+            # The output of each head for one patch alone, (heads, K, width).
             values = values @ attention.c_proj.weight.float().unflatten(0, (attention.num_heads, -1))
             parts = torch.einsum("hlk,hkd->lkd", weights, values - values.mean(dim=1, keepdim=True)).norm(dim=-1)
             total = parts.sum(dim=-1, keepdim=True)
@@ -121,23 +113,18 @@ def _weights(attention: Any, queries: torch.Tensor, keys: torch.Tensor, mask: to
 @contextmanager
 def record_inputs(decoder: nn.Module) -> Iterator[dict]:
     """Records the inputs of the decoder's attentions in this thread: `{module: (hidden_states, patches or None)}`.
-
-    Fused kernels return no weights, and switching the implementation would affect other threads. So the weights are
-    computed again from these inputs.
-    """
+    Fused kernels return no weights, and switching the implementation would affect other threads."""
     thread, inputs = threading.get_ident(), dict[nn.Module, tuple]()
 
     def record(module, args, kwargs):
         if threading.get_ident() == thread:
             inputs[module] = args[0], kwargs.get("encoder_hidden_states")
 
-    attentions = [attention for block in decoder.h for attention in (block.attn, block.crossattention)]
-    hooks = [attention.register_forward_pre_hook(record, with_kwargs=True) for attention in attentions]
-    try:
+    with ExitStack() as hooks:
+        for block in decoder.h:
+            for attention in (block.attn, block.crossattention):
+                hooks.enter_context(attention.register_forward_pre_hook(record, with_kwargs=True))
         yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def reduce_layers(cross: torch.Tensor, text: torch.Tensor, layer: int | str) -> torch.Tensor:
@@ -145,8 +132,7 @@ def reduce_layers(cross: torch.Tensor, text: torch.Tensor, layer: int | str) -> 
     if layer == "mean":
         return cross.mean(dim=0)
     if layer == "rollout":
-        # Attention rollout (Abnar and Zuidema, 2020) with the patches as a second source. Each residual stream is half
-        # its input and half the attention's output, first to the text, then to the patches.
+        # Abnar and Zuidema (2020): half of a residual stream is its input, half the attention's output.
         share = torch.zeros_like(cross[0])
         for to_patches, to_text in zip(cross, text, strict=True):
             share = ((share + to_text @ share) / 2 + to_patches) / 2
@@ -157,10 +143,9 @@ def reduce_layers(cross: torch.Tensor, text: torch.Tensor, layer: int | str) -> 
 
 
 def patch_grid(vision_config, patches: int) -> tuple[int, int]:
-    """Rows and columns of the patches: from the configuration if they fit, otherwise a square."""
-    sizes = [getattr(vision_config, name, None) or 1 for name in ("image_size", "patch_size")]
-    (height, width), (patch_height, patch_width) = [(s, s) if isinstance(s, int) else s for s in sizes]
-    rows, columns = height // patch_height, width // patch_width
+    """Returns rows and columns of the patches: from the configuration if they fit, otherwise a square."""
+    image_size, patch_size = (getattr(vision_config, name, None) or 1 for name in ("image_size", "patch_size"))
+    rows, columns = np.broadcast_to(np.floor_divide(image_size, patch_size), 2).tolist()
     if rows * columns != patches:
         rows = columns = math.isqrt(patches)
     if rows * columns != patches:
@@ -169,15 +154,12 @@ def patch_grid(vision_config, patches: int) -> tuple[int, int]:
 
 
 def overlay_attention(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """Lays one word's map `(rows, columns)` over the image, which shows through where the model looked and is dark
-    elsewhere. Returns RGB of the image's size."""
-    image = image.convert("RGB")
+    """Lays one word's map `(rows, columns)` over the image, dark where the model did not look. Returns RGB."""
     weights = np.asarray(weights, dtype=np.float32)
     heat = Image.fromarray(weights / (weights.max() or 1)).resize(image.size, Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(heat), 0, 1)
     levels = np.linspace(0, 1, len(HEAT))
     colours = np.stack([np.interp(share, levels, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
-    # The hottest place shows the image itself, slightly lit.
     veil = 0.65 * (1 - 0.65 * share)[..., None]
-    mixed = np.asarray(image, dtype=np.float32) * (1 - veil) + colours * veil
+    mixed = np.asarray(image.convert("RGB"), dtype=np.float32) * (1 - veil) + colours * veil
     return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))

@@ -35,13 +35,8 @@ class ExplanationSheets(TrainerCallback):
     """Draws the same paintings with the model's explanations at every evaluation.
 
     A sheet is written to `OUTPUT_DIR/sheets/step-N.png` and logged to tensorboard, wandb and mlflow, if `report_to`
-    names them. A sheet that cannot be drawn is a warning.
-
-    Args:
-        trainer: its TensorBoard writer gets the sheets.
-        dataset: a few paintings: `image`, `painting`, `emotions`, `explanations`.
-
-    Set `predictions` during an evaluation to those of `evaluation.predict.predict` for these paintings.
+    names them. A sheet that cannot be drawn is a warning. Set `predictions` during an evaluation to those of
+    `evaluation.predict.predict` for the paintings of `dataset`.
     """
 
     def __init__(self, trainer: Trainer, dataset: Dataset):

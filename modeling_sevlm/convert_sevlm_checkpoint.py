@@ -7,9 +7,9 @@ The release has decoder and heads in `nle_model_<tag>/`, the emotion encoder in 
 `nle_gpt2_tokenizer_<n>/`, and no vision tower: without `--vision_model` the converted model takes `image_features`.
 """
 
-import argparse
 import json
 import re
+from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from .modeling_sevlm import SEVLMForConditionalGeneration
 from .vision_sevlm import load_vision_tower, vision_feature_size
 
 
-# Patterns of the authors' parameter names, and our names. They apply in this order.
+# Applied in this order to the authors' parameter names.
 NAMES = {
     r"^transformer\.VAD_linear\.": "decoder.vad_fusion.",
     r"^transformer\.": "decoder.",
@@ -33,81 +33,74 @@ NAMES = {
     r"^VAD_head\.": "vad_head.",
     r"^pos_encoder\.": "emotion_encoder.positions.",
     r"^norm\.": "emotion_encoder.norm.",
-    r"^encoder\.layers\.(\d+)\.self_attention\.": r"emotion_encoder.layers.\1.",
-    r"^encoder\.layers\.(\d+)\.fc\.0\.": r"emotion_encoder.layers.\1.fc_in.",
-    r"^encoder\.layers\.(\d+)\.fc\.2\.": r"emotion_encoder.layers.\1.fc_out.",
-    r"^encoder\.layers\.(\d+)\.norm1\.": r"emotion_encoder.layers.\1.norm_attention.",
-    r"^encoder\.layers\.(\d+)\.norm2\.": r"emotion_encoder.layers.\1.norm_output.",
+    r"^encoder\.": "emotion_encoder.",
+    r"\.self_attention\.": ".",
+    r"\.fc\.0\.": ".fc_in.",
+    r"\.fc\.2\.": ".fc_out.",
+    r"\.norm1\.": ".norm_attention.",
+    r"\.norm2\.": ".norm_output.",
 }
-# GPT-2's constant masks, and the emotion encoder's output layer, which is not used.
+# GPT-2's constant masks, and the emotion encoder's output layer.
 UNUSED = re.compile(r"\.(attn|crossattention)\.(bias|masked_bias)$|^decoder\.(weight|bias)$")
 EMOTION_ENCODER = "emo_encoder_state_dict"
 REMEDY = "Download it again from its authors."
 
 
-class ReleaseError(ValueError):
-    """The folder is not the authors' release, or lacks the requested part of it."""
-
-
-def load_release(release_dir: str | Path, tag: str) -> tuple[dict, dict[str, torch.Tensor], Path]:
+def load_release(root: Path, tag: str) -> tuple[dict, dict[str, torch.Tensor], Path]:
     """Returns the release's decoder config, all weights under our names, and the tokenizer's folder."""
-    root = Path(release_dir)
     # A download into a folder keeps metadata under .cache, in folders with the same names.
     found = root.rglob("nle_model_*/pytorch_model.bin")
     files = [file for file in found if ".cache" not in file.relative_to(root).parts]
     tags = [file.parent.name.removeprefix("nle_model_") for file in files]
     if tags.count(tag) != 1:
-        raise ReleaseError(f"{root} needs one nle_model_{tag}/pytorch_model.bin. Its tags: {', '.join(sorted(tags))}.")
+        raise ValueError(f"{root} needs one nle_model_{tag}/pytorch_model.bin. Its tags: {', '.join(sorted(tags))}.")
     decoder_file = files[tags.index(tag)]
     folder = decoder_file.parent.parent
-    tokenizers = sorted(folder.glob("nle_gpt2_tokenizer_*"))
-    if not tokenizers:
-        raise ReleaseError(f"{folder} has no folder nle_gpt2_tokenizer_*. {REMEDY}")
     statistics_file = folder / f"ckpt_stats_{tag}.tar"
-    weights = _rename(_torch_load(decoder_file), decoder_file)
-    _need(weights, decoder_file, "decoder.wte.weight", "lm_head.weight")
+    weights = _rename(_torch_load(decoder_file), decoder_file, "decoder.wte.weight", "lm_head.weight")
     statistics = _torch_load(statistics_file)
     # A model with a fusion layer expects encoded VAD.
     if "decoder.vad_fusion.weight" in weights or EMOTION_ENCODER in statistics:
         _need(statistics, statistics_file, EMOTION_ENCODER)
-        encoder = _rename(statistics[EMOTION_ENCODER], statistics_file)
-        _need(encoder, statistics_file, "emotion_encoder.positions.weight", "emotion_encoder.layers.0.fc_in.weight")
-        weights |= encoder
+        needed = "emotion_encoder.positions.weight", "emotion_encoder.layers.0.fc_in.weight"
+        weights |= _rename(statistics[EMOTION_ENCODER], statistics_file, *needed)
     config_file = decoder_file.with_name("config.json")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ReleaseError(f"Cannot read {config_file}: {error} {REMEDY}") from error
+        raise ValueError(f"Cannot read {config_file}: {error} {REMEDY}") from error
     _need(config, config_file, "img_size", "max_seq_len", "encoder_dim")
+    tokenizers = sorted(folder.glob("nle_gpt2_tokenizer_*"))
+    if not tokenizers:
+        raise ValueError(f"{folder} has no folder nle_gpt2_tokenizer_*. {REMEDY}")
     return config, weights, tokenizers[0]
 
 
 def _need(content: object, path: Path, *names: str) -> None:
     if not isinstance(content, dict):
-        raise ReleaseError(f"{path} contains a {type(content).__name__} instead of a dictionary. {REMEDY}")
+        raise ValueError(f"{path} contains a {type(content).__name__} instead of a dictionary. {REMEDY}")
     if missing := [name for name in names if name not in content]:
-        raise ReleaseError(f"{path} lacks {', '.join(missing)}. {REMEDY}")
+        raise ValueError(f"{path} lacks {', '.join(missing)}. {REMEDY}")
 
 
 def _torch_load(path: Path) -> dict:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file can raise any error. Torch's message is not repeated: it recommends to load without the check.
     except Exception as error:
         code = re.search(r"unsupported GLOBAL (\S+)", str(error))
         reason = f"it calls {code[1]}" if code else f"it is broken or missing ({type(error).__name__})"
-        raise ReleaseError(f"{path} was refused, because such files can run code: {reason}. {REMEDY}") from error
-    _need(content, path)
-    return content
+        raise ValueError(f"{path} was refused, because such files can run code: {reason}. {REMEDY}") from error
 
 
-def _rename(weights: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+def _rename(weights: dict[str, torch.Tensor], path: Path, *needed: str) -> dict[str, torch.Tensor]:
     _need(weights, path)
     if not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-        raise ReleaseError(f"{path} has other content than weights by name. {REMEDY}")
+        raise ValueError(f"{path} has other content than weights by name. {REMEDY}")
     weights = {name: tensor for name, tensor in weights.items() if not UNUSED.search(name)}
     for pattern, replacement in NAMES.items():
         weights = {re.sub(pattern, replacement, name): tensor for name, tensor in weights.items()}
+    _need(weights, path, *needed)
     return weights
 
 
@@ -115,8 +108,8 @@ def convert(
     release_dir: str | Path, tag: str, vad_lexicon: VADLexicon | None = None, vision_model: str | None = None
 ) -> tuple[SEVLMForConditionalGeneration, SEVLMProcessor]:
     """Returns model and processor of the release's checkpoint `tag` ("best-acc", "best-bleu", ...). Raises
-    [`ReleaseError`] if a file is missing, damaged or unsafe, or if the parts do not fit together."""
-    release, weights, tokenizer_dir = load_release(release_dir, tag)
+    `ValueError` if a file is missing, damaged or unsafe, or if the parts do not fit together."""
+    release, weights, tokenizer_dir = load_release(Path(release_dir), tag)
     processor = SEVLMProcessor.from_tokenizer(
         GPT2Tokenizer.from_pretrained(tokenizer_dir, clean_up_tokenization_spaces=False),
         image_size=release["img_size"],
@@ -125,14 +118,14 @@ def convert(
         max_length=release["max_seq_len"],
     )
     if len(processor.tokenizer) != len(weights["decoder.wte.weight"]):
-        raise ReleaseError(f"{tokenizer_dir} has {len(processor.tokenizer)} tokens, the weights have another number.")
+        raise ValueError(f"{tokenizer_dir} has {len(processor.tokenizer)} tokens, the weights have another number.")
     width, image_size = release["encoder_dim"], release["img_size"]
     vision_config = CLIPVisionConfig(hidden_size=width, image_size=image_size, patch_size=16, num_attention_heads=1)
     if vision_model is not None:
         vision_config = AutoConfig.from_pretrained(vision_model)
         vision_config = getattr(vision_config, "vision_config", vision_config)
         if vision_feature_size(vision_config) != width:
-            raise ReleaseError(f"{vision_model} lacks features of width {width}: use openai/clip-vit-base-patch16.")
+            raise ValueError(f"{vision_model} lacks features of width {width}: use openai/clip-vit-base-patch16.")
     encoder: dict = {}
     if "emotion_encoder.positions.weight" in weights:
         encoder = {
@@ -155,12 +148,12 @@ def convert(
         **processor.token_layout(),
     )
     model = SEVLMForConditionalGeneration(config)
-    not_released = ("vision_tower.", "vad_lookup.")
-    ours = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(not_released)}
+    # The release has neither a tower nor a lexicon.
+    ours = {k: v for k, v in model.state_dict().items() if k.startswith(("vision_tower.", "vad_lookup."))}
     try:
         model.load_state_dict(ours | weights)
     except RuntimeError as error:
-        raise ReleaseError(f"The release's weights do not fit its config.json: {error}") from error
+        raise ValueError(f"The release's weights do not fit its config.json: {error}") from error
     if vision_model is not None:
         model.vision_tower.load_state_dict(load_vision_tower(vision_model, vision_config).state_dict())
         model.freeze_vision_tower()
@@ -169,8 +162,7 @@ def convert(
 
 
 def main(argv: list[str] | None = None) -> None:
-    name = "python -m modeling_sevlm.convert_sevlm_checkpoint"
-    parser = argparse.ArgumentParser(name, description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser("python -m modeling_sevlm.convert_sevlm_checkpoint", description=__doc__.split("\n\n")[0])
     parser.add_argument("release_dir", help="folder that contains nle_model_<tag>/, at any depth")
     parser.add_argument("--tag", default="best-acc", help="checkpoint of the release (default: best-acc)")
     parser.add_argument("--output_dir", required=True, help="folder to write")
@@ -182,12 +174,11 @@ def main(argv: list[str] | None = None) -> None:
         model, processor = convert(args.release_dir, args.tag, load_lexicon(args.vad_lexicon), args.vision_model)
     model.save_pretrained(args.output_dir, include_vad_lexicon=args.include_vad_lexicon)
     processor.save_pretrained(args.output_dir, include_vad_lexicon=args.include_vad_lexicon)
-    about = {"converted": {"tag": args.tag, "vision_model": args.vision_model}}
-    write_json(Path(args.output_dir, TRAINING_FILE), about)
+    source = {"tag": args.tag, "vision_model": args.vision_model}
+    write_json(Path(args.output_dir, TRAINING_FILE), {"converted": source})
     write_model_card(args.output_dir)
-    print(f"{args.output_dir}: {sum(p.numel() for p in model.parameters()):,} parameters")
-    if args.vision_model is None:
-        print("Without --vision_model the converted model has no tower: it takes `image_features`, not pictures.")
+    takes = "`image_features`, because it has no tower" if args.vision_model is None else "pictures"
+    print(f"{args.output_dir}: {sum(p.numel() for p in model.parameters()):,} parameters. The model takes {takes}.")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,12 @@
     sevlm explain wikiart/ --model outputs/demo --output explanations.parquet                # or .csv
 
 Folders are searched with their subfolders for .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff and .webp. Linked files are
-read; linked folders inside a folder are not followed. Pictures that cannot be read are skipped and listed at the end,
-and so are pictures of more than 178 megapixels, because a small file can decode to an image that fills the memory.
-`--max_megapixels 500` accepts larger scans (4 GB of memory each).
+read, linked folders inside a folder are not. Pictures that cannot be read or have more than 178 megapixels (a small
+file can fill the memory) are skipped and listed at the end. `--max_megapixels 500` accepts larger scans (4 GB each).
 
-With `--output FILE`, finished batches are kept in FILE.part until all are done, and then FILE is written. To continue
-an interrupted run, repeat the command: it continues after the last finished batch, tries skipped pictures again and
-explains changed pictures again. A run with other settings, another model or other pictures is refused unless you pass
-`--overwrite`, which starts again.
+With `--output FILE`, finished batches are kept in FILE.part until all are done. To continue an interrupted run, repeat
+the command: it also tries skipped and changed pictures again. A run with other settings, another model or other
+pictures is refused unless you pass `--overwrite`, which starts again.
 """
 
 import io
@@ -35,7 +33,7 @@ import processing  # noqa: F401 - registers the processor with AutoProcessor
 from processing.explanation_table import check_output, encodable
 from processing.images import IMAGE_EXTENSIONS
 
-from .explain_folder import explain_batches, write_explanations
+from .explain_folder import GENERATION, explain_batches, write_explanations
 from .pipeline_sevlm import TASK, SEVLMPipeline
 
 
@@ -83,19 +81,15 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, even if some pictures were skipped; 1 if none could be read or the reader of the
-    output stopped; 130 after Ctrl-C."""
+    """Returns the exit code: 0; 1 if no picture could be read or the output's reader stopped; 130 after Ctrl-C."""
     args = parse_arguments(argv)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal with few characters gets the others as escapes. A notebook's streams are of another class.
+        # A notebook's streams are of another class.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SystemExit(
-            "error: several processes would each explain all pictures. Run `python -m modeling_sevlm` once, without "
-            "accelerate or torchrun."
-        )
-    # Pillow warns below its own limit, which is also the default here.
+        raise SystemExit("error: each process would explain every picture. Run `python -m modeling_sevlm` once.")
+    # Pillow warns below the limit.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     part_path = None if args.output is None else check_output(args.output, args.overwrite)
     check_device(args.device)
@@ -130,7 +124,7 @@ def check_device(name: str | None) -> None:
 
 
 def find_pictures(names: list[str]) -> list[str]:
-    """Returns files and URLs as named, and the pictures in folders, sorted; each once. Prints what is left out."""
+    """Returns files and URLs as named, and the pictures in folders, sorted; each once."""
     found: dict[str, str] = {}  # by absolute path
     for name in names:
         is_url = name.startswith(("http://", "https://"))
@@ -142,11 +136,10 @@ def find_pictures(names: list[str]) -> list[str]:
 
 
 def search_folder(name: str) -> list[str]:
-    errors: list[OSError] = []
-    folders = os.walk(name, onerror=errors.append)
+    closed: list[list[str]] = []
+    folders = os.walk(name, onerror=lambda error: closed.append([error.filename, error.strerror]))
     files = [os.path.join(folder, file) for folder, _, inside in folders for file in inside]
     pictures = sorted(file for file in files if Path(file).suffix.lower() in EXTENSIONS)
-    closed = [[error.filename, error.strerror] for error in errors]
     report_left_out("folders left out because they cannot be searched", closed)
     if not pictures:
         raise SystemExit(f"error: no picture ({', '.join(sorted(EXTENSIONS))}) in the folder {printable(name)}.")
@@ -157,8 +150,7 @@ def search_folder(name: str) -> list[str]:
 
 def load_pipeline(args: Namespace) -> SEVLMPipeline:
     logging.disable_progress_bar()
-    names = ["model", "device", "dtype", "revision", "trust_remote_code"]
-    names += ["emotion", "num_candidates", "do_sample", "max_new_tokens"]
+    names = ["model", "device", "dtype", "revision", "trust_remote_code", *GENERATION]
     try:
         # The overloads list only the tasks of transformers.
         return pipeline(TASK, **{name: getattr(args, name) for name in names})  # type: ignore[call-overload]
@@ -167,7 +159,7 @@ def load_pipeline(args: Namespace) -> SEVLMPipeline:
 
 
 def print_explanations(explainer: SEVLMPipeline, files: list[str], args: Namespace, skipped: list[list[str]]) -> int:
-    """Prints each batch when it is done, adds `[file, reason]` to `skipped` and returns the number of rows."""
+    """Prints each batch when it is done. Returns the number of rows."""
     widths = min(40, max(len(printable(file)) for file in files)), max(map(len, explainer.model.config.emotions))
     only_ascii = "utf" not in (sys.stdout.encoding or "").lower()
     explained = 0

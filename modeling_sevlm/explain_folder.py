@@ -20,6 +20,9 @@ from processing.explanation_table import append_line, open_part_file, version, w
 from .pipeline_sevlm import PREPROCESS_DEFAULTS, SEVLMPipeline
 
 
+GENERATION = ["emotion", "num_candidates", "do_sample", "max_new_tokens"]
+
+
 def explain_batches(
     explainer: SEVLMPipeline, files: list[str], args: Namespace, skipped: list[list[str]], done: Container[str] = ()
 ) -> Iterator[list[dict]]:
@@ -90,9 +93,8 @@ def run_settings(explainer: SEVLMPipeline, args: Namespace) -> dict:
     config = {name: value for name, value in model.config.to_dict().items() if name not in places}
     fields = [config, model.generation_config.to_dict(), processor.to_dict()]
     tokenizer = processor.tokenizer.backend_tokenizer.to_str()
-    names = ["emotion", "num_candidates", "do_sample", "max_new_tokens"]
     # What is sampled for a picture depends on its batch.
-    names += ["seed", "batch_size"] if args.do_sample else []
+    names = GENERATION + (["seed", "batch_size"] if args.do_sample else [])
     return {name: getattr(args, name) for name in names} | {
         # With the absolute path, because a relative name is another picture in another folder.
         "pictures": Hasher.hash([[name, os.path.abspath(name)] for name in args.pictures]),

@@ -15,27 +15,16 @@ class NonFiniteError(ArithmeticError):
 
 @dataclass
 class Update:
-    """One optimizer step.
+    """One optimizer step."""
 
-    Attributes:
-        step: number of the step, from 1.
-        epoch: finished epochs before it.
-        paintings: names in each accumulated batch, on this process.
-        values: loss of each batch, then the norm of the gradient if it must be finite too.
-    """
-
-    step: int
+    step: int  # from 1
     epoch: float
-    paintings: list[list[str]]
-    values: torch.Tensor
+    paintings: list[list[str]]  # names in each accumulated batch, on this process
+    values: torch.Tensor  # loss of each batch, then the norm of the gradient if it must be finite too
 
 
 class FiniteWatch:
-    """Keeps the values of the latest updates on their device until they are checked.
-
-    Args:
-        interval: updates between two checks; 1 for a CPU, where a check costs nothing.
-    """
+    """Keeps the values of the latest updates on their device until they are checked, every `interval` updates."""
 
     def __init__(self, interval: int):
         self.interval = interval

@@ -38,7 +38,7 @@ def hub_errors(repository: str, problem: str, remedy: str) -> Iterator[None]:
 
 def find_destination(api: HfApi, repository: str, private: bool | None) -> tuple[str, bool]:
     """Returns the full name of a model repository, and whether it holds a model. Raises [`PushError`] if you are not
-    logged in or not connected, or if `private` is true and the repository is public. Changes nothing."""
+    logged in, or if `private` is true and the repository is public."""
     with hub_errors(repository, f"Cannot look up {repository} on the Hub", "Nothing was published."):
         user = api.whoami()["name"]
         repository = repository if "/" in repository else f"{user}/{repository}"
@@ -63,8 +63,8 @@ def commit_folder(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Uploads the files of `folder` in one commit, which also deletes files of the repository that `folder` lacks and
-    whose paths match `outdated`. Creates repository and branch if needed."""
+    """Uploads `folder` in one commit, which also deletes other files whose paths match `outdated`. Creates repository
+    and branch if needed."""
     # The author of a pull request may lack the right to create a repository.
     if not (create_pr and api.repo_exists(repository, repo_type=repo_type)):
         sdk = "gradio" if repo_type == "space" else None
@@ -73,10 +73,10 @@ def commit_folder(
     if revision is not None and not revision.startswith("refs/pr/"):
         api.create_branch(repository, branch=revision, exist_ok=True)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    published = set(api.list_repo_files(repository, revision=revision, repo_type=repo_type))
+    published = api.list_repo_files(repository, revision=revision, repo_type=repo_type)
     operations: list = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
-    absent = sorted(published.difference(names))
-    operations += [CommitOperationDelete(path_in_repo=name) for name in absent if outdated.fullmatch(name)]
+    absent = [name for name in published if name not in names and outdated.fullmatch(name)]
+    operations += [CommitOperationDelete(path_in_repo=name) for name in absent]
     # `upload_folder` splits large uploads into several commits, and the repository would be inconsistent in between.
     about: dict = {"commit_message": message, "repo_type": repo_type, "revision": revision, "create_pr": create_pr}
     return api.create_commit(repository, operations, **about)

@@ -2,9 +2,8 @@
 
     write_model_card("outputs/sevlm-artemis")       # writes README.md into the folder
 
-Results come from `evaluation_results.json`, which `evaluate_sevlm.py --update_model_card` writes; the training section
-from `training.json` and the log, which `train.py` and the converter write. A folder without these records, such as a
-downloaded repository, keeps its card if that describes the same weights and the same lexicon.
+Results come from `evaluation_results.json` (`evaluate_sevlm.py --update_model_card`), the training section from
+`training.json` and the log. A folder without them keeps its card if that describes the same weights and lexicon.
 """
 
 import json
@@ -34,10 +33,8 @@ from .paper_results import METRICS, PAPER_ROWS
 from .training_folder import STATE_FILE
 
 
-EVALUATION_FILE = "evaluation_results.json"
-TRAINING_FILE = "training.json"
-LOG_FILE = "training_log.json"
-# In a checkout, or where the package was installed.
+Folder = str | os.PathLike
+EVALUATION_FILE, TRAINING_FILE, LOG_FILE = "evaluation_results.json", "training.json", "training_log.json"
 TEMPLATES = (Path(__file__).resolve().parents[1] / "model_card.md", Path(sys.prefix, "share/sevlm/model_card.md"))
 SETTINGS = {  # argument in `training.json`: label in the card
     "per_device_train_batch_size": "paintings per device and step",
@@ -52,16 +49,9 @@ SETTINGS = {  # argument in `training.json`: label in the card
 }
 
 
-def render_model_card(
-    folder: str | os.PathLike, repository: str | None = None, records: str | os.PathLike | None = None
-) -> ModelCard:
-    """Renders the card of a checkpoint folder.
-
-    Args:
-        folder: the folder with config and weights.
-        repository: name on the Hub (default: name of the folder).
-        records: folder with the records of training and evaluation, or with the same model's card (default: `folder`).
-    """
+def render_model_card(folder: Folder, repository: str | None = None, records: Folder | None = None) -> ModelCard:
+    """Renders the card of a checkpoint folder for `repository`, a name on the Hub (default: the folder's name).
+    `records` is the folder with the records, or with the same model's card (default: `folder`)."""
     folder, records = Path(folder), Path(records or folder)
     repository, facts = repository or folder.name, card_facts(folder)
     results, record = _read(records / EVALUATION_FILE), _read(records / TRAINING_FILE)
@@ -114,9 +104,7 @@ def render_model_card(
     )
 
 
-def write_model_card(
-    folder: str | os.PathLike, repository: str | None = None, records: str | os.PathLike | None = None
-) -> None:
+def write_model_card(folder: Folder, repository: str | None = None, records: Folder | None = None) -> None:
     """Writes the card of [`render_model_card`] to the folder's README.md."""
     write_text(Path(folder, CARD_FILE), str(render_model_card(folder, repository, records)))
 
@@ -127,11 +115,11 @@ def _read(path: Path) -> Any:
 
 def _data_name(record: dict) -> str | None:
     """Returns the name of the dataset in a `results.json` or `training.json`; of a local folder without its path."""
-    if "data" not in record:
+    if not (data := record.get("data")):
         return None
-    if record["data"].get("annotations"):
-        return f"ArtEmis {record['data']['version']}"
-    name = record["data"].get("dataset") or "embedded paintings"
+    if data.get("annotations"):
+        return f"ArtEmis {data['version']}"
+    name = data.get("dataset") or "embedded paintings"
     return name if is_hub_name(name) else Path(name).name
 
 

@@ -33,9 +33,8 @@ from .space import push_space
 
 Processor = SEVLMProcessor | str | os.PathLike | None
 MESSAGE = "Upload SEVLM"
-NEEDED = [CARD_FILE, "config.json", "generation_config.json", "*.safetensors"]
-NEEDED += ["processor_config.json", "tokenizer.json", "tokenizer_config.json"]
-NEEDED += ["processing_sevlm.py", "images.py", "vad_lexicon.py"]
+NEEDED = [CARD_FILE, "config.json", "generation_config.json", "*.safetensors", "processor_config.json"]
+NEEDED += ["tokenizer.json", "tokenizer_config.json", "processing_sevlm.py", "images.py", "vad_lexicon.py"]
 NEEDED += [path.name for path in Path(__file__).parent.glob("*_sevlm.py")]
 # Files of an earlier push that would be read or run together with the new ones. A push deletes no others.
 OUTDATED = re.compile(r"[^/]+(\.(safetensors|bin)(\.index\.json)?|_sevlm\.py)|vad_lexicon\.tsv|chat_template\.jinja")
@@ -57,23 +56,19 @@ def push(
     """Publishes a checkpoint folder in one commit and returns the commit, or its future if not `blocking`.
 
     Args:
-        checkpoint: local folder with a SEVLM model.
-        repository: `"org/name"`; created if it does not exist.
+        repository: `"org/name"`; created if it does not exist, as is the branch `revision`.
         processor: a processor or its folder (default: the checkpoint's).
         private: create a private repository, and refuse to push to a public one.
-        revision: branch to push to; created if it does not exist.
-        create_pr: open a pull request instead of pushing.
         include_vad_lexicon: publish the lexicon even if its owner does not allow redistribution.
         blocking: `False` prepares the files and returns; the Hub is then contacted in the background.
 
     Raises:
-        PushError: if the folder is incomplete, you may not write there, or the upload fails. The repository then loads
-            as before.
+        PushError: the folder is incomplete or the upload fails. The repository then loads as before.
     """
     validate_repo_id(repository)
     check_token(token)
     api = HfApi(token=token)
-    # Before the work of preparing the files. A trainer must not wait for the Hub, though.
+    # A trainer must not wait for the Hub.
     destination = find_destination(api, repository, private) if blocking else None
     staging = tempfile.TemporaryDirectory()
     folder = Path(staging.name)
@@ -95,7 +90,7 @@ def push(
 def stage(
     checkpoint: Path, folder: Path, repository: str, *, processor: Processor = None, include_vad_lexicon: bool = False
 ) -> None:
-    """Writes the files of the repository to an empty `folder` and checks that they are complete; see [`push`]."""
+    """Writes the files of the repository to an empty `folder` and checks that they are complete."""
     _load_model(checkpoint).save_pretrained(folder, include_vad_lexicon=include_vad_lexicon)
     if processor is None or isinstance(processor, (str, os.PathLike)):
         source = Path(processor or checkpoint)
@@ -104,9 +99,7 @@ def stage(
         try:
             processor = SEVLMProcessor.from_pretrained(source, trust_remote_code=False)
         except (ValueError, OSError, TypeError) as error:
-            raise PushError(
-                f"Cannot load the processor in {source} without running code from there: {error}"
-            ) from error
+            raise PushError(f"Cannot load the processor in {source} without running code: {error}") from error
     if not isinstance(processor, SEVLMProcessor):
         raise PushError(f"{type(processor)} is another class: load it with `processing.SEVLMProcessor`.")
     processor.save_pretrained(folder, include_vad_lexicon=include_vad_lexicon)

@@ -3,8 +3,7 @@
     python -m modeling_sevlm.space org/sevlm-artemis org/sevlm
     python -m modeling_sevlm.space outputs/demo ./space             # only write the folder
 
-The Space gets `app.py` with the code that it imports from this checkout, requirements pinned to the versions of this
-environment, a card, and the model's name in `model.txt`. It contains no weights.
+The Space gets the app with its code, requirements pinned to the installed versions, a card and the model's name.
 """
 
 import configparser
@@ -58,8 +57,7 @@ is in the picture. Model: {model}.
 
 
 def stage_space(folder: Path, model: str) -> None:
-    """Writes the files of a Space that shows `model` (a name on the Hub, or a path) to an empty `folder`. Raises
-    [`PushError`] if this is not a checkout with the app."""
+    """Writes the files of a Space that shows `model`, a name on the Hub or a path, to an empty `folder`."""
     if not (ROOT / "app.py").is_file():
         raise PushError(f"{ROOT} has no app.py: publish a Space from a checkout of the project.")
     for package in ("modeling_sevlm", "processing"):
@@ -82,8 +80,7 @@ def requirements() -> list[str]:
 
 
 def push_space(model: str, space: str, *, private: bool | None = None, create_pr: bool = False) -> CommitInfo:
-    """Publishes a Space that shows `model` of the Hub, in one commit that also deletes outdated code of the Space.
-    Raises [`PushError`] if the files are incomplete or the Hub refuses, which leaves the Space unchanged."""
+    """Publishes a Space that shows `model` of the Hub, in one commit. Raises [`PushError`] if the Hub refuses."""
     validate_repo_id(space)
     with tempfile.TemporaryDirectory() as folder:
         stage_space(Path(folder), model)
@@ -106,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise PushError(f"{folder} is not empty: name another folder.")
-        # The app runs in another folder, so a local model needs its absolute path.
+        # The app runs in another folder.
         stage_space(folder, str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model)
         print(folder)
 

@@ -1,5 +1,4 @@
-"""Trainer of SEVLM: the paper's recipe as defaults, the weighted loss of Eq. 8, and checkpoints that are complete
-whenever training is interrupted."""
+"""Trainer of SEVLM: the paper's recipe, the weighted loss of Eq. 8, and checkpoints that survive interruptions."""
 
 import contextlib
 import functools
@@ -40,9 +39,8 @@ PAINTINGS = "paintings"  # names in a batch, until the trainer takes them out
 
 @dataclass(repr=False)
 class TokenSafeTrainingArguments(TrainingArguments):
-    """`TrainingArguments` without the Hub's token when they are pickled: `Trainer` saves them in every folder.
-
-    Declare subclasses with `@dataclass(repr=False)`, to keep transformers' `repr`, which hides the token."""
+    """`TrainingArguments` without the Hub's token when they are pickled: `Trainer` saves them in every folder. Declare
+    subclasses with `@dataclass(repr=False)`: transformers' `repr` hides the token."""
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"hub_token": None}
@@ -84,11 +82,8 @@ class SEVLMTrainer(Trainer):
     """`Trainer` for [`SEVLMForConditionalGeneration`] and batches of `SEVLMCollator`.
 
     Each part of the loss is a mean over its own items (label tokens, explanation words with VAD, paintings) in the
-    accumulated batches of all processes. Accumulation and the number of processes therefore change neither the
-    language nor the emotion loss. The contrastive loss takes its negatives from one device's batch.
-
-    Args:
-        generation_metrics: `model -> {name: value}`, called at each evaluation.
+    accumulated batches of all processes. The contrastive loss takes its negatives from one device's batch.
+    `generation_metrics`, `model -> {name: value}`, is called at each evaluation.
 
     Raises:
         ValueError: a push would not publish a complete repository, or processes have different numbers of batches.
@@ -120,8 +115,7 @@ class SEVLMTrainer(Trainer):
         self._losses: list[torch.Tensor] = []  # of these batches
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        """As in transformers, but raises `ValueError` if the checkpoint has no weights in safetensors or a file that
-        could execute code. Nothing is executed."""
+        """Raises `ValueError` if the checkpoint has no safetensors, or a file that could execute code."""
         folder = resume_from_checkpoint
         if isinstance(folder, str) and not any(Path(folder).glob("*.safetensors")):
             raise ValueError(f"{folder} has no weights in safetensors; training cannot resume from it.")
@@ -131,10 +125,8 @@ class SEVLMTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except UnpicklingError:  # whose message recommends to execute the file
-            raise ValueError(
-                f"{folder}: optimizer.pt, scheduler.pt or rng_state.pth is damaged or can execute code, and was not "
-                "read. Resume from a checkpoint of your own, or start a new run from its weights."
-            ) from None
+            problem = f"{folder}: optimizer.pt, scheduler.pt or rng_state.pth is damaged or can execute code"
+            raise ValueError(f"{problem}. Resume from your own checkpoint, or start from its weights.") from None
 
     def _run_epoch(self, *args, **kwargs) -> None:
         # Otherwise a finished run is trained for one more step when it is resumed.
@@ -161,8 +153,8 @@ class SEVLMTrainer(Trainer):
         return batches, self.accelerator.reduce(counts, reduction="sum")
 
     def _without_repeats(self, last: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Removes the rows of an epoch's last batch that accelerate repeats to give every process as many. A process
-        without other rows keeps one, because all processes must take the step; that row has nothing to learn."""
+        """Removes the rows that accelerate repeats in an epoch's last batch. A process without other rows keeps one
+        without targets, because all processes must take the step."""
         args, size = self.args, last["labels"].shape[0]
         rest = len(self.train_dataset) % (size * args.world_size)
         if args.world_size == 1 or args.dataloader_drop_last or not rest:
@@ -186,12 +178,11 @@ class SEVLMTrainer(Trainer):
         outputs, counts = model(**inputs, skip_logits=True), self._count_items(inputs)
         # Processes average their gradients, and `num_items_in_batch` is a sum over processes.
         shares = counts * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
-        terms = [
+        loss = sum(
             getattr(self.model.config, f"{name}_weight") * share * outputs[name]
             for name, share in zip(LOSS_PARTS, shares, strict=True)
             if outputs.get(name) is not None
-        ]
-        loss = functools.reduce(torch.add, terms)
+        )
         self._losses.append(loss.detach())
         self._sums += loss_sums(outputs, counts)
         return loss
@@ -226,8 +217,8 @@ class SEVLMTrainer(Trainer):
             )
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Deals out whole batches to the processes. Unlike with accelerate's loader, no row is repeated, and a batch
-        (with the negatives in it) does not depend on the number of processes."""
+        """Deals out whole batches to the processes, so that no row is repeated and the negatives in a batch do not
+        depend on the number of processes."""
         args, dataset = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
         batches = list(BatchSampler(range(len(dataset)), args.eval_batch_size, drop_last=False))
         batches = batches[args.process_index :: args.world_size]
@@ -295,7 +286,7 @@ class SEVLMTrainer(Trainer):
 
     @contextlib.contextmanager
     def _saving(self, target: Path) -> Iterator[None]:
-        """For blocks that write and do not wait for other processes, whose end would be reported as a full disk."""
+        """For blocks that do not wait for other processes, whose end would be reported as a full disk."""
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' of a full disk, too
@@ -308,11 +299,8 @@ class SEVLMTrainer(Trainer):
             ) from error
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> CommitInfo | Future | None:
-        """Saves model, processor and model card, and publishes them in one commit. Returns it on the first process.
-
-        Args:
-            kwargs: of [`push`]. `token`, `revision` and `private` are those of the training arguments by default.
-        """
+        """Saves and publishes model, processor and model card in one commit, which the first process returns. `kwargs`
+        are those of [`push`], by default with the token, revision and privacy of the training arguments."""
         if self.hub_model_id is None:
             self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))
         self.save_model(_internal_call=True)
@@ -323,8 +311,7 @@ class SEVLMTrainer(Trainer):
         return self._push(self.args.output_dir, message=commit_message, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # `Trainer` would publish all files of the output folder, without the code. It calls this before the checkpoint
-        # has its name; `_save_checkpoint` calls it again.
+        # `Trainer` calls this before the checkpoint has its name; `_save_checkpoint` calls it again.
         staged = Path(checkpoint_folder).parent.name == training_folder.STAGING
         if staged or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
@@ -368,8 +355,7 @@ def _report_failure(job: Future) -> None:
 
 
 def parameter_groups(model: SEVLMForConditionalGeneration, args: SEVLMTrainingArguments) -> list[dict]:
-    """Puts every trainable parameter in one of two groups: the emotion encoder and the fusion layer with
-    `vad_learning_rate`, all others with `learning_rate`."""
+    """Gives emotion encoder and fusion layer `vad_learning_rate`, other trainable parameters `learning_rate`."""
     modules = [module for module in (model.emotion_encoder, model.decoder.vad_fusion) if module is not None]
     vad = {parameter for module in modules for parameter in module.parameters()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

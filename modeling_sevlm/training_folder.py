@@ -1,7 +1,6 @@
 """The output folder of training. Files with their final names are complete, whenever the run is interrupted.
 
-A checkpoint and the final model are written in `OUTPUT_DIR/saving/` and renamed when every byte is on the disk. A
-checkpoint to delete is moved back there first. Checkpoints are ordered by the steps in their names.
+A checkpoint and the final model are written in `OUTPUT_DIR/saving/` and renamed when every byte is on the disk.
 """
 
 import json
@@ -26,7 +25,7 @@ class SavingError(OSError):
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
-    """Lists the checkpoints in `folder`, complete or not, the oldest first."""
+    """Lists the checkpoints in `folder`, complete or not, by step."""
     found = (path for path in Path(folder).glob("checkpoint-*") if path.name[11:].isdecimal() and path.is_dir())
     return sorted(found, key=lambda path: int(path.name[11:]))
 
@@ -46,7 +45,6 @@ def defect(checkpoint: str | os.PathLike) -> str | None:
 
 
 def _is_readable(file: Path) -> bool:
-    """Whether the file is as long as its header says. The content is not checked."""
     try:
         if file.suffix == ".safetensors":
             safe_open(file, "pt")
@@ -58,12 +56,8 @@ def _is_readable(file: Path) -> bool:
 
 
 def find_checkpoint(folder: str, resume: str | None, report: Callable[[str], None]) -> str | None:
-    """Returns the checkpoint to resume from, `None` to start a new run. Reports incomplete checkpoints. Raises
-    `ValueError` if the given checkpoint is incomplete, or `folder` has checkpoints of later steps.
-
-    Args:
-        resume: a checkpoint's folder, "true" for the newest complete checkpoint of `folder`, or `None`.
-    """
+    """Returns the checkpoint to resume from, or `None` for a new run. `resume` is a checkpoint, "true" (the newest
+    complete one of `folder`) or `None`. Raises `ValueError` if it is incomplete or `folder` has later checkpoints."""
     complete = []
     for checkpoint in checkpoints(folder):
         if problem := defect(checkpoint):
@@ -78,16 +72,13 @@ def find_checkpoint(folder: str, resume: str | None, report: Callable[[str], Non
     step = json.loads(Path(resume, STATE_FILE).read_text(encoding="utf-8"))["global_step"] if resume else 0
     # A later resume would pick the other run's checkpoint.
     if later := [str(checkpoint) for checkpoint in complete if int(checkpoint.name[11:]) > step]:
-        raise ValueError(
-            f"{folder} holds checkpoints of an earlier run: {', '.join(later)}. Use --resume_from_checkpoint true, "
-            "delete them, or use another --output_dir."
-        )
+        problem = f"{folder} holds checkpoints of an earlier run: {', '.join(later)}"
+        raise ValueError(f"{problem}. Use --resume_from_checkpoint true, delete them, or use another --output_dir.")
     return resume
 
 
 def check_writable(folder: str | os.PathLike, needed: int = 4096) -> None:
-    """Raises [`SavingError`] if `folder`, or its nearest existing parent, cannot be written or has less than `needed`
-    bytes free."""
+    """Raises [`SavingError`] if `folder` (or the parent that exists) is read-only or lacks `needed` free bytes."""
     try:
         place = Path(folder).absolute()
         while not place.exists():
@@ -120,8 +111,8 @@ def publish_checkpoint(staged: Path, final: Path) -> None:
 
 
 def publish_model(staged: Path, folder: Path) -> None:
-    """Moves the files of a complete model into `folder`. Old weights go first and new weights come last, so that
-    weights are never next to the configuration or the tokenizer of another model."""
+    """Moves the files of a complete model into `folder`. Old weights go first and new weights come last: weights are
+    never next to another model's configuration."""
     _sync(*staged.iterdir(), staged)
     for old in folder.glob("model*.safetensors*"):
         old.unlink()

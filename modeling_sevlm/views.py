@@ -1,18 +1,15 @@
 """Views of a result of the pipeline: scores as bars, words shaded by valence, VAD along a sentence, sheets of images.
 
     result = pipeline("art-emotion-explanation", model=MODEL)(image)
-    emotion_bars(result["emotion_scores"])                            # a matplotlib figure
-    emotion_bars_html(result["emotion_scores"])                       # for a page
-    shaded_explanation(result["explanation"], result["vad"])          # for a page; ..._ansi for a terminal
-    vad_trajectory(result["vad"], reference=other["vad"])
-    gallery_sheet(images, results)
+    emotion_bars(result["emotion_scores"])
 
 Figures need matplotlib (`pip install -e '.[demo]'`). They do not go through pyplot, which keeps every figure.
 """
 
 import html
+import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from PIL import Image
@@ -58,19 +55,13 @@ def in_fixed_order(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def emotion_bars(scores: Mapping[str, float], axes=None, *, named: str | None = None):
-    """Draws scores in [0, 1] as horizontal bars in the fixed order and colours, each with its value.
-
-    `axes` are matplotlib axes to draw on, by default those of a new figure; the label `named` is printed bold. Returns
-    the matplotlib figure.
-    """
-    if axes is None:
-        axes = new_figure(5.2, 3.2).add_subplot()
-    scores = in_fixed_order(scores)
-    for row, (emotion, score) in enumerate(scores.items()):
+    """Draws scores in [0, 1] as horizontal bars in the fixed order and colours, the label `named` in bold. Returns the
+    figure of the matplotlib `axes` (default: a new figure)."""
+    axes = axes or new_figure(5.2, 3.2).add_subplot()
+    for emotion, score in in_fixed_order(scores).items():
         style = emotion_style(emotion)
-        axes.barh(row, score, color=style.colour, hatch=style.hatch, edgecolor="#00000055", linewidth=0.6)
-        axes.text(score + 0.015, row, f"{score:.0%}", va="center", fontsize=8)
-    axes.set_yticks(range(len(scores)), scores)
+        bar = axes.barh(emotion, score, color=style.colour, hatch=style.hatch, edgecolor="#00000055", linewidth=0.6)
+        axes.bar_label(bar, fmt="{:.0%}", padding=2, fontsize=8)
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() == named else "normal")
     axes.invert_yaxis()
@@ -82,8 +73,7 @@ def emotion_bars(scores: Mapping[str, float], axes=None, *, named: str | None = 
 
 
 def emotion_bars_html(scores: Mapping[str, float], *, named: str | None = None) -> str:
-    """Renders scores as bars in HTML that inherits the page's font and text colour and fits any width. Screen readers
-    read a list of labels with percentages."""
+    """Renders scores as a list of bars in HTML, with the page's font and text colour, in any width."""
     rows = []
     for emotion, score in in_fixed_order(scores).items():
         weight = "700" if emotion == named else "400"
@@ -98,24 +88,22 @@ def emotion_bars_html(scores: Mapping[str, float], *, named: str | None = None) 
 
 
 def shaded_explanation(explanation: str, vad: Sequence[Mapping] | None) -> str:
-    """Renders an explanation in HTML, the words of the lexicon shaded by valence: blue and underlined for pleasant,
-    orange and dotted for unpleasant, stronger further from neutral. A tooltip shows valence, arousal and dominance.
-    Takes the pipeline's `explanation` and `vad`."""
+    """Renders the pipeline's `explanation` and `vad` in HTML. Pleasant words are blue and underlined, unpleasant ones
+    orange and dotted, stronger further from neutral. A tooltip shows valence, arousal and dominance."""
     parts = []
     for text, entry in split_at_words(explanation, vad):
-        if entry is None or entry["valence"] is None:
-            parts.append(html.escape(text))
-            continue
-        valence = entry["valence"]
-        (red, green, blue), line = (PLEASANT, "solid") if valence >= 0 else (UNPLEASANT, "dotted")
-        values = ", ".join(f"{name} {entry[name]:+.2f}" for name in VAD_LINES)
-        about = html.escape(f"{entry['word']}: {values}")
-        parts.append(
-            f'<span class="sevlm-word" tabindex="0" title="{about}" aria-label="{about}" style="'
-            f"background:rgba({red},{green},{blue},{HTML_ALPHA * abs(valence):.3f});"
-            f"border-bottom:2px {line} rgba({red},{green},{blue},{abs(valence):.2f});"
-            f'border-radius:3px;padding:0 .15em">{html.escape(text)}</span>'
-        )
+        text = html.escape(text)
+        if entry is not None:
+            valence = entry["valence"]
+            (red, green, blue), line = (PLEASANT, "solid") if valence >= 0 else (UNPLEASANT, "dotted")
+            about = f"{text}: " + ", ".join(f"{name} {entry[name]:+.2f}" for name in VAD_LINES)
+            text = (
+                f'<span class="sevlm-word" tabindex="0" title="{about}" aria-label="{about}" style="'
+                f"background:rgba({red},{green},{blue},{HTML_ALPHA * abs(valence):.3f});"
+                f"border-bottom:2px {line} rgba({red},{green},{blue},{abs(valence):.2f});"
+                f'border-radius:3px;padding:0 .15em">{text}</span>'
+            )
+        parts.append(text)
     return '<span class="sevlm-explanation" style="line-height:1.8">' + "".join(parts) + "</span>"
 
 
@@ -124,13 +112,12 @@ def shaded_explanation_ansi(explanation: str, vad: Sequence[Mapping] | None) -> 
     underlined, and control characters are removed from the text."""
     parts = []
     for text, entry in split_at_words(explanation, vad):
-        text = "".join(letter for letter in text if letter.isprintable())
-        if entry is None or entry["valence"] is None:
-            parts.append(text)
-            continue
-        red, green, blue = valence_colour(entry["valence"])
-        underline = "4;" if entry["valence"] > 0 else ""
-        parts.append(f"\033[{underline}38;2;0;0;0;48;2;{red};{green};{blue}m{text}\033[0m")
+        text = "".join(filter(str.isprintable, text))
+        if entry is not None:
+            red, green, blue = valence_colour(entry["valence"])
+            underline = "4;" if entry["valence"] > 0 else ""
+            text = f"\033[{underline}38;2;0;0;0;48;2;{red};{green};{blue}m{text}\033[0m"
+        parts.append(text)
     return "".join(parts)
 
 
@@ -140,25 +127,22 @@ def valence_colour(valence: float) -> tuple[int, ...]:
     return tuple(round(255 + 0.6 * abs(valence) * (channel - 255)) for channel in end)
 
 
-def split_at_words(explanation: str, vad: Sequence[Mapping] | None) -> list[tuple[str, Mapping | None]]:
-    """Splits an explanation into words with their entry and the text between them with None; the pieces join to the
-    explanation. Skips an entry that is not found after the previous one."""
-    pieces: list[tuple[str, Mapping | None]] = []
+def split_at_words(explanation: str, vad: Sequence[Mapping] | None) -> Iterator[tuple[str, Mapping | None]]:
+    """Yields the words of the lexicon with their entry, and all other text with None. Skips an entry that is not found
+    after the previous one."""
     position = 0
     for entry in vad or ():
         start, word = explanation.find(entry["word"], position), entry["word"]
         if word and start >= 0:
-            pieces += [(explanation[position:start], None), (word, entry)]
+            yield explanation[position:start], None
+            yield word, None if entry["valence"] is None else entry
             position = start + len(word)
-    return [*pieces, (explanation[position:], None)]
+    yield explanation[position:], None
 
 
 def vad_trajectory(vad: Sequence[Mapping], reference: Sequence[Mapping] | None = None):
-    """Draws valence, arousal and dominance along an explanation. Words outside the lexicon leave a gap in the markers.
-
-    `reference` is the `vad` of another sentence, such as a viewer's; it is stretched to the same length and drawn
-    paler. Returns the matplotlib figure.
-    """
+    """Draws valence, arousal and dominance along an explanation, without words outside the lexicon. `reference` is the
+    `vad` of another sentence, drawn paler and stretched to the same length. Returns the matplotlib figure."""
     axes = new_figure(max(5.0, 0.55 * len(vad) + 1.5), 3.0).add_subplot()
 
     def plot(entries, name, scale, **style):
@@ -188,25 +172,19 @@ def gallery_sheet(
     columns: int = 4,
     title: str | None = None,
 ):
-    """Draws images in reading order, each with a line of `titles` above it, and its emotion, explanation, reference (a
-    viewer's words) and scores below it, as far as they are given. Returns the matplotlib figure.
-
-    Args:
-        results: the pipeline's or `predict`'s result for each: `emotion`, `explanation` and optional `emotion_scores`.
-        columns: images in a row.
-        title: title of the sheet.
-    """
+    """Draws images in rows of `columns`, each below its title and above its result and reference (a viewer's words).
+    Returns the matplotlib figure. A result is the pipeline's or `predict`'s: `emotion`, `explanation` and optional
+    `emotion_scores`."""
     columns = min(columns, len(images))
-    lines = -(-len(images) // columns)
-    with_bars = any(result.get("emotion_scores") for result in results)
-    heights = [3.2, 1.6 if references is not None else 1.0, *([2.4] if with_bars else [])]
+    lines = math.ceil(len(images) / columns)
+    heights = [3.2, 1.6 if references is not None else 1.0, 2.4]
     figure = new_figure(3.6 * columns, sum(heights) * lines + (0.5 if title else 0))
-    panels = figure.subplots(lines * len(heights), columns, squeeze=False, height_ratios=heights * lines)
+    panels = figure.subplots(3 * lines, columns, squeeze=False, height_ratios=heights * lines)
     for panel in panels.flat:
         panel.set_axis_off()
     for number, (image, result) in enumerate(zip(images, results, strict=True)):
         row, column = divmod(number, columns)
-        picture, text, *bars = panels[row * len(heights) : (row + 1) * len(heights), column]
+        picture, text, bars = panels[3 * row : 3 * row + 3, column]
         picture.imshow(image, interpolation="lanczos")
         if titles is not None:
             picture.set_title(plain(titles[number]), fontsize=10)
@@ -216,9 +194,9 @@ def gallery_sheet(
         if references is not None:
             sentence += "\n\n" + textwrap.fill(plain(references[number]), 38)
         text.text(0.5, 0.78, sentence, ha="center", va="top", fontsize=9, linespacing=1.2)
-        if bars and result.get("emotion_scores"):
-            bars[0].set_axis_on()
-            emotion_bars(result["emotion_scores"], bars[0], named=emotion)
+        if result.get("emotion_scores"):
+            bars.set_axis_on()
+            emotion_bars(result["emotion_scores"], bars, named=emotion)
     if title:
         figure.suptitle(title)
     return figure
