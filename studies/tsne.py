@@ -57,11 +57,10 @@ def tsne_figure(features: dict[str, np.ndarray], *, emotion: str | None = None, 
     left, right = figure.subplots(1, 2, subplot_kw={"xticks": [], "yticks": []})
     edges = {"edgecolors": "#333333", "linewidths": 0.4}
     places = embed(features["explanation"], seed=seed)
-    for label in in_fixed_order(dict.fromkeys([*filter(None, sorted(set(emotions))), ""])):
+    for label in in_fixed_order(dict.fromkeys(sorted(set(emotions), key=lambda label: label or "~"))):
         style, rows = emotion_style(label), emotions == label
-        if rows.any():
-            name = label or "(none)"
-            left.scatter(*places[rows].T, c=style.colour, marker=style.marker, s=34, label=name, **edges)
+        look = {"c": style.colour, "marker": style.marker, "label": label or "(none)"}
+        left.scatter(*places[rows].T, s=34, **look, **edges)
     left.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     left.set_title("explanations by emotion", fontsize=10)
     pairs = np.concatenate([features["explanation"][chosen], features["image"][chosen]])
