@@ -15,14 +15,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
-from transformers import (
-    DataCollatorForLanguageModeling,
-    GPT2Config,
-    GPT2LMHeadModel,
-    HfArgumentParser,
-    Trainer,
-    set_seed,
-)
+from transformers import DataCollatorForLanguageModeling, GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer
 
 from modeling_sevlm.trainer import TokenSafeTrainingArguments
 from processing.annotations import read_annotations
@@ -88,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict:
     argv = ["--annotations", *(sys.argv[1:] if argv is None else argv)]
     parser = HfArgumentParser((DecoderArguments, DecoderTrainingArguments), description=__doc__.split("\n")[0])
     args, training_args = parser.parse_args_into_dataclasses(argv)
-    set_seed(training_args.seed)
+    torch.manual_seed(training_args.seed)
     with errors_as_exit():
         train, validation = read_rows(args, training_args.seed)
     if train.empty or validation.empty:
