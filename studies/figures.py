@@ -196,7 +196,7 @@ def examples_figure(systems: Mapping[str, Sequence[Mapping]], dataset: Dataset, 
         image.set_title(f"viewers: {labels[truth]}", fontsize=10, fontweight="bold")
         pairs = zip(painting["emotions"], painting["explanations"], strict=True)
         pairs = sorted(pairs, key=lambda pair: pair[0] != truth)[:2]
-        quotes = "\n\n".join(_wrap(f"{labels[label]}: {sentence}") for label, sentence in pairs)
+        quotes = "\n\n".join(textwrap.fill(plain(f"{labels[label]}: {sentence}"), 38) for label, sentence in pairs)
         text.text(0, 1, quotes, va="top", fontsize=8, style="italic")
         for panel, (name, predictions) in zip(rest, systems.items(), strict=True):
             emotion = predictions[row].get("emotion")
@@ -204,12 +204,9 @@ def examples_figure(systems: Mapping[str, Sequence[Mapping]], dataset: Dataset, 
             box = {"facecolor": "none", "edgecolor": emotion_style(emotion).colour, "pad": 2, "linewidth": 1.5}
             answer = f"{verdict} {plain(name)}: {emotion or '(none)'}"
             panel.text(0, 1, answer, va="top", fontsize=9, fontweight="bold", bbox=box)
-            panel.text(0, 0.66, _wrap(f"because {predictions[row]['explanation']}"), va="top", fontsize=8)
+            reason = textwrap.fill(plain(f"because {predictions[row]['explanation']}"), 38)
+            panel.text(0, 0.66, reason, va="top", fontsize=8)
     return figure
-
-
-def _wrap(text: str) -> str:
-    return textwrap.fill(plain(text), 38)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, DataArguments]:
