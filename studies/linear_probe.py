@@ -72,9 +72,8 @@ def main(argv: list[str] | None = None) -> dict:
     scores = {}
     for penalty in PENALTIES:
         weights, bias = fit(features["train"], shares["train"], penalty)
-        scores[penalty] = {
-            name: cross_entropy(features[name] @ weights + bias, shares[name]).item() for name in splits
-        }
+        logits = {name: features[name] @ weights + bias for name in splits}
+        scores[penalty] = {name: cross_entropy(logits[name], shares[name]).item() for name in splits}
     penalty = min(PENALTIES, key=lambda penalty: scores[penalty]["validation"])
     prior = shares["train"].mean(dim=0).clamp(min=1e-12).log()
     results = {"penalty": penalty, "splits": {}}
