@@ -55,12 +55,9 @@ class DecoderTrainingArguments(TokenSafeTrainingArguments):
 
 def encode(rows: pd.DataFrame, tokenizer, max_length: int) -> list[dict[str, list[int]]]:
     """`<bos> the emotion is LABEL because EXPLANATION<eos>`, as SEVLM will write it."""
-    texts = [
-        f"{PROMPT} {emotion}{BECAUSE} {' '.join(utterance.split())}"
-        for emotion, utterance in zip(rows["emotion"], rows["utterance"], strict=True)
-    ]
+    texts = f"{PROMPT} " + rows["emotion"] + f"{BECAUSE} " + rows["utterance"].str.split().str.join(" ")
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    encoded = tokenizer(texts, split_special_tokens=True)["input_ids"]
+    encoded = tokenizer(texts.tolist(), split_special_tokens=True)["input_ids"]
     return [{"input_ids": [bos, *ids, eos][:max_length]} for ids in encoded]
 
 
