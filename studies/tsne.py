@@ -30,12 +30,8 @@ def collect_features(model, processor, dataset: Dataset, *, batch_size: int = 32
         explanations.append(masked_mean(outputs.hidden_states[-1], explanation).float().cpu())
         images.append(model.vision_projection(features.to(model.dtype)).mean(dim=1).float().cpu())
         emotions += [sentence["emotion"] or "" for sentence in processor.read(sequences)]
-    return {
-        "explanation": torch.cat(explanations).numpy(),
-        "image": torch.cat(images).numpy(),
-        "emotion": np.array(emotions),
-        "painting": np.array(dataset["painting"][:]),
-    }
+    features = {"explanation": torch.cat(explanations).numpy(), "image": torch.cat(images).numpy()}
+    return features | {"emotion": np.array(emotions), "painting": np.array(dataset["painting"][:])}
 
 
 def embed(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
