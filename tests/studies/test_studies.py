@@ -77,6 +77,8 @@ def test_the_converted_efficientnet_is_the_original_network(tmp_path):
         expected = lite0_features(weights, pixel_values)
     assert features.shape == (2, 1280, 7, 7)
     assert torch.allclose(features, expected, atol=1e-4)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        efficientnet_lite.convert({"_conv_stem.weight": weights["_conv_stem.weight"]})
 
 
 def lite0_features(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
