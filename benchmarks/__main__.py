@@ -1,6 +1,6 @@
 """Measures how fast SEVLM is, against the paper's procedure, other models and the limits of the machine.
 
-    python -m benchmarks generate|peers|train|vad|load|metrics|growth [--device cuda]
+    python -m benchmarks generate|peers|train|vad|metrics|growth [--device cuda]
     python -m benchmarks train --epoch 68026 --device cuda
     python -m benchmarks table outputs/benchmarks/generate.json [...]
 
@@ -21,7 +21,7 @@ from processing.files import write_json
 
 from .generation import run_generate, run_peers
 from .growth import run_growth
-from .parts import run_load, run_metrics, run_vad
+from .parts import run_metrics, run_vad
 from .training import run_train
 
 
@@ -31,9 +31,8 @@ COMMANDS = {
     "peers": (run_peers, "the same work by BLIP-base and GIT-base"),
     "train": (run_train, "sentences/s of a training step, against the authors' step"),
     "vad": (run_vad, "tokens/s of the processor, compilation of the lexicon"),
-    "load": (run_load, "imports, from_pretrained, first and second generation, each in a fresh process"),
     "metrics": (run_metrics, "predictions/s of the evaluation's metrics"),
-    "growth": (run_growth, "growth of times with batch, tokens, candidates, lexicon and data; with plots"),
+    "growth": (run_growth, "growth of times with batch, tokens, candidates and lexicon; with a plot"),
 }
 
 
@@ -55,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             about = f"measure an epoch of ROWS paintings through the trainer (default: {PAPER_TRAIN_PAINTINGS})"
             option("--epoch", type=int, nargs="?", const=PAPER_TRAIN_PAINTINGS, metavar="ROWS", help=about)
         if name == "growth":
-            option("--plots", type=Path, default=Path("outputs/benchmarks"), help="folder of the plots")
+            option("--plots", type=Path, default=Path("outputs/benchmarks"), help="folder of the plot")
     commands.add_parser("table", help="print the tables of result files").add_argument("results", nargs="+", type=Path)
     return parser.parse_args(argv)
 

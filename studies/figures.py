@@ -179,18 +179,12 @@ def choose_examples(
     return chosen
 
 
-def examples_figure(
-    systems: Mapping[str, Sequence[Mapping]], dataset: Dataset, rows: Sequence[int], *, references: int = 2
-) -> Figure:
-    """Draws a column per painting with a dominant emotion: the image, what viewers felt and said, then the emotion
-    (with a tick or a cross) and the explanation of every system.
-
-    Args:
-        systems: name -> predictions in the dataset's order.
-        references: number of viewers to quote, those of the dominant emotion first.
-    """
+def examples_figure(systems: Mapping[str, Sequence[Mapping]], dataset: Dataset, rows: Sequence[int]) -> Figure:
+    """Draws a column per painting with a dominant emotion: the image, what two viewers felt and said (of the dominant
+    emotion, if there are two), then the emotion (with a tick or a cross) and the explanation of every system. The
+    predictions of a system are in the dataset's order."""
     labels = dataset.features["emotions"].feature.names
-    heights = [3.0, 0.7 * references, *[0.9] * len(systems)]
+    heights = [3.0, 1.4, *[0.9] * len(systems)]
     figure = Figure(figsize=(2.9 * len(rows), sum(heights) + 0.1), layout="constrained")
     panels = figure.subplots(len(heights), len(rows), squeeze=False, height_ratios=heights)
     for axes in panels.flat:
@@ -201,8 +195,8 @@ def examples_figure(
         image.imshow(painting["image"], interpolation="lanczos")
         image.set_title(f"viewers: {labels[truth]}", fontsize=10, fontweight="bold")
         pairs = zip(painting["emotions"], painting["explanations"], strict=True)
-        pairs = sorted(pairs, key=lambda pair: pair[0] != truth)[:references]
-        quotes = "\n\n".join(_wrap(f"{labels[label]}: {sentence}") for label, sentence in pairs)
+        pairs = sorted(pairs, key=lambda pair: pair[0] != truth)[:2]
+        quotes = "\n\n".join(textwrap.fill(plain(f"{labels[label]}: {sentence}"), 38) for label, sentence in pairs)
         text.text(0, 1, quotes, va="top", fontsize=8, style="italic")
         for panel, (name, predictions) in zip(rest, systems.items(), strict=True):
             emotion = predictions[row].get("emotion")
@@ -210,12 +204,9 @@ def examples_figure(
             box = {"facecolor": "none", "edgecolor": emotion_style(emotion).colour, "pad": 2, "linewidth": 1.5}
             answer = f"{verdict} {plain(name)}: {emotion or '(none)'}"
             panel.text(0, 1, answer, va="top", fontsize=9, fontweight="bold", bbox=box)
-            panel.text(0, 0.66, _wrap(f"because {predictions[row]['explanation']}"), va="top", fontsize=8)
+            reason = textwrap.fill(plain(f"because {predictions[row]['explanation']}"), 38)
+            panel.text(0, 0.66, reason, va="top", fontsize=8)
     return figure
-
-
-def _wrap(text: str) -> str:
-    return textwrap.fill(plain(text), 38)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, DataArguments]:

@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import HfArgumentParser
 
 from evaluation.scoring import label_distributions
@@ -43,16 +44,12 @@ def fit(features: torch.Tensor, shares: torch.Tensor, penalty: float) -> tuple[t
 
     def closure():
         optimizer.zero_grad()
-        loss = label_nll(features @ weights + bias, shares) + penalty * weights.square().sum()
+        loss = cross_entropy(features @ weights + bias, shares) + penalty * weights.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
     return weights.detach(), bias.detach()
-
-
-def label_nll(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    return -(shares * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -75,12 +72,13 @@ def main(argv: list[str] | None = None) -> dict:
     scores = {}
     for penalty in PENALTIES:
         weights, bias = fit(features["train"], shares["train"], penalty)
-        scores[penalty] = {name: label_nll(features[name] @ weights + bias, shares[name]).item() for name in splits}
+        logits = {name: features[name] @ weights + bias for name in splits}
+        scores[penalty] = {name: cross_entropy(logits[name], shares[name]).item() for name in splits}
     penalty = min(PENALTIES, key=lambda penalty: scores[penalty]["validation"])
     prior = shares["train"].mean(dim=0).clamp(min=1e-12).log()
     results = {"penalty": penalty, "splits": {}}
     for split, rows in splits.items():
-        prior_nll, nll = label_nll(prior, shares[split]).item(), scores[penalty][split]
+        prior_nll, nll = cross_entropy(prior.expand_as(shares[split]), shares[split]).item(), scores[penalty][split]
         results["splits"][split] = {"num_paintings": len(rows), "prior_label_nll": prior_nll, "label_nll": nll}
         print(f"{split:>10}  {len(rows)} paintings  prior {prior_nll:.4f}  linear probe {nll:.4f}")
     if args.output:

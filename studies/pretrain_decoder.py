@@ -15,14 +15,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
-from transformers import (
-    DataCollatorForLanguageModeling,
-    GPT2Config,
-    GPT2LMHeadModel,
-    HfArgumentParser,
-    Trainer,
-    set_seed,
-)
+from transformers import DataCollatorForLanguageModeling, GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer
 
 from modeling_sevlm.trainer import TokenSafeTrainingArguments
 from processing.annotations import read_annotations
@@ -62,12 +55,9 @@ class DecoderTrainingArguments(TokenSafeTrainingArguments):
 
 def encode(rows: pd.DataFrame, tokenizer, max_length: int) -> list[dict[str, list[int]]]:
     """`<bos> the emotion is LABEL because EXPLANATION<eos>`, as SEVLM will write it."""
-    texts = [
-        f"{PROMPT} {emotion}{BECAUSE} {' '.join(utterance.split())}"
-        for emotion, utterance in zip(rows["emotion"], rows["utterance"], strict=True)
-    ]
+    texts = f"{PROMPT} " + rows["emotion"] + f"{BECAUSE} " + rows["utterance"].str.split().str.join(" ")
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    encoded = tokenizer(texts, split_special_tokens=True)["input_ids"]
+    encoded = tokenizer(texts.tolist(), split_special_tokens=True)["input_ids"]
     return [{"input_ids": [bos, *ids, eos][:max_length]} for ids in encoded]
 
 
@@ -88,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict:
     argv = ["--annotations", *(sys.argv[1:] if argv is None else argv)]
     parser = HfArgumentParser((DecoderArguments, DecoderTrainingArguments), description=__doc__.split("\n")[0])
     args, training_args = parser.parse_args_into_dataclasses(argv)
-    set_seed(training_args.seed)
+    torch.manual_seed(training_args.seed)
     with errors_as_exit():
         train, validation = read_rows(args, training_args.seed)
     if train.empty or validation.empty:

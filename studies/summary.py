@@ -22,10 +22,8 @@ TESTED = (("bleu_4", "BLEU-4"), ("meteor", "METEOR, mean over paintings"), ("lab
 
 
 def summarise(runs: dict[str, list[Path]], *, draws: int = 2000) -> dict:
-    """Means and standard deviations over seeds, and paired tests of every variant against the first.
-
-    Args:
-        runs: variant -> evaluation folders, one per seed.
+    """Means and standard deviations over seeds, and paired tests of every variant against the first. `runs` has the
+    evaluation folders of each variant, one per seed.
 
     Returns:
         `{"seeds", "num_paintings", "prior_label_nll", "judge_accuracy", "draws", "variants": {name: {"means",
@@ -68,36 +66,31 @@ def markdown(content: dict) -> str:
     (reference, _), *others = content["variants"].items()
     shown = shown_figures(content)
     tested = [entry for entry in TESTED if all(entry[0] in variant["tests"] for _, variant in others)]
+    means = {
+        name: [_mean_cell(variant, figure, percent) for figure, _, percent in shown]
+        for name, variant in content["variants"].items()
+    }
+    tests = {name: [_test_cell(variant, figure) for figure, _ in tested] for name, variant in others}
     lines = [
         f"{content['num_paintings']} paintings, mean ± standard deviation of {content['seeds']} seeds. Percent, "
         "except the likelihood of the viewers' labels (nats, less is better; training prior "
         f"{content['prior_label_nll']:.4f}).",
         "",
-        *_header(heading for _, heading, _ in shown),
-    ]
-    for name, variant in content["variants"].items():
-        lines.append(_row(name, (_mean_cell(variant, figure, percent) for figure, _, percent in shown)))
-    lines += [
+        *_table([heading for _, heading, _ in shown], means),
         "",
         f"Difference from *{reference}* and its 95 % interval (bootstrap over paintings and seeds, "
         f"{content['draws']} draws); then p of the bootstrap, p of the permutation test (these trained models on "
         f"other paintings), and the larger of the two corrected by Holm for {len(others)} comparisons, with the sign "
         "of Fig. 5.",
         "",
-        *_header(heading for _, heading in tested),
+        *_table([heading for _, heading in tested], tests),
     ]
-    for name, variant in others:
-        lines.append(_row(name, (_test_cell(variant, figure) for figure, _ in tested)))
     return "\n".join(lines) + "\n"
 
 
-def _header(headings) -> list[str]:
-    headings = list(headings)
-    return [_row("", headings).replace("|  |", "| |"), "|---|" + "---|" * len(headings)]
-
-
-def _row(name: str, cells) -> str:
-    return f"| {name} | " + " | ".join(cells) + " |"
+def _table(headings: list[str], rows: dict[str, list[str]]) -> list[str]:
+    head = [f"| | {' | '.join(headings)} |", "|---|" + "---|" * len(headings)]
+    return head + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
 
 
 def _mean_cell(variant: dict, figure: str, percent: bool) -> str:

@@ -30,12 +30,8 @@ def collect_features(model, processor, dataset: Dataset, *, batch_size: int = 32
         explanations.append(masked_mean(outputs.hidden_states[-1], explanation).float().cpu())
         images.append(model.vision_projection(features.to(model.dtype)).mean(dim=1).float().cpu())
         emotions += [sentence["emotion"] or "" for sentence in processor.read(sequences)]
-    return {
-        "explanation": torch.cat(explanations).numpy(),
-        "image": torch.cat(images).numpy(),
-        "emotion": np.array(emotions),
-        "painting": np.array(dataset["painting"][:]),
-    }
+    features = {"explanation": torch.cat(explanations).numpy(), "image": torch.cat(images).numpy()}
+    return features | {"emotion": np.array(emotions), "painting": np.array(dataset["painting"][:])}
 
 
 def embed(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -57,11 +53,10 @@ def tsne_figure(features: dict[str, np.ndarray], *, emotion: str | None = None, 
     left, right = figure.subplots(1, 2, subplot_kw={"xticks": [], "yticks": []})
     edges = {"edgecolors": "#333333", "linewidths": 0.4}
     places = embed(features["explanation"], seed=seed)
-    for label in in_fixed_order(dict.fromkeys([*filter(None, sorted(set(emotions))), ""])):
+    for label in in_fixed_order(dict.fromkeys(sorted(set(emotions), key=lambda label: label or "~"))):
         style, rows = emotion_style(label), emotions == label
-        if rows.any():
-            name = label or "(none)"
-            left.scatter(*places[rows].T, c=style.colour, marker=style.marker, s=34, label=name, **edges)
+        look = {"c": style.colour, "marker": style.marker, "label": label or "(none)"}
+        left.scatter(*places[rows].T, s=34, **look, **edges)
     left.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     left.set_title("explanations by emotion", fontsize=10)
     pairs = np.concatenate([features["explanation"][chosen], features["image"][chosen]])
