@@ -8,6 +8,7 @@ rule. No images are needed.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -27,14 +28,12 @@ class EmotionTextArguments:
 
     annotations: list[str] | None = HfArg(default=None, help="ArtEmis CSV file; for v2 Contrastive.csv and v1 file.")
     more_annotations: list[str] | None = HfArg(default=None, help="CSV files with more explanations.")
-    version: str = HfArg(default="v1", help="ArtEmis version of --annotations.", metadata={"choices": ["v1", "v2"]})
+    version: Literal["v1", "v2"] = HfArg(default="v1", help="ArtEmis version of --annotations.")
     labels: list[str] = HfArg(
         default_factory=lambda: list(EMOTIONS), help="Labels in order (ArtEmis' nine).", aliases=["--emotions"]
     )
     drop_unknown_emotions: bool = HfArg(default=False, help="Drop annotations with other labels.")
-    on_bad_row: str = HfArg(
-        default="raise", help="Action for an empty utterance.", metadata={"choices": ["raise", "skip"]}
-    )
+    on_bad_row: Literal["raise", "skip"] = HfArg(default="raise", help="Action for an empty utterance.")
     num_paintings: int = HfArg(default=720, help="Number of paintings of the embedded data.")
 
 

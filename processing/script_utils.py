@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from datasets import DatasetDict
 from transformers import HfArgumentParser
@@ -18,21 +19,19 @@ class DataArguments:
     """Paintings and annotations. Without `annotations` and `dataset`: the embedded data."""
 
     annotations: list[str] | None = field(
-        default=None, metadata={"help": "ArtEmis CSV file; for version v2 Contrastive.csv and the v1 file."}
+        default=None, metadata={"help": "ArtEmis CSV file; for v2 Contrastive.csv and the v1 file."}
     )
     images: str | None = field(default=None, metadata={"help": "Folder with <art_style>/<painting>.jpg (WikiArt)."})
-    version: str = field(default="v1", metadata={"help": "ArtEmis version.", "choices": ["v1", "v2"]})
+    version: Literal["v1", "v2"] = field(default="v1", metadata={"help": "ArtEmis version."})
     dataset: str | None = field(default=None, metadata={"help": "Name on the Hub or folder of a dataset with images."})
     image_column: str = "image"
     painting_column: str = "painting"
     emotion_column: str | None = None
     explanation_column: str | None = None
-    on_bad_image: str = field(
-        default="raise", metadata={"help": "Action for a missing or damaged image.", "choices": ["raise", "skip"]}
+    on_bad_image: Literal["raise", "skip"] = field(
+        default="raise", metadata={"help": "Action for a missing or damaged image."}
     )
-    on_bad_row: str = field(
-        default="raise", metadata={"help": "Action for an empty utterance.", "choices": ["raise", "skip"]}
-    )
+    on_bad_row: Literal["raise", "skip"] = field(default="raise", metadata={"help": "Action for an empty utterance."})
     max_megapixels: float | None = field(default=None, metadata={"help": "Largest image in megapixels (default 178)."})
     verify_images: bool = field(default=True, metadata={"help": "Decode every image once to find damaged ones."})
     num_paintings: int = field(default=720, metadata={"help": "Number of paintings in the embedded data."})

@@ -109,15 +109,11 @@ def _sentence(scene: Scene, emotion: str, rng: np.random.Generator) -> str:
 
 
 def load_toy_artemis(num_paintings: int = 720, *, image_size: int = 64, seed: int = 0) -> DatasetDict:
-    """Generates the toy set: the columns of `load_artemis` and `cause_box`, one row per painting, split 10 : 1 : 1.
+    """Generates the toy set, split 10 : 1 : 1: one row per painting, the columns of `load_artemis`, and `cause_box`.
 
-    The same arguments give the same pixels, labels and sentences everywhere. Columns:
-
-    - `image`: RGB, image_size x image_size, decoded when a row is read
-    - `painting`: a name, such as "toy/0001_storm"
-    - `emotions`, `explanations`: one per annotation, 5 to 7 of them
-    - `emotion_histogram`: the number of annotations of each of the nine emotions
-    - `cause_box`: (x0, y0, x1, y1) in [0, 1] from the upper left corner: the motif that causes the dominant emotion
+    The same arguments give the same pixels, labels and sentences everywhere. Images are RGB, image_size x image_size.
+    A painting has a name such as "toy/0001_storm" and 5 to 7 annotations. `cause_box` is the box of the motif that
+    causes the dominant emotion: (x0, y0, x1, y1) in [0, 1] from the upper left corner.
     """
     features = Features(
         {
