@@ -1,4 +1,4 @@
-r"""Scores explanations of art with the paper's metrics: of SEVLM, of another model, from a file, or by people.
+r"""Scores explanations of art by SEVLM, another model or human annotators, or from a file, with the paper's metrics.
 
     python evaluate_sevlm.py outputs/demo                                             # the embedded data
     python evaluate_sevlm.py MODEL --annotations artemis.csv --images wikiart/ --vad_lexicon NRC-VAD-Lexicon.txt \
@@ -53,8 +53,8 @@ from processing.script_utils import DataArguments, errors_as_exit, load_inputs, 
 class EvaluationArguments:
     model: str | None = HfArg(default=None, help="Folder or Hub name of a SEVLM or any image-text-to-text model.")
     predictions: str | None = HfArg(default=None, help="File of predictions (json, jsonl, csv) instead of a model.")
-    human: bool = HfArg(default=False, help="One annotator of each painting against the others, instead of a model.")
-    judge: str | None = HfArg(default=None, help="Checkpoint that judges EA, see evaluation/train_emotion_classifier.")
+    human: bool = HfArg(default=False, help="Score one annotator per painting against the others, not a model.")
+    judge: str | None = HfArg(default=None, help="Judge for EA: a checkpoint of evaluation/train_emotion_classifier.")
     split: Literal["train", "validation", "test", "rest", "all"] = HfArg(default="test", help="Split to score.")
     paintings: str | None = HfArg(default=None, help="File with names of the paintings to score (default: all).")
     max_paintings: int | None = HfArg(default=None, help="Number of paintings, drawn with the seed (default: all).")
@@ -68,7 +68,7 @@ class EvaluationArguments:
         default=None, help="Regular expression for another model's reply, with the groups emotion and explanation."
     )
     captions: bool = HfArg(default=True, help="BLEU, METEOR, ROUGE-L and novelty.")
-    novelty: bool = HfArg(default=True, help="Comparison with every training sentence.")
+    novelty: bool = HfArg(default=True, help="Novelty, a comparison with every training sentence.")
     cache_features: str | None = HfArg(default=None, help="Folder of cached features of the frozen vision tower.")
     cache_dtype: str = HfArg(default="float16", help="Type of cached features.", metadata={"choices": CACHE_DTYPES})
     update_model_card: bool = HfArg(default=False, help="Write the figures to the checkpoint's model card.")
@@ -76,7 +76,7 @@ class EvaluationArguments:
     output_dir: str = HfArg(default="outputs/evaluation", help="Output folder.")
     batch_size: int = HfArg(default=32, help="Images per batch.")
     seed: int = HfArg(default=0, help="First seed.")
-    use_cpu: bool = HfArg(default=False, help="The CPU even if there is a GPU.")
+    use_cpu: bool = HfArg(default=False, help="Run on the CPU even if there is a GPU.")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     args, data_args = parse_arguments(parser, argv)
     check_arguments(args)
-    # The other processes wait while the main process scores.
+    # A long timeout, because the other processes wait while the main process scores.
     state = PartialState(cpu=args.use_cpu, timeout=timedelta(hours=6))
     set_seed(args.seed)
     return evaluate(args, data_args, state)
@@ -141,7 +141,7 @@ def evaluate(args: EvaluationArguments, data_args: DataArguments, state: Partial
         folder = output_dir / f"seed-{seed}" if len(seeds) > 1 else output_dir
         predictions, scored = explain(seed=seed)
         if emotions is not None:
-            # The explaining model's scores do not belong to given emotions.
+            # The model's own scores do not describe the given emotions.
             for index, prediction in enumerate(predictions):
                 prediction.pop("emotion_scores", None)
                 if emotion_scores is not None:
@@ -182,7 +182,7 @@ def evaluate(args: EvaluationArguments, data_args: DataArguments, state: Partial
 
 
 def remove_results(folder: Path) -> None:
-    """Removes the files of an earlier evaluation, so that none is taken for this one's."""
+    """Removes the results of an earlier evaluation, so that the folder never mixes two."""
     for where in (*folder.glob("seed-*"), folder):
         for name in ("results.json", "predictions.json", "painting_scores.json"):
             (where / name).unlink(missing_ok=True)
@@ -269,7 +269,7 @@ def show(figures: dict, deviations: dict, args: EvaluationArguments, data_args: 
 
 
 def restore_lexicon(model, processor, lexicon) -> None:
-    """Gives a checkpoint that was saved without its lexicon the one that it was trained with, and no other."""
+    """Sets the lexicon of a checkpoint that was saved without it. Refuses any other than in training."""
     known = training_lexicon(model.config.vad_lexicon)
     if lexicon is not None and lexicon.to_metadata() != known:
         raise ValueError(f"the model was trained with the VAD lexicon {known}, not with {lexicon.to_metadata()}.")

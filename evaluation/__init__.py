@@ -1,1 +1,1 @@
-"""Modules of `evaluate_sevlm.py`: predictions and files of them, scores, significance tests, the judge of EA."""
+"""Modules of `evaluate_sevlm.py`: predictions, scores, significance tests, and the judge for EA."""

@@ -1,13 +1,14 @@
-"""Explanations with their labels as text, for the judge of `train_emotion_classifier.py`.
+"""Loads explanations and their emotions, the training data of the judge (`train_emotion_classifier.py`).
 
     splits = load_emotion_texts(EmotionTextArguments(annotations=["artemis.csv"], more_annotations=["more.csv"]))
 
 The judge must not be trained on paintings that the captioner is tested on. So the paintings of `annotations` get the
-splits that `load_artemis` gives the captioner for the same file. Paintings that only `more_annotations` have are split
-by the same rule, among the new paintings of their file. No images are needed.
+same splits as from `load_artemis`. The additional paintings of each file of `more_annotations` are split by the same
+rule. No images are needed.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -27,14 +28,12 @@ class EmotionTextArguments:
 
     annotations: list[str] | None = HfArg(default=None, help="ArtEmis CSV file; for v2 Contrastive.csv and v1 file.")
     more_annotations: list[str] | None = HfArg(default=None, help="CSV files with more explanations.")
-    version: str = HfArg(default="v1", help="ArtEmis version of --annotations.", metadata={"choices": ["v1", "v2"]})
+    version: Literal["v1", "v2"] = HfArg(default="v1", help="ArtEmis version of --annotations.")
     labels: list[str] = HfArg(
         default_factory=lambda: list(EMOTIONS), help="Labels in order (ArtEmis' nine).", aliases=["--emotions"]
     )
     drop_unknown_emotions: bool = HfArg(default=False, help="Drop annotations with other labels.")
-    on_bad_row: str = HfArg(
-        default="raise", help="Reaction to an empty utterance.", metadata={"choices": ["raise", "skip"]}
-    )
+    on_bad_row: Literal["raise", "skip"] = HfArg(default="raise", help="Action for an empty utterance.")
     num_paintings: int = HfArg(default=720, help="Number of paintings of the embedded data.")
 
 
@@ -84,17 +83,17 @@ def _artemis_rows(args: EmotionTextArguments) -> pd.DataFrame:
                 raise ValueError(f"{file}, its new paintings: {error}") from error
             split_of |= dict(zip(new["painting"].str.normalize("NFC"), new["split"], strict=True))
         rows = rows.assign(split=names.map(split_of))[usable]
-        # A larger file may repeat the rows of a smaller one: they count once.
+        # Drops rows that an earlier file has too.
         identity = _identity(rows)
         parts.append(rows[~identity.isin(seen)])
         seen = seen.append(identity)
     rows = pd.concat(parts, ignore_index=True).rename(columns={"utterance": "explanation"})
-    # One spelling of a painting's name for all files.
+    # Files may spell a painting's name in different Unicode forms.
     return rows.assign(painting=rows["painting"].str.normalize("NFC"))
 
 
 def _read(files, version: str, args: EmotionTextArguments) -> tuple[pd.DataFrame, list, pd.Series]:
-    """Reads annotations that name their painting. Unusable ones take part in drawing the splits too."""
+    """Reads annotations that name their painting. Keeps unusable ones, because they affect the splits."""
     rows, sources = read_annotations(files, version)
     usable = check_rows(rows, sources, args.labels, args.drop_unknown_emotions, args.on_bad_row)
     named = rows["painting"] != ""

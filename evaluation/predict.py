@@ -1,4 +1,4 @@
-"""Predictions for a data set: of SEVLM, of any image-text-to-text model of transformers, and of human annotators.
+"""Predictions of SEVLM, of any image-text-to-text model of transformers, and of human annotators.
 
 Each function returns one prediction per painting, in the data set's order: `{"painting", "emotion", "explanation"}`.
 `emotion` is `None` if no label could be read from the text.
@@ -42,7 +42,7 @@ def predict(
 ) -> list[dict]:
     """Predicts with SEVLM. Each prediction also has `emotion_scores`, a probability for every label.
 
-    Under `accelerate launch` the processes share the batches. Each gets all predictions, equal to one process's.
+    Under `accelerate launch` the processes share the batches. Each returns all predictions, as one process would.
 
     Args:
         features: cached tower features of the data set's images; the images are not decoded then.
@@ -165,8 +165,8 @@ def read_reply(text: str, labels: Sequence[str], pattern: re.Pattern | None = No
 
 
 def human_predictions(dataset: Dataset, seed: int = 0) -> tuple[list[dict], Dataset]:
-    """Takes one annotation of every painting, drawn by seed and painting, as the prediction, and returns predictions
-    (with the drawn position as `annotation`) and the other annotations. Paintings with a single one are left out."""
+    """Draws one annotation per painting as the prediction. Returns the predictions (`annotation`: its position) and a
+    data set with the other annotations. Paintings with only one annotation are left out."""
     dataset = with_several_annotations(dataset)
     names = dataset.features["emotions"].feature.names
     predictions = []
@@ -183,7 +183,7 @@ def with_several_annotations(dataset: Dataset) -> Dataset:
 
 
 def without_annotations(dataset: Dataset, positions: Sequence[int]) -> Dataset:
-    """Leaves out the annotation at `positions` of each painting; ValueError if it is missing or the only one."""
+    """Removes one annotation per painting, at `positions`; ValueError if it is missing or the only one."""
     dataset = dataset.select_columns(["painting", "emotions", "explanations", "emotion_histogram"])
     columns = dataset.to_dict()
     for painting, emotions, explanations, histogram, position in zip(*columns.values(), positions, strict=True):

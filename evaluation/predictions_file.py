@@ -1,4 +1,4 @@
-"""Files of predictions, of given emotions and of paintings to select, checked against the data set.
+"""Reads files of predictions, emotions or names of paintings, and checks them against the data set.
 
 A file of predictions is json (a list of objects, or one object that maps paintings to objects), jsonl (one object per
 line) or csv, with the fields
@@ -9,7 +9,7 @@ line) or csv, with the fields
     explanation: the sentence;
     emotion_scores (optional): an object with a probability for every label.
 
-Unknown, repeated or missing paintings and malformed entries are a ValueError that names file, place and remedy.
+Unknown, repeated or missing paintings and malformed entries raise a ValueError that names file, place and remedy.
 """
 
 import json
@@ -47,7 +47,7 @@ def read_records(path: str | Path, needed: Sequence[str]) -> list[dict]:
             if value is not None and not isinstance(value, str):
                 raise ValueError(f"{path}, {place}: {name} is {value!r:.60}, not text. Write it in quotes.")
             if any("\ud800" <= char <= "\udfff" for char in value or ""):
-                raise ValueError(f"{path}, {place}: {name} has half of a character ({ascii(value):.60}). Correct it.")
+                raise ValueError(f"{path}, {place}: {name} has a lone surrogate ({ascii(value):.60}). Correct it.")
     return [record for _, record in records]
 
 
@@ -95,7 +95,7 @@ def read_emotions(path: str | Path, paintings: Sequence[str], labels: Sequence[s
 
 
 def read_painting_list(path: str | Path, paintings: Sequence[str]) -> list[int]:
-    """Returns the positions in `paintings` of those that a file names, one per line or as in files of predictions."""
+    """Reads names of paintings, one per line or as in files of predictions. Returns their positions in `paintings`."""
     position = {nfc(name): index for index, name in enumerate(paintings)}
     return [position[name] for name in _by_name(path, read_records(path, ("painting",)), position)]
 
@@ -139,7 +139,8 @@ def _records(path: Path, kind: str) -> list[tuple[str, dict]]:
 
 def _load(where, text: str):
     def unique(pairs: list[tuple]) -> dict:
-        _refuse_repeated(where, [nfc(name) for name, _ in pairs])  # json keeps the last value without a word
+        if repeated := _repeated(nfc(name) for name, _ in pairs):  # json silently keeps the last value
+            raise ValueError(f"{where}: named twice in one object: {_first_few(repeated)}. Remove one.")
         return dict(pairs)
 
     try:
@@ -178,12 +179,12 @@ def _by_name(path, records: list[dict], known=None) -> dict[str, dict]:
     names = [nfc(record["painting"]) for record in records]
     if known is not None:
         _refuse(path, "not in the chosen split", [name for name in names if name not in known])
-    _refuse_repeated(path, names)
+    _refuse(path, "named twice", _repeated(names))
     return dict(zip(names, records, strict=True))
 
 
-def _refuse_repeated(path, names: list[str]) -> None:
-    _refuse(path, "named twice", [name for name, count in Counter(names).items() if count > 1])
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _refuse(path, problem: str, names: list[str]) -> None:

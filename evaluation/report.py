@@ -1,4 +1,4 @@
-"""The table of figures with the paper's rows, and the versions and commit that a result comes from."""
+"""Formats the figures next to the paper's, and records library versions and the commit."""
 
 import platform
 import subprocess

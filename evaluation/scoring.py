@@ -41,8 +41,8 @@ def score(
         device: device of the judge (default: the GPU if there is one).
 
     Returns:
-        The figures, `None` if one cannot be computed (no emotions, no Java); and the scores per painting that paired
-        tests need: `painting`, `bleu_statistics`, `meteor`, `rouge_l`, `label_nll`.
+        The figures, with `None` for those that need missing emotions or Java, and the scores per painting for paired
+        tests: `painting`, `bleu_statistics`, `meteor`, `rouge_l`, `label_nll`.
     """
     labels = dataset.features["emotions"].feature.names
     histograms = dataset["emotion_histogram"][:]
@@ -54,7 +54,7 @@ def score(
     figures = {"num_paintings": len(predictions)}
     figures |= emotion_prediction_scores(emotions, histograms, labels, scores=distributions)
     if not any("emotion" in prediction for prediction in predictions):
-        # A system that only writes explanations is not wrong about the emotion.
+        # A system that does not name emotions has no accuracy.
         figures |= dict.fromkeys(("accuracy", "macro_f1", "confusion_matrix", "unparsed"))
     human = label_distributions(histograms)
     if distributions is not None:

@@ -36,7 +36,7 @@ def read_painting_scores(folders: Sequence[str | Path]) -> tuple[list[str], dict
     """Reads `painting_scores.json` of the evaluation folders of one system, one folder per run.
 
     Returns the paintings, and the scores: `bleu_statistics` `(runs, paintings, 10)`, and `meteor` and `label_nll`
-    `(runs, paintings)` if every folder has them. Folders without scores or of different paintings are a ValueError.
+    `(runs, paintings)` if every folder has them. Missing files and different paintings raise a ValueError.
     """
     contents = []
     for folder in folders:
@@ -91,7 +91,7 @@ def _reduce(name: str, scores: np.ndarray) -> np.ndarray:
 def _paired_tests(first: np.ndarray, second: np.ndarray, statistic, draws: int, seed: int) -> dict[str, float]:
     """Lets scipy resample the indices of paintings and runs; `statistic` reduces the paintings of one run."""
     if first.shape != second.shape:
-        raise ValueError(f"runs and paintings of both systems must be as many, not {first.shape} and {second.shape}.")
+        raise ValueError(f"the systems differ in runs or paintings: {first.shape} and {second.shape}.")
     paintings, pooled = np.arange(first.shape[1]), np.concatenate([first, second], axis=1)
     # scipy needs two entries in a sample, so a single run is listed twice.
     runs = np.resize(np.arange(len(first)), max(2, len(first)))
@@ -137,11 +137,8 @@ def larger_p(test: dict[str, float]) -> float:
 
 
 def stars(p_value: float) -> str:
-    """Returns the paper's sign for a p-value (Fig. 5)."""
-    for limit, sign in ((0.001, "***"), (0.01, "**"), (0.05, "*")):
-        if p_value < limit:
-            return sign
-    return "n.s."
+    """Returns the paper's significance mark for a p-value (Fig. 5)."""
+    return next((mark for limit, mark in ((0.001, "***"), (0.01, "**"), (0.05, "*")) if p_value < limit), "n.s.")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -157,6 +154,8 @@ def main(argv: list[str] | None = None) -> dict:
         if paintings != others:
             raise ValueError(f"{args.first} and {args.second} have different paintings, or another order.")
         results = compare(first, second, draws=args.draws, seed=args.seed)
+        if not results:
+            raise ValueError(f"{args.first} and {args.second} share no score. Evaluate them without --captions false.")
     print(f"{len(paintings)} paintings, {len(next(iter(first.values())))} run(s) of each, A - B:")
     for name, test in results.items():
         p_values = f"bootstrap p = {test['bootstrap_p']:.4f}  permutation p = {test['permutation_p']:.4f}"

@@ -11,8 +11,8 @@ with random weights (the default for the embedded data). All of transformers' `T
 
 The judge is trained on the captioner's train split, the best epoch is chosen on the validation split, and the test
 split gives its accuracy. The output folder is a checkpoint for `AutoModelForSequenceClassification`, with `judge.json`
-(figures and settings; written last), `confusion_matrix.json`, `confusion_matrix.png`, and `train_paintings.json`, by
-which an evaluation recognizes paintings that the judge was trained on.
+(figures and settings; written last), `confusion_matrix.json`, `confusion_matrix.png`, and `train_paintings.json`,
+with which an evaluation warns about paintings that the judge was trained on.
 """
 
 import argparse
@@ -54,10 +54,9 @@ from .emotion_text_data import EmotionTextArguments, load_emotion_texts
 
 
 # Defaults that depend on `--model`.
-TINY = {"learning_rate": 2e-3, "num_train_epochs": 4, "label_smoothing_factor": 0.0}
 MODELS = {
     "minilm": {"learning_rate": 1e-4, "freeze_embeddings": True},
-    "tiny": {"output_dir": "outputs/judge-tiny", **TINY},
+    "tiny": dict(output_dir="outputs/judge-tiny", learning_rate=2e-3, num_train_epochs=4, label_smoothing_factor=0.0),
 }
 # The training arguments in judge.json: those that decide what is learned. The others are paths and logging.
 REPORTED_ARGUMENTS = (
@@ -155,7 +154,7 @@ def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length
     max_length = min(max_length, tokenizer.model_max_length)
 
     def encode(rows: dict) -> dict:
-        # Written special tokens such as [SEP] are text, as in the metric.
+        # A "[SEP]" in an explanation is plain text, as in the metric.
         texts = tokenizer(rows["explanation"], truncation=True, max_length=max_length, split_special_tokens=True)
         return dict(texts) | {"labels": rows["emotion"]}
 
@@ -163,7 +162,7 @@ def tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def compute_metrics(prediction) -> dict[str, float]:
-    """Accuracy, and mean F1 over the labels that occur among the viewers' or the judge's."""
+    """Returns the accuracy, and the mean F1 over the labels that the viewers or the judge used."""
     labels, predicted = prediction.label_ids, prediction.predictions.argmax(axis=-1)
     macro_f1 = f1_score(labels, predicted, average="macro", zero_division=0)
     return {"accuracy": float(accuracy_score(labels, predicted)), "macro_f1": float(macro_f1)}

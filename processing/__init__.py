@@ -7,8 +7,8 @@ from .vad_lexicon import VADLexicon
 
 
 class _SEVLMProcessorKey(PreTrainedConfig):
-    """The configuration class that AutoProcessor needs as a key. It looks processors up by class name, so any key
-    works, and this package does not import the model's."""
+    """A key for AutoProcessor's mapping. Look-ups use the processor's class name, so this stands in for SEVLMConfig,
+    which this package does not import."""
 
     model_type = "sevlm"
 

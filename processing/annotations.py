@@ -1,7 +1,7 @@
-"""Reads emotion annotations into a table with one row each, from ArtEmis' CSV files or from a dataset with images.
+"""Reads ArtEmis' CSV files, or a dataset with images, into a table with one row per annotation.
 
-Columns: source (index into the list of `Source`) and row (counted from 0), painting ("<art_style>/<painting>"; empty
-where either is missing), emotion and utterance as text, and, where the data have them, repetition, split and version.
+Columns: `source` (index into the returned list), `row` (from 0), `painting` ("<art_style>/<painting>", empty if either
+is missing), `emotion`, `utterance`, and, if the data have them, `repetition`, `split` and `version`.
 """
 
 import os
@@ -36,14 +36,14 @@ class Source:
 
 
 def read_annotations(annotations: Annotations, version: str) -> tuple[pd.DataFrame, list[Source]]:
-    """Reads the CSV file of version "v1", or the pair of files or the file with a column `version` of "v2".
+    """Reads one CSV file for "v1". For "v2", reads a pair of files, or one file with a column `version`.
 
     Raises:
-        ValueError, FileNotFoundError: naming the file, the line and the remedy.
+        ValueError, FileNotFoundError: the message names the file, the line and the remedy.
     """
     files = [annotations] if isinstance(annotations, str | os.PathLike) else list(annotations)
     if not 1 <= len(files) <= (2 if version == "v2" else 1):
-        raise ValueError(f"`annotations` is {len(files)} files. Give one, or for v2 (Contrastive.csv, v1 CSV).")
+        raise ValueError(f"`annotations` has {len(files)} files. Give one, or for v2 (Contrastive.csv, v1 CSV).")
     tables = [_read_csv(os.fspath(file)) for file in files]
     parts, sources = [part for part, _ in tables], [source for _, source in tables]
     if version == "v2":
@@ -60,7 +60,7 @@ def read_dataset(
 ) -> tuple[pd.DataFrame, list[Source], list[Dataset]]:
     """Reads a dataset whose rows hold an image and one annotation, or lists of annotations.
 
-    Returns the annotations, their sources, and for each source a dataset with its undecoded images as column `image`.
+    Returns the annotations, their sources, and one dataset per source whose column `image` holds the undecoded images.
     """
     if isinstance(dataset, str | os.PathLike):
         folder = os.fspath(dataset)
@@ -82,7 +82,7 @@ def read_dataset(
         sources.append(source)
         column = data.select_columns([image_column])
         column = column if image_column == "image" else column.rename_column(image_column, "image")
-        # Paths become images.
+        # The column may hold paths as text.
         images.append(column if isinstance(column.features["image"], Image) else column.cast_column("image", Image()))
     return _join(parts, sources), sources, images
 
@@ -95,7 +95,7 @@ def _join(parts: list[pd.DataFrame], sources: list[Source]) -> pd.DataFrame:
         if "split" not in part and any("split" in other for other in parts):
             raise ValueError(f"{source.name}: the column split is missing. Add it, or remove it from the other file.")
     rows = pd.concat([part.assign(source=i) for i, part in enumerate(parts)], ignore_index=True)
-    # `load_artemis` counts the repetitions where a part lacks them.
+    # Without this column, `assign_splits` counts the annotations.
     return rows if all("repetition" in part for part in parts) else rows.drop(columns="repetition", errors="ignore")
 
 
@@ -117,7 +117,7 @@ def _read_csv(file: str) -> tuple[pd.DataFrame, Source]:
         lines.extend(line for line, _ in chunk)
         columns = {name: [fields[place] for _, fields in chunk] for name, place in places.items()}
         chunks.append(pa.table(columns, schema=pa.schema([(name, pa.string()) for name in places])))
-    # pandas' own reader takes an utterance or a painting "None" for a missing value.
+    # Not pandas.read_csv: it reads an utterance or a painting "None" as a missing value.
     table = pa.concat_tables(chunks).to_pandas() if chunks else pd.DataFrame(columns=list(places), dtype=str)
     return _add_style(table.assign(row=np.arange(len(lines)))), Source(file, lines)
 
@@ -150,7 +150,7 @@ def _read_rows(data: Dataset, source: Source, painting: str, emotion: str, expla
     rows = data.select_columns([painting, emotion, explanation, *optional]).to_pandas()
     for name in {painting, explanation}:
         if rows[name].dtype.kind == "f" and data.features[name].dtype != "float64":
-            # Next to a missing value pandas turns integers into floats: painting 7 would be named "7.0".
+            # pandas turns integers into floats if a value is missing: painting 7 would be named "7.0".
             rows[name] = pd.Series(data[name][:], dtype=object)
     rows = rows.rename(columns={painting: "painting", emotion: "emotion", explanation: "utterance"})
     rows["row"] = np.arange(len(rows))

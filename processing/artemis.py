@@ -14,7 +14,7 @@ Rows are sorted by `painting`, annotations are in file order. Columns:
     explanations: a text per annotation, aligned with `emotions`;
     emotion_histogram: annotations per label, counted before the filters on utterance length.
 
-The splits are those of Achlioptas et al., "ArtEmis: Affective Language for Visual Art" (CVPR 2021), and for v2 of
+The splits are those of Achlioptas et al., "ArtEmis: Affective Language for Visual Art" (CVPR 2021), or for v2 those of
 Mohamed et al., "It is Okay to Not Be Okay" (CVPR 2022). They are drawn before anything is left out, so skipped
 annotations, labels or images never move a painting to another split.
 """
@@ -90,7 +90,7 @@ def load_artemis(
             put before the painting. Defaults of the last two: emotion(s); utterance or explanation(s).
 
     Returns:
-        The splits train, validation, test and rest, as far as they have rows.
+        Those of the splits train, validation, test and rest that have rows.
 
     Raises:
         ValueError: wrong arguments or annotations. The message names the file, the line where an annotation starts
@@ -154,7 +154,7 @@ def dominant_emotion(histogram: Sequence[int]) -> int | None:
 def draw_splits(painting_ids: Iterable[str]) -> dict[str, str]:
     """Draws ArtEmis' random split: painting id -> "train" (85 %), "validation" (5 %) or "test" (10 %).
 
-    An id is art_style and painting, concatenated as ArtEmis sorts them.
+    An id is art_style + painting without a separator, because ArtEmis sorts the paintings by this text.
 
     Raises:
         ValueError: fewer than 7 paintings, which would leave a split empty.
@@ -170,7 +170,7 @@ def draw_splits(painting_ids: Iterable[str]) -> dict[str, str]:
 def check_rows(
     rows: pd.DataFrame, sources: list[Source], emotions: Sequence[str], drop_unknown_emotions: bool, on_bad_row: str
 ) -> pd.Series:
-    """Returns which annotations can be used, and turns the column emotion into label ids (-1: unknown)."""
+    """Replaces the column emotion by label ids (-1: unknown), and returns a mask of the usable annotations."""
     ids = {_normalise_label(name): i for i, name in enumerate(emotions)}
     codes = {name: ids.get(_normalise_label(name), -1) for name in rows["emotion"].unique()}
     names, rows["emotion"] = rows["emotion"], rows["emotion"].map(codes).astype(np.int64)
@@ -191,9 +191,9 @@ def check_rows(
     }
     if "repetition" in rows:
         counts = pd.to_numeric(rows["repetition"], errors="coerce")
-        # "inf", "2.5" and "1e9" are numbers too, but must not decide what belongs to the split "rest".
+        # "inf", "2.5" and "1e9" parse as numbers, but are not valid counts of annotations.
         rows["repetition"] = counts.where(counts.between(1, 1e6) & (counts % 1 == 0))
-        problems["the repetition is not a whole number from 1"] = rows["repetition"].isna()
+        problems["the repetition is not a positive whole number"] = rows["repetition"].isna()
     bad = known & pd.concat(problems, axis=1).any(axis=1)
     if bad.any():
         first = rows.index[bad][0]
@@ -220,7 +220,7 @@ def _warn_about_copies(rows: pd.DataFrame, sources: list[Source]) -> None:
 def assign_splits(rows: pd.DataFrame, sources: list[Source], max_repetition: int | None) -> pd.DataFrame:
     """Adds the columns repetition (per painting) and split: those of the data, or those drawn by ArtEmis' rules."""
     counts = rows.groupby("painting", sort=False)
-    # The largest, because in v2 each of the two files counts its own annotations of a painting.
+    # The maximum, because in v2 each of the two files counts only its own annotations of a painting.
     repetition = counts["repetition"].transform("max") if "repetition" in rows else counts["row"].transform("size")
     rows = rows.assign(repetition=repetition)
     if "split" not in rows:
@@ -244,8 +244,8 @@ def assign_splits(rows: pd.DataFrame, sources: list[Source], max_repetition: int
 def select_v2(rows: pd.DataFrame) -> pd.DataFrame:
     """Selects ArtEmis v2's "combined" set from all annotations, new (contrastive) and old (v1).
 
-    Train and validation: all new annotations and a sample of equally many old ones. Test: all new annotations and all
-    old ones of half of the old test paintings, drawn here from a sorted list (ArtEmis v2: from an unordered set).
+    Train and validation: all new annotations and a sample of as many old ones. Test: all new annotations, and the old
+    ones of a random half of the test paintings. The half is drawn from a sorted list (ArtEmis v2: an unordered set).
     """
     is_new = rows["version"] == "new"
     keep = is_new | (rows["split"] == "rest")
@@ -290,7 +290,7 @@ def _without_bad_images(
     verify: bool,
     on_bad_image: str,
 ) -> pd.DataFrame:
-    """Leaves out the paintings whose image, in the folder or the dataset, is missing or damaged; or raises."""
+    """Drops the paintings whose image is missing or damaged, or raises (see `on_bad_image`)."""
     bad: dict[int, str] = {}
     encoded: Iterable[str | bytes]
     if folder is not None:
@@ -298,7 +298,7 @@ def _without_bad_images(
         bad = {i: f"{os.path.join(folder, name)}.jpg: no such file" for i, name in missing.items()}
         names = encoded = paintings["image"].drop(index=list(bad))
     else:
-        # This order reads large files from front to back.
+        # In this order, large files are read sequentially.
         names = paintings.sort_values(["source", "row"])["painting"]
         encoded = _encoded_images(paintings, source_images)
     absent = len(bad)
@@ -326,7 +326,7 @@ def _encoded_images(paintings: pd.DataFrame, source_images: list[Dataset]) -> It
 
 
 def _from_frame(part: pd.DataFrame, features: Features) -> Dataset:
-    # In chunks, because the Python strings of all texts take more memory than everything else here.
+    # In chunks, because all texts as Python strings would take more memory than the rest of the data.
     chunks = [part.iloc[start : start + 10_000] for start in range(0, len(part), 10_000)]
     return concatenate_datasets(
         [Dataset.from_dict({name: chunk[name].tolist() for name in features}, features=features) for chunk in chunks]
@@ -336,7 +336,7 @@ def _from_frame(part: pd.DataFrame, features: Features) -> Dataset:
 def _add_source_images(part: pd.DataFrame, source_images: list[Dataset], features: Features) -> Dataset:
     """Joins the columns of `part` with the images of their rows, in the order of `part`.
 
-    The columns are written along all rows of the sources, whose needed rows are selected: no image is read or copied.
+    Builds the columns for all rows of the sources, then selects the needed rows. So no image is read or copied.
     """
     images = concatenate_datasets(source_images)
     starts = np.cumsum([0, *map(len, source_images)])

@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 class SentencePairs(Dataset):
     """One item per painting: its image and a pair of its (emotion, explanation) annotations.
 
-    The pair depends on (seed, epoch, index) only, so loader workers, the order of reading and a resumed run change
-    nothing. The second sentence has another emotion than the first if the painting has one, as the contrastive loss
-    needs it (Sec. 4.2). Otherwise it is any other annotation, or `None` if there is only one.
+    The pair depends only on (seed, epoch, index), not on the loader's workers, the reading order or a resumed run. The
+    second annotation has a different emotion than the first, as the contrastive loss needs (Sec. 4.2), if the painting
+    has one. Otherwise it is any other annotation, or `None` if there is only one.
 
     Args:
         dataset: a split of [`load_artemis`] or [`load_toy_artemis`].
@@ -29,7 +29,7 @@ class SentencePairs(Dataset):
         self.features = features
         self.seed = seed
         self.names = dataset.features["emotions"].feature.names
-        # In shared memory: persistent workers see the next epoch's number.
+        # In shared memory, so that persistent workers see each new epoch.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         # Labels only: drawing a pair must not decode the image.
         self._emotions = dataset.with_format(None)["emotions"][:]
@@ -53,7 +53,7 @@ class SentencePairs(Dataset):
     def __getitem__(self, index: int) -> dict:
         row, chosen = self.dataset[index], self.pair(index)
         image = {"image": row["image"]} if self.features is None else {"image_features": self.features[index]}
-        # Of all viewers, including those whose sentence was filtered out by its length.
+        # Counts all viewers, also those whose sentence was filtered out for its length.
         counts = row.get("emotion_histogram") or np.bincount(row["emotions"], minlength=len(self.names))
         return image | {
             "emotions": [None if i is None else self.names[row["emotions"][i]] for i in chosen],
@@ -64,14 +64,14 @@ class SentencePairs(Dataset):
 
 
 class SEVLMCollator:
-    """Collates items of [`SentencePairs`]: `pixel_values` `(B, 3, H, W)` or `image_features` `(B, K, d)`, text of size
-    `(B, 2, L)`, with L of the longest sentence, and `emotion_shares` `(B, labels)`, the labels of all viewers.
+    """Collates items of [`SentencePairs`]: `pixel_values` `(B, 3, H, W)` or `image_features` `(B, K, d)`, text inputs
+    `(B, 2, L)`, padded to the longest sentence, and `emotion_shares` `(B, labels)`, each label's share of the viewers.
 
     Args:
         processor: a `SEVLMProcessor`.
-        ask_every_label: whether the labels of both sentences are learned, as the authors do. The second sentence is
-            chosen for its different emotion, so its label teaches that a painting's second emotion is as frequent as
-            its first. `False` learns the first label only, and both explanations.
+        ask_every_label: whether the loss includes the labels of both sentences, as in the authors' code. The second
+            sentence is chosen to differ in emotion, so its label makes rare emotions look as frequent as common ones.
+            `False` keeps the first label and both explanations.
     """
 
     def __init__(self, processor, *, ask_every_label: bool = True):

@@ -46,7 +46,7 @@ def check_output(output: Path, overwrite: bool) -> Path:
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise SystemExit(f"error: --output {output}: you cannot write to {folder}. Name a file in another folder.")
     check_part_file(part_path)
-    # With a part file, this may be the file that an interrupted run with --overwrite will replace.
+    # If there is a part file, an interrupted run with --overwrite may be about to replace this file.
     if output.exists() and not part_path.exists() and not overwrite:
         raise SystemExit(f"error: {output} exists already. Name another file, or add --overwrite.")
     return part_path
@@ -72,7 +72,7 @@ def open_part_file(path: Path, settings: dict, overwrite: bool = False) -> Itera
                 raise SystemExit(f"error: {path} is damaged. Start again with --overwrite.") from None
             header = {"settings": None}
         before = header["settings"]
-        # With --overwrite, only a run that had it too is continued.
+        # --overwrite continues only a run that was started with --overwrite.
         if before == settings and (header["overwrite"] or not overwrite):
             file.truncate(sum(len(line) + 1 for line in lines))
         elif before is None or overwrite:
@@ -100,9 +100,9 @@ def check_part_file(path: Path) -> None:
     if path.is_file():
         with open(path, "rb") as file:
             start = file.read(len(PART_MARK))
-    # A run that was interrupted at once leaves an empty file or a part of the mark.
+    # A run that is interrupted right at the start leaves an empty file or a part of the mark.
     if not PART_MARK.startswith(start) or (path.exists() and not path.is_file()):
-        problem = f"{path}, where an unfinished run is kept, is not a file of this program or version"
+        problem = f"{path} is not an unfinished run of this version of the program"
         raise SystemExit(f"error: {problem}. Move it away, or name another --output.")
 
 
@@ -129,7 +129,7 @@ def write_table(rows: list[dict], output: Path) -> None:
 
 
 def encodable(name: str) -> str:
-    """A file name with bytes that are not UTF-8 as \\udcXX, and a backslash that would look like one of these as
+    """Escapes bytes of a file name that are not UTF-8 as \\udcXX, and a backslash that looks like such an escape as
     \\u005c, so that different names stay different."""
     name = re.sub(r"\\(?=u(dc[89a-f][0-9a-f]|005c))", r"\\u005c", name)
     return name.encode(errors="backslashreplace").decode()

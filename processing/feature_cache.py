@@ -5,11 +5,11 @@
     model.generate(image_features=validation.batch([3, 1]))
 
 The key of an image is the SHA-256 of its encoded bytes. The folder's name depends on everything else that changes
-features: the tower's configuration and weights, the preprocessing, the dtype. (Not on the versions of the libraries:
-use a new directory if an upgrade decodes or resizes images differently.)
+features: the tower's configuration and weights, the preprocessing, the dtype. It does not depend on library versions:
+use a new directory if an upgrade decodes or resizes images differently.
 
-A shard is a safetensors file named by its own SHA-256, and gets this name when it is complete. So killed runs, full
-disks and concurrent runs leave complete shards only. A shard that does not match its name is encoded again.
+A shard is a safetensors file named after its own SHA-256. It gets this name when it is complete, so killed runs, full
+disks and concurrent runs leave only complete shards. The images of a damaged shard are encoded again.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 Encode = Callable[[torch.Tensor], torch.Tensor]
 CACHE_DTYPES = ["float16", "bfloat16", "float32"]
 FORMAT = 1  # increment it when the preparation of images or the layout of shards changes
-# Fields of a configuration that do not change the features, or that the weights show.
+# Configuration fields that do not change the features, or that the hash of the weights covers (dtype).
 _NO_EFFECT = ("_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
@@ -76,7 +76,7 @@ def cache_features(
         RuntimeError: an image changed while it was read.
     """
     if model.vision_tower is None or model.vision_tower.training:
-        raise ValueError("Features are cached for a vision tower in evaluation mode: `model.freeze_vision_tower()`.")
+        raise ValueError("Caching needs a vision tower in evaluation mode: call `model.freeze_vision_tower()`.")
 
     @torch.no_grad()
     def encode(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -93,16 +93,16 @@ def fingerprint(tower: PreTrainedModel, image_processor) -> str:
     for part in (type(tower).__name__, config, image_processor.to_dict()):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\n")
     for name, tensor in sorted(tower.state_dict().items()):
-        if not name.startswith(("pooler.", "head.")):  # no patch features, and random where a checkpoint lacks them
+        if not name.startswith(("pooler.", "head.")):  # unused, and random if the checkpoint lacks them
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 class FeatureCache:
-    """Features `(K, d)` by image, in a folder of `directory` for one fingerprint and dtype. Can be pickled and forked.
+    """Stores features `(K, d)` by image, in a subfolder of `directory` per fingerprint and dtype. Can be pickled.
 
-    A killed run loses at most one shard, whose features have at most `shard_bytes`.
+    A killed run loses at most one shard, that is, `shard_bytes` of features.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class FeatureCache:
         state.wait_for_everyone()
         self._find(set(keys) - self._places.keys())
         missing = {key: index for index, key in reversed([*enumerate(keys)]) if key not in self._places}
-        # By key, not by position, because another run's new shards may be visible to some processes only.
+        # Divided by key, not by position: another run's new shards may be visible to some processes only.
         start, share = time.perf_counter(), sorted(index for key, index in missing.items() if _is_mine(key, state))
         self._encode(images.select(share), processor, encode, batch_size, num_workers)
         state.wait_for_everyone()
@@ -170,19 +170,19 @@ class FeatureCache:
         if not len(images):
             return
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            file.write(bytes(4096))  # a folder that cannot be written is an error before the first image is encoded
+            file.write(bytes(4096))  # fails before the first image is encoded if the folder is not writable
         loader: DataLoader = DataLoader(
             images,  # type: ignore[arg-type]
             batch_size,
             collate_fn=partial(_prepare, processor, images.features["image"].mode),
             num_workers=num_workers,
-            generator=torch.Generator(),  # the loader draws from it: a cache must not change the run's random state
+            generator=torch.Generator(),  # by default the loader would advance the global random state
         )
         keys: list[str] = []
         rows: list[torch.Tensor] = []
         quiet = len(loader) < 10 or not PartialState().is_local_main_process
         for batch_keys, pixel_values in tqdm(loader, desc="Encoding images", disable=quiet):
-            # The last bits depend on the shape of the batch. Equal shapes make them independent of other images.
+            # Rounding depends on the batch size. With a full last batch, features do not depend on other images.
             filling = pixel_values[:1].expand(batch_size - len(pixel_values), -1, -1, -1)
             features = encode(torch.cat([pixel_values, filling]))[: len(batch_keys)].to(self.dtype).cpu()
             if not features.isfinite().all():
@@ -197,10 +197,10 @@ class FeatureCache:
             self._write(keys, rows)
 
     def _write(self, keys: list[str], rows: list[torch.Tensor]) -> None:
-        # One metadata entry, because safetensors orders several at random and equal features need equal names.
+        # One metadata entry: safetensors writes several in random order, but equal shards need equal names.
         index = json.dumps({"cache": self.folder.name, "keys": keys})
         content = save({"features": torch.stack(rows)}, metadata={"index": index})
-        # Not `atomic_write`: concurrent runs write the same shard, and the lock tells their files from stale ones.
+        # Not `atomic_write`: concurrent runs may write the same shard, and a lock marks a file as in use.
         temporary = self.folder / f"{uuid.uuid4().hex}.tmp"
         try:
             with _locked_file(temporary) as file:
@@ -220,7 +220,7 @@ class FeatureCache:
         return sorted(path for path in self.folder.glob("*.safetensors") if path.name not in self._shards)
 
     def _find(self, missing: Collection[str]) -> None:
-        """Opens the shards that hold some of `missing`."""
+        """Opens the shards that hold any of `missing`."""
         for path in self._new_shards():
             with suppress(FileNotFoundError):  # removed by another run since it was listed
                 keys, features = self._open(path)
@@ -229,7 +229,6 @@ class FeatureCache:
                     self._places |= {key: (path.name, row) for row, key in enumerate(keys)}
 
     def _remove_if_damaged(self, missing: set[str], path: Path) -> None:
-        """Removes a damaged shard that holds some of `missing`, with a warning."""
         with suppress(FileNotFoundError), open(path, "rb") as file:
             try:
                 keys, _ = self._open(path)
@@ -269,7 +268,7 @@ class CachedFeatures:
 
 
 def _prepare(processor, mode: str | None, rows: list[dict]) -> tuple[list[str], torch.Tensor]:
-    """Collates rows to keys, of the same bytes that are decoded, and pixel values `(B, 3, H, W)`."""
+    """Reads each image once, and returns the keys and the pixel values `(B, 3, H, W)`."""
     encoded = [_encoded_bytes(row["image"]) for row in rows]
     decoder = datasets.Image(mode=mode)
     images = [decoder.decode_example({"bytes": content, "path": None}) for content in encoded]

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Files that are complete or absent: every writer of this project writes to a temporary name first, then renames."""
+"""Writes files atomically: under a temporary name first, renamed when they are complete."""
 
 import contextlib
 import json

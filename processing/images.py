@@ -1,9 +1,9 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """Opens, downloads, finds and checks images.
 
-Pillow's limit of 178 megapixels keeps a small file from filling the memory. To open larger scans, pass
-`max_megapixels=500`, or set the environment variable SEVLM_MAX_MEGAPIXELS=500, which also holds for other libraries
-that open images (`datasets`, during training).
+Images above Pillow's limit of 178 megapixels are refused, because a small file can decode to gigabytes. To open larger
+scans, pass `max_megapixels=500`, or set the environment variable SEVLM_MAX_MEGAPIXELS=500, which also applies to other
+libraries that open images (`datasets`, during training).
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def set_max_megapixels(megapixels: float) -> None:
     """Sets the largest image that this process and its child processes open, with any library."""
     if not 0 < megapixels < math.inf:
         raise ValueError(f"The limit must be a number of megapixels above 0, not {megapixels:g}.")
-    # Data loader workers may be new processes.
+    # For data loader workers, which may be spawned.
     os.environ[LIMIT_VARIABLE] = f"{megapixels:.12g}"
     # Pillow raises above twice this number and warns above it.
     Image.MAX_IMAGE_PIXELS = math.ceil(megapixels * 1e6 / 2)
@@ -67,17 +67,17 @@ def set_max_megapixels(megapixels: float) -> None:
 def open_image(
     source: Any, timeout: float | None = None, max_megapixels: float | None = None, max_megabytes: float | None = None
 ) -> Image.Image:
-    """Returns an image as the model sees it: the first frame, 8-bit RGB, turned as its EXIF data say, on white.
+    """Returns an image as the model sees it: the first frame, 8-bit RGB, in its EXIF orientation, on white.
 
     Args:
         source: a path, URL or base64 text; a PIL image of any mode; an array or tensor `(H, W)`, `(H, W, C)` or
             `(C, H, W)` with 1, 3 or 4 channels and values from 0 to 255 or fractions from 0 to 1.
         timeout: seconds for a whole download (default: 60).
-        max_megapixels: largest image that is not an array or PIL image (default: see the top of this file).
+        max_megapixels: largest image; not for arrays and PIL images (default: see the top of this file).
         max_megabytes: largest download (default: 256).
 
     Raises:
-        ValueError: why the image cannot be read.
+        ValueError: the image cannot be read; the message says why.
     """
     try:
         if isinstance(source, (str, os.PathLike)):
@@ -122,7 +122,7 @@ def identify(
 
     Raises:
         TooManyPixels: it is larger than `max_megapixels` (None: Pillow's limit).
-        Exception: it is an EPS file, or anything that Pillow's plug-ins raise on damaged data.
+        Exception: it is an EPS file (ValueError), or Pillow cannot read it (any type).
     """
     with _opening:
         pillow_limit = Image.MAX_IMAGE_PIXELS
@@ -140,12 +140,12 @@ def identify(
     if image.width * image.height > limit * 1e6:
         raise TooManyPixels(*image.size, limit)
     if image.format == "EPS":
-        raise ValueError("EPS is a program, and programs are not run: save it as a PNG")
+        raise ValueError("EPS is not supported, because it is a program: save it as a PNG")
     return image
 
 
 def open_file(name: str | os.PathLike) -> BinaryIO:
-    """Opens a file that Pillow cannot map. A mapped file that shrinks kills the process (SIGBUS)."""
+    """Opens a file without memory mapping: a mapped file that shrinks kills the process (SIGBUS)."""
     return _Unmapped(io.FileIO(name))
 
 
@@ -167,7 +167,7 @@ def _open(name: str, timeout: float | None, max_megabytes: float | None) -> Bina
             raise ValueError("the file is empty")
         return open_file(name)
     if os.path.islink(name) and not os.path.exists(name):
-        raise ValueError(f"a link that leads nowhere ({os.readlink(name)})")
+        raise ValueError(f"a broken link ({os.readlink(name)})")
     if os.path.isdir(name):
         raise ValueError("a folder")
     if os.path.exists(name):  # reading could block forever
@@ -240,7 +240,7 @@ def download(url: str, timeout: float | None = None, max_megabytes: float | None
     try:
         if not _in_event_loop():
             return asyncio.run(fetch)
-        with ThreadPoolExecutor(1) as thread:  # a notebook runs its loop in this thread
+        with ThreadPoolExecutor(1) as thread:  # in a notebook, this thread already runs an event loop
             return thread.submit(asyncio.run, fetch).result()
     except (TimeoutError, httpx.TimeoutException) as error:
         limits = f"more than {timeout:g} seconds in total, or {_CONNECT_TIMEOUT:g} to connect"
@@ -260,14 +260,14 @@ def _in_event_loop() -> bool:
 
 async def _fetch(url: str, timeout: float, max_megabytes: float) -> tuple[bytes, str]:
     client = httpx.AsyncClient(
-        # Museums' servers refuse unknown clients.
+        # Some museums' servers refuse httpx's default user agent.
         headers={"User-Agent": "SEVLM", "Accept-Encoding": "identity"},
         timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
         limits=httpx.Limits(max_keepalive_connections=0),
         follow_redirects=True,
         event_hooks={"response": [_check_redirect]},
     )
-    # asyncio's timeout covers everything. httpx's own timeouts restart with every byte, so a slow server beats them.
+    # asyncio's timeout covers the whole download. httpx's timeouts restart whenever bytes arrive.
     async with asyncio.timeout(timeout), client, client.stream("GET", url) as response:
         if not response.is_success:
             raise ValueError(f"the server answers {response.status_code} {response.reason_phrase}".rstrip())
@@ -284,7 +284,7 @@ async def _check_redirect(response: httpx.Response) -> None:
 
 
 async def _read(response: httpx.Response, max_megabytes: float) -> bytes:
-    """Reads and decompresses the body. httpx's own decoders neither bound a chunk nor notice a cut stream."""
+    """Reads and decompresses the body. httpx's decoders do not limit the size or detect a truncated stream."""
     limit = int(max_megabytes * 2**20)
     too_large = ValueError(f"the server sends more than {max_megabytes:g} MB, the limit: see --max_megabytes")
     if int(response.headers.get("Content-Length", 0)) > limit:
@@ -317,7 +317,7 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
     Extensions are tried in the order of `IMAGE_EXTENSIONS`; for each, an exact match comes first.
 
     Raises:
-        FileNotFoundError, ValueError: `folder` is not a folder, or its path is not UTF-8, so a table cannot hold it.
+        FileNotFoundError: `folder` is not a folder. ValueError: its path is not UTF-8, so a table cannot store it.
     """
     if not os.path.isdir(folder):
         remedy = "Give the folder with <art_style>/<painting>.jpg (command line: --images)."
@@ -360,12 +360,12 @@ def check_images(images: Iterable[str | bytes], total: int) -> Iterator[str | No
 
 
 def check_image(image: str | bytes) -> str | None:
-    """Returns why a path or the bytes of an image file cannot be decoded, or None if they can."""
+    """Returns why an image (a path, or a file's bytes) cannot be decoded, or None if it can."""
     try:
         if not (os.path.getsize(image) if isinstance(image, str) else image):
             return "the file is empty"
         with open_file(image) if isinstance(image, str) else io.BytesIO(image) as file, identify(file) as opened:
-            # A JPEG is decoded at an eighth of its size. That reads the whole file, so cut files are found.
+            # Decodes a JPEG at an eighth of its size: faster, and still finds truncated files.
             opened.draft(None, (1, 1))  # type: ignore[arg-type]
             opened.load()
     except Exception as error:

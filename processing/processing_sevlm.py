@@ -2,7 +2,7 @@
 """SEVLMProcessor turns images and text into the model's inputs, and generated tokens back into text.
 
     processor(images=image, return_tensors="pt")                               # a prompt for `generate`
-    processor(images=image, emotions="awe", return_tensors="pt")               # "why would this move someone to awe?"
+    processor(images=image, emotions="awe", return_tensors="pt")               # a prompt that asks why it evokes awe
     processor(images=images, emotions=labels, explanations=sentences, return_tensors="pt")   # training rows
     processor.read(model.generate(**inputs))                                   # [{"emotion": ..., "explanation": ...}]
 
@@ -32,7 +32,7 @@ ARTEMIS_EMOTIONS = (*"amusement awe contentment excitement anger disgust fear sa
 PROMPT = " the emotion is"
 BECAUSE = " because"
 PAD_TOKEN, EMOTION_TOKEN, EXPLANATION_TOKEN = "<pad>", "<emotion>", "<explanation>"
-# <prefix> is unused. The authors' tokenizer has it, and with it our ids equal theirs.
+# <prefix> is unused. It keeps the token ids equal to the authors'.
 ADDED_TOKENS = (PAD_TOKEN, "<prefix>", EMOTION_TOKEN, EXPLANATION_TOKEN)
 VAD_LEXICON_FILE = "vad_lexicon.tsv"
 IMAGE_STATISTICS = {
@@ -72,8 +72,8 @@ class SEVLMProcessor(ProcessorMixin):
         if "" in self._spelled or len(self._spelled) < len(self.emotions):
             raise ValueError(f"The labels must be words that differ in more than case and spaces: {self.emotions}.")
         if max_length > tokenizer.model_max_length:
-            raise ValueError(f"max_length={max_length} is more than the model takes: {tokenizer.model_max_length}.")
-        # A processor saved without its lexicon loads with the lexicon's metadata, and must save it again.
+            raise ValueError(f"max_length={max_length} exceeds the model's limit of {tokenizer.model_max_length}.")
+        # A processor saved without its lexicon gets only its metadata, which a later save must keep.
         self._missing_lexicon = vad_lexicon if isinstance(vad_lexicon, dict) else None
         self.vad_lexicon = None if isinstance(vad_lexicon, dict) else vad_lexicon
 
@@ -100,7 +100,7 @@ class SEVLMProcessor(ProcessorMixin):
         """Returns the processor for `SEVLMForConditionalGeneration.from_backbones`: the decoder's tokenizer, and the
         vision tower's image statistics by default. `kwargs` are those of [`SEVLMProcessor.from_tokenizer`]."""
         if kwargs.get("image_statistics") is None:
-            # Reads the file alone: the image processor's class may need packages that this one does not.
+            # Reads only the JSON file: the image processor's class may need packages that are not installed.
             tower, _ = CLIPImageProcessorPil.get_image_processor_dict(vision_name_or_path)
             kwargs["image_statistics"] = (tower["image_mean"], tower["image_std"])
         return cls.from_tokenizer(AutoTokenizer.from_pretrained(text_name_or_path), **kwargs)
@@ -145,12 +145,12 @@ class SEVLMProcessor(ProcessorMixin):
             `(B, L)` or `(B, P, L)`, and `vad_values` `(..., L, 3)`, padded on the right and cut at `max_length`.
         """
         if explanations is not None and (emotions is None or text is not None):
-            raise ValueError("`explanations` need `emotions`, one label each, and no `text`.")
+            raise ValueError("`explanations` need `emotions`, one label per explanation, and no `text`.")
         if images is None and text is None and emotions is None:
             raise ValueError("Pass `images`, or `emotions` (with `explanations` for training rows).")
         if text == [] or emotions == []:
             raise ValueError("`text` or `emotions` is empty.")
-        image_kwargs.pop("padding", None)  # from transformers' pipelines; here the kind of rows decides
+        image_kwargs.pop("padding", None)  # passed by transformers' pipelines, but the kind of rows decides
         data = {}
         if images is not None:
             limits = (timeout, max_megapixels, max_megabytes)
@@ -175,11 +175,11 @@ class SEVLMProcessor(ProcessorMixin):
         if emotions is not None:
             raise ValueError("Pass either `text` or `emotions`, not both.")
         texts = [text] if isinstance(text, str) else text
-        # A word's token depends on the space before it.
+        # GPT-2 has different tokens for a word with and without a space before it.
         encoded = self._encode([" " + prompt.strip() for prompt in texts])
         longest, limit = max(map(len, encoded)) + 1, self.tokenizer.model_max_length
         if longest > limit:
-            raise ValueError(f"A prompt of {longest} tokens; the model takes {limit}: shorten it.")
+            raise ValueError(f"A prompt has {longest} tokens, but the model takes at most {limit}: shorten it.")
         return [[self._ids.bos_token_id, *ids] for ids in encoded]
 
     def _opening(self, emotion: str) -> list[int]:
@@ -212,7 +212,7 @@ class SEVLMProcessor(ProcessorMixin):
         # numpy keeps rows of unequal lengths as lists.
         is_text = [value is None or isinstance(value, str) for value in [*labels.flat, *sentences.flat]]
         if labels.shape != sentences.shape or not all(is_text):
-            rule = "one string for each label, equally many for every image; fill up with None"
+            rule = "one string per label, and the same number for every image; pad with None"
             raise ValueError(f"`explanations` must have the shape of `emotions`: {rule}.")
         shape = labels.shape or (1,)
         for row, (label, sentence) in enumerate(zip(labels.flat, sentences.flat, strict=True)):
@@ -244,8 +244,8 @@ class SEVLMProcessor(ProcessorMixin):
     def read(self, generated_ids) -> list[dict[str, str | None]]:
         """Turns generated sequences, prompt included, into `[{"emotion": ..., "explanation": ...}]`.
 
-        The emotion is `None` if the text before " because" is not a label in any case. The explanation is empty if
-        there is no " because".
+        The emotion is `None` if the text before " because" is not a label (case is ignored). The explanation is empty
+        if there is no " because".
         """
         rows = generated_ids.tolist() if hasattr(generated_ids, "tolist") else generated_ids
         return [self._read_row(row) for row in rows]
@@ -276,7 +276,7 @@ class SEVLMProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory, *, include_vad_lexicon: bool = False, **kwargs):
         """Saves as in transformers, plus `vad_lexicon.tsv`.
 
-        A lexicon that may not be passed on is saved only with `include_vad_lexicon=True`, for your own folders.
+        A lexicon that is not `redistributable` is saved only with `include_vad_lexicon=True`. Do not publish it.
         """
         lexicon, file = self.vad_lexicon, Path(save_directory, VAD_LEXICON_FILE)
         file.unlink(missing_ok=True)
@@ -286,13 +286,13 @@ class SEVLMProcessor(ProcessorMixin):
         elif lexicon is not None:
             logger.warning_once(
                 f"The VAD lexicon {lexicon.name!r} may not be passed on and is not saved. Set `processor.vad_lexicon` "
-                "after loading, or save with `include_vad_lexicon=True` if the folder stays with you."
+                "after loading, or save with `include_vad_lexicon=True` if you do not publish the folder."
             )
         return super().save_pretrained(os.fspath(save_directory), **kwargs)
 
     def push_to_hub(self, repo_id: str, *, include_vad_lexicon: bool = False, **kwargs):
         """Pushes processor, tokenizer and their code, plus `vad_lexicon.tsv` as in [`save_pretrained`]."""
-        # The library calls it without arguments of ours.
+        # transformers calls `save_pretrained` without `include_vad_lexicon`.
         save = partial(self.save_pretrained, include_vad_lexicon=include_vad_lexicon)
         self.save_pretrained = save  # type: ignore[method-assign]
         try:
@@ -301,13 +301,13 @@ class SEVLMProcessor(ProcessorMixin):
             del self.save_pretrained
 
     def _upload_modified_files(self, working_dir, repo_id, files_timestamps, **kwargs):
-        # The lexicon was written before the library noted the times; its own card must not replace the model's.
+        # Always uploads the lexicon, and never transformers' generated card, which would replace the model's.
         files_timestamps.pop(VAD_LEXICON_FILE, None)
         files_timestamps["README.md"] = math.inf
         commit = super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
         api, branch = HfApi(token=kwargs.get("token")), {"revision": commit.pr_revision or kwargs.get("revision")}
         if not Path(working_dir, VAD_LEXICON_FILE).exists() and api.file_exists(repo_id, VAD_LEXICON_FILE, **branch):
-            # An earlier push left it; it would load in place of this processor's.
+            # Left by an earlier push. It would be loaded with this processor.
             api.delete_file(VAD_LEXICON_FILE, repo_id, commit_message="Remove the VAD lexicon", **branch)
         return commit
 
@@ -364,7 +364,7 @@ class _TokenIds:
         self.emotion_token_ids = [encode(" " + emotion) for emotion in emotions]
         for text, ids in zip([prompt, *emotions], [self.prompt_token_ids, *self.emotion_token_ids], strict=True):
             if self.because_token_id in ids:
-                raise ValueError(f"{text!r} holds {BECAUSE!r}, which starts the explanation: choose another wording.")
+                raise ValueError(f"{text!r} contains {BECAUSE!r}, which starts the explanation. Reword it.")
 
 
 SEVLMProcessor.register_for_auto_class()

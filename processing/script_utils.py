@@ -1,8 +1,9 @@
-"""Shared by all scripts: arguments that name data and lexicon, argument parsing, and errors as exit messages."""
+"""Helpers of the scripts: data arguments, argument parsing, and errors as exit messages."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from datasets import DatasetDict
 from transformers import HfArgumentParser
@@ -18,23 +19,21 @@ class DataArguments:
     """Paintings and annotations. Without `annotations` and `dataset`: the embedded data."""
 
     annotations: list[str] | None = field(
-        default=None, metadata={"help": "ArtEmis CSV file; for version v2 Contrastive.csv and the v1 file."}
+        default=None, metadata={"help": "ArtEmis CSV file; for v2 Contrastive.csv and the v1 file."}
     )
     images: str | None = field(default=None, metadata={"help": "Folder with <art_style>/<painting>.jpg (WikiArt)."})
-    version: str = field(default="v1", metadata={"help": "ArtEmis version.", "choices": ["v1", "v2"]})
+    version: Literal["v1", "v2"] = field(default="v1", metadata={"help": "ArtEmis version."})
     dataset: str | None = field(default=None, metadata={"help": "Name on the Hub or folder of a dataset with images."})
     image_column: str = "image"
     painting_column: str = "painting"
     emotion_column: str | None = None
     explanation_column: str | None = None
-    on_bad_image: str = field(
-        default="raise", metadata={"help": "Action for a missing or damaged image.", "choices": ["raise", "skip"]}
+    on_bad_image: Literal["raise", "skip"] = field(
+        default="raise", metadata={"help": "Action for a missing or damaged image."}
     )
-    on_bad_row: str = field(
-        default="raise", metadata={"help": "Action for an empty utterance.", "choices": ["raise", "skip"]}
-    )
+    on_bad_row: Literal["raise", "skip"] = field(default="raise", metadata={"help": "Action for an empty utterance."})
     max_megapixels: float | None = field(default=None, metadata={"help": "Largest image in megapixels (default 178)."})
-    verify_images: bool = field(default=True, metadata={"help": "Decoding of every image once before the start."})
+    verify_images: bool = field(default=True, metadata={"help": "Decode every image once to find damaged ones."})
     num_paintings: int = field(default=720, metadata={"help": "Number of paintings in the embedded data."})
     labels: list[str] = field(
         default_factory=lambda: list(EMOTIONS), metadata={"help": "Emotion labels, in order (default: ArtEmis' nine)."}
@@ -71,24 +70,11 @@ def load_data(args: DataArguments, emotions: list[str], *, with_images: bool = T
             raise ValueError(f"The embedded data have the labels {', '.join(EMOTIONS)}. Other labels need other data.")
         splits = load_toy_artemis(args.num_paintings)
         return splits if with_images else splits.remove_columns("image")
-    return load_artemis(
-        args.annotations,
-        args.images,
-        version=args.version,
-        dataset=args.dataset,
-        emotions=emotions,
-        drop_unknown_emotions=args.drop_unknown_emotions,
-        on_bad_row=args.on_bad_row,
-        on_bad_image=args.on_bad_image,
-        verify_images=args.verify_images,
-        with_images=with_images,
-        min_tokens=args.min_tokens,
-        max_length_percentile=args.max_length_percentile,
-        image_column=args.image_column,
-        painting_column=args.painting_column,
-        emotion_column=args.emotion_column,
-        explanation_column=args.explanation_column,
-    )
+    names = (
+        "annotations images version dataset drop_unknown_emotions on_bad_row on_bad_image verify_images min_tokens "
+        "max_length_percentile image_column painting_column emotion_column explanation_column"
+    ).split()
+    return load_artemis(emotions=emotions, with_images=with_images, **{name: getattr(args, name) for name in names})
 
 
 def load_lexicon(name: str | None) -> VADLexicon | None:
@@ -108,7 +94,7 @@ def errors_as_exit(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -
 
 
 def parse_arguments(parser: HfArgumentParser, argv: Sequence[str]) -> tuple:
-    """Parses `argv` into the parser's dataclasses. Of unknown arguments only names are shown: values may be tokens."""
+    """Parses `argv` into the parser's dataclasses. Errors do not show unknown values, which may be access tokens."""
     *parsed, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     if unknown:
         names = [word.partition("=")[0] for word in unknown if word.startswith("-")]

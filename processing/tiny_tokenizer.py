@@ -17,7 +17,7 @@ def train_tokenizer(explanations: Iterable[str], emotions: Iterable[str], vocab_
     the labels become single tokens if the size allows it."""
     emotions, explanations = list(emotions), list(explanations)
     opening = "".join(f"{PROMPT} {emotion}{BECAUSE}" for emotion in emotions)
-    # As often as in training, where every sentence has an opening.
+    # The opening is as frequent as in training, where every sentence has one.
     texts = [" " + sentence for sentence in explanations] + [opening] * (len(explanations) // len(emotions) + 2)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

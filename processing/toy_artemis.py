@@ -33,7 +33,7 @@ def load_grammar() -> dict[str, Any]:
 
 
 def toy_scene(index: int, seed: int = 0) -> Scene:
-    """Returns the scene of painting `index` (>= 0). Any nine paintings in a row have the nine dominant emotions.
+    """Returns the scene of painting `index` (>= 0). Nine consecutive paintings have the nine dominant emotions.
 
     Each emotion has its own shuffled list of combinations (motif, setting, colour, place, size). No combination is
     repeated within 3600 paintings, so held-out paintings show combinations that training does not.
@@ -58,15 +58,15 @@ def _combinations(emotion: str, seed: int) -> list[tuple[str, ...]]:
 def annotate_scene(scene: Scene) -> list[str]:
     """Returns five to seven emotion labels, one per imagined viewer.
 
-    All viewers but at most two name the motif's emotion, except in one painting in ten, where viewers disagree.
+    At most two viewers name another emotion than the motif's, except in one painting in ten.
     """
     rng, grammar, emotion = scene.generator("labels"), load_grammar(), MOTIFS[scene.motif].emotion
     added, other = grammar["settings"][scene.setting]["emotion"], grammar["motifs"][scene.motif]["other_emotion"]
     viewers = int(rng.integers(5, 8))
-    # With three readings, none of the other two becomes dominant.
+    # Needs three emotions, because with two the other one could become dominant.
     disagree = rng.random() < 0.13 and len({emotion, added, other}) == 3
     agreeing = viewers // 2 if disagree else viewers - int(rng.choice(3, p=(0.3, 0.5, 0.2)))
-    # Every third of the others has the motif's other reading; all of them if the setting has the motif's emotion.
+    # Every third of the other viewers names `other_emotion`; all do if the setting's emotion is the motif's.
     others = [other if added == emotion or k % 3 == 2 else added for k in range(viewers - agreeing)]
     labels = [emotion] * agreeing + others
     return [labels[k] for k in rng.permutation(viewers)]
@@ -109,15 +109,11 @@ def _sentence(scene: Scene, emotion: str, rng: np.random.Generator) -> str:
 
 
 def load_toy_artemis(num_paintings: int = 720, *, image_size: int = 64, seed: int = 0) -> DatasetDict:
-    """Generates the toy set: the columns of `load_artemis` and `cause_box`, one row per painting, split 10 : 1 : 1.
+    """Generates the toy set, split 10 : 1 : 1: one row per painting, the columns of `load_artemis`, and `cause_box`.
 
-    The same arguments give the same pixels, labels and sentences everywhere. Columns:
-
-    - `image`: RGB, image_size x image_size, decoded when a row is read
-    - `painting`: a name, such as "toy/0001_storm"
-    - `emotions`, `explanations`: one per annotation, 5 to 7 of them
-    - `emotion_histogram`: the number of annotations of each of the nine emotions
-    - `cause_box`: (x0, y0, x1, y1) in [0, 1] from the upper left corner: the motif that causes the dominant emotion
+    The same arguments give the same pixels, labels and sentences everywhere. Images are RGB, image_size x image_size.
+    A painting has a name such as "toy/0001_storm" and 5 to 7 annotations. `cause_box` is the box of the motif that
+    causes the dominant emotion: (x0, y0, x1, y1) in [0, 1] from the upper left corner.
     """
     features = Features(
         {

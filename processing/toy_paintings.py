@@ -73,7 +73,7 @@ class _Brush:
         return [(x + self.uniform(-shake, shake), y + self.uniform(-shake, shake)) for x, y in points]
 
     def ring(self, n: int, radius: float, shake: float) -> list[Point]:
-        """Returns n points around the centre, evenly spaced from a random angle on, each moved by up to `shake`."""
+        """Returns n evenly spaced points around the centre, from a random angle, each moved by up to `shake`."""
         start = self.uniform(0, math.tau)
         return self.shaken([_polar(radius, start + math.tau * k / n) for k in range(n)], shake)
 
@@ -279,7 +279,7 @@ def _rings(b: _Brush, colour: RGB, edge: RGB, count: int):
 
 class Motif(NamedTuple):
     emotion: str  # the dominant one
-    # Gets the colour that the sentences name, one that contrasts with the setting, and the number of parts.
+    # Its arguments: brush, colour that the sentences name, colour of outlines, number of parts.
     paint: Callable[[_Brush, RGB, RGB, int], None]
     colours: tuple[str, ...]
     counts: tuple[int, ...] = (1,)  # possible numbers of parts
@@ -419,7 +419,7 @@ class Scene:
     @property
     def count(self) -> int:
         counts = MOTIFS[self.motif].counts
-        # A motif appears in every ninth painting; dividing by nine gives it all of its counts.
+        # An emotion recurs every nine paintings. Without `// 9`, a motif with three counts would always use one.
         return counts[self.index // 9 % len(counts)]
 
     def generator(self, purpose: str) -> np.random.Generator:
@@ -432,7 +432,7 @@ def paint_scene(scene: Scene, image_size: int = 64, *, with_motif: bool = True) 
     """Paints a scene.
 
     Returns the picture (RGB, image_size x image_size) and the box (x0, y0, x1, y1) of its motif and brushwork, in
-    fractions from the upper left corner. Without the motif, nothing outside the box differs and the box is all zeros.
+    fractions from the upper left corner. Without the motif, only pixels in this box differ, and zeros are returned.
     """
     setting, rng, side = SETTINGS[scene.setting], scene.generator("setting"), image_size * SUPERSAMPLING
     column = np.array(setting.gradient, dtype=np.uint8)[:, None]
@@ -444,7 +444,7 @@ def paint_scene(scene: Scene, image_size: int = 64, *, with_motif: bool = True) 
         brush.stroke(x, y, length, angle, brush.tint(under, 0, 18, 170), brush.uniform(0.04, 0.1))
     setting.paint(brush)
     canvas = ImageEnhance.Color(canvas).enhance(0.75)  # muted, so that the motif stands out
-    # A dry brush leaves streaks of light in [0.9, 1.1], level or upright.
+    # Imitates a dry brush: horizontal or vertical streaks of brightness 0.9 to 1.1.
     noise = Image.fromarray(rng.integers(0, 256, (image_size, image_size // 4), dtype=np.uint8))
     noise = noise.transpose(Image.Transpose.ROTATE_90) if abs(math.sin(setting.slant)) > 0.7 else noise
     streaks = noise.resize((image_size, image_size), Image.Resampling.BICUBIC)
@@ -458,13 +458,13 @@ def paint_scene(scene: Scene, image_size: int = 64, *, with_motif: bool = True) 
 
 
 def motif_box(scene: Scene, image_size: int = 64) -> Box:
-    """Returns the box of a painting's motif without its brushwork, as `paint_scene` does with it."""
+    """Returns the box of the motif alone. The box that `paint_scene` returns includes the brushwork."""
     canvas = Image.new("RGB", (image_size * SUPERSAMPLING,) * 2, "white")
     return _changed_box(_paint_motif(scene, canvas), canvas)
 
 
 def _changed_box(before: Image.Image, after: Image.Image) -> Box:
-    """Returns the box of the changed pixels, in fractions, grown to whole pixels of the finished picture."""
+    """Returns the box of the changed pixels, in fractions, rounded outwards to pixels of the finished picture."""
     left, top, right, bottom = ImageChops.difference(before, after).getbbox() or (0, 0, 0, 0)
     size, step = after.width // SUPERSAMPLING, SUPERSAMPLING
     return left // step / size, top // step / size, -(-right // step) / size, -(-bottom // step) / size

@@ -1,16 +1,16 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Valence, arousal and dominance (VAD) of words, from a lexicon file, and of tokens, by one rule.
+"""Valence, arousal and dominance (VAD) of words, from a lexicon file, and of a tokenizer's tokens.
 
-`VADLexicon` maps a word to its (valence, arousal, dominance), each in [-1, 1]. Two readers apply the rule to token
-ids: `VADTokenReader` in Python, and the model with the tensors of `VADLexicon.compile`. They agree bit for bit:
+`VADLexicon` maps a word to its (valence, arousal, dominance), each in [-1, 1]. Two readers give
+token ids their VAD: `VADTokenReader`, and the model with the tensors of `VADLexicon.compile`. Both follow this rule:
 
-- A token is a *word piece* if its text, without one leading space, is a run of letters (`str.isalpha`). Special and
-  added tokens, and tokens that are not valid text, are not. Pieces are casefolded.
+- A token is a *word piece* if its text, without one leading space, is a run of letters (`str.isalpha`). Special
+  tokens, added tokens and tokens that are not valid text are not pieces. Pieces are casefolded.
 - A piece with the leading space, or after a token that is not a piece, starts a word. Any other piece extends it.
-- The token that completes a string of the lexicon carries its VAD; every other token carries (0, 0, 0). A word is
-  followed for `MAX_WORD_TOKENS` tokens.
+- A token that completes an entry of the lexicon carries its VAD; every other token carries (0, 0, 0), also after the
+  first `MAX_WORD_TOKENS` tokens of a word.
 
-A token's VAD therefore depends on earlier tokens only: "fun", "eral" has the VAD of "fun", then of "funeral".
+A token's VAD never depends on later tokens: "fun", "eral" has the VAD of "fun", then of "funeral".
 
 Known formats are NRC-VAD (Mohammad 2018, ACL; https://saifmohammad.com/WebPages/nrc-vad.html) and the norms of
 Warriner, Kuperman and Brysbaert (2013, Behavior Research Methods). Both belong to their authors.
@@ -53,7 +53,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         name, version: name and version of the lexicon.
         license: its terms, in words.
         redistributable: whether the terms let a saved model or processor include a copy.
-        inflected: words of `entries` that the published list does not have: forms of words that it has.
+        inflected: words of `entries` that are only inflected forms of words in the published list.
 
     Raises:
         ValueError: for a word that is not a run of letters, a value outside [-1, 1], or two values for one word.
@@ -69,7 +69,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         redistributable: bool = False,
         inflected: Collection[str] = (),
     ):
-        # A saved file has each of them in one header line.
+        # Without line breaks, because a saved file has one header line for each.
         self.name, self.version, self.license = (" ".join(text.split()) for text in (name, version, license))
         self.redistributable = redistributable
         self._vad: dict[str, tuple[float, float, float]] = {}
@@ -125,8 +125,8 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
             path: the file.
             scale: "unit" [0, 1], "bipolar" [-1, 1], "nine_point" [1, 9], or "auto" to detect it (default). A saved
                 file is always bipolar.
-            expand_inflections: whether unlisted plurals, verb forms and comparatives get the values of their listed
-                word. Needs `lemminflect`. A saved file keeps the forms that it was saved with.
+            expand_inflections: whether unlisted plurals, verb forms and comparatives get the values of their base
+                form. Needs `lemminflect`. A saved file keeps the forms that it was saved with.
             name, license, redistributable: override what the file says; a table is not redistributable by default.
 
         Raises:
@@ -157,7 +157,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         override = {"name": name, "license": license, "redistributable": redistributable}
         about |= {key: value for key, value in override.items() if value is not None}
         lexicon = cls(entries, **about, inflected=inflected)
-        rest = f" (not a run of letters, or another entry's letters; such as {left_out[0]!r})" if left_out else ""
+        rest = f" (not a run of letters, or a duplicate up to case; such as {left_out[0]!r})" if left_out else ""
         read = f"{len(lexicon) - len(inflected)} words of {lexicon.name} ({scale} scale)"
         logger.info("%s: %s, %d inflected forms, %d left out%s", path, read, len(inflected), len(left_out), rest)
         return lexicon
@@ -190,8 +190,8 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
     def compile(self, tokenizer: Any) -> dict[str, torch.Tensor | int]:
         """Returns the rule of this module as tensors: a trie of the lexicon's words over the tokenizer's pieces.
 
-        A state is the beginning of a lexicon word, as far as pieces can spell it within `MAX_WORD_TOKENS` tokens.
-        State 0 is the root. The tokenizer is a byte-level BPE (GPT-2's family) with V tokens.
+        A state is a prefix of a lexicon word that the tokenizer can spell in `MAX_WORD_TOKENS` tokens; state 0 is the
+        root. The tokenizer is a byte-level BPE (GPT-2's family) with V tokens.
 
         Returns a dictionary:
             token_pieces (V,) int32: the token's piece, in [0, num_pieces); -2 for a piece that the trie does not have
@@ -237,7 +237,7 @@ class VADTokenReader:
 
     def __init__(self, lexicon: VADLexicon, tokenizer: Any):
         self._pieces, self._starts_word = _word_pieces(tokenizer)
-        # Row 0 has the VAD of tokens that complete no word.
+        # Row 0 is for tokens that do not complete a word.
         self._row_of = {word: row for row, word in enumerate(lexicon, start=1)}
         self._values = np.array([(0, 0, 0), *lexicon.values()], dtype=np.float32)
 
@@ -275,7 +275,7 @@ def _word_pieces(tokenizer: Any) -> tuple[list[str | None], list[bool]]:
 
 
 def _trie_edges(words: Collection[str], pieces: Collection[str]) -> list[tuple[str, str, str]]:
-    """Returns all (beginning, piece, longer beginning) on a path from "" to a word in <= MAX_WORD_TOKENS pieces."""
+    """Returns all edges (prefix, piece, longer prefix) on a path to a word of <= MAX_WORD_TOKENS pieces."""
     longest = max(map(len, pieces), default=0)
     beginnings = sorted({word[:end] for word in words for end in range(1, len(word) + 1)}, key=len)
     edges = [
@@ -284,7 +284,7 @@ def _trie_edges(words: Collection[str], pieces: Collection[str]) -> list[tuple[s
         for cut in range(max(0, len(text) - longest), len(text))
         if text[cut:] in pieces
     ]
-    # The fewest pieces up to a beginning, and from there to the end of a word.
+    # The fewest pieces from the root to each prefix, and from each prefix to the end of a word.
     before: defaultdict[str, float] = defaultdict(lambda: math.inf, {"": 0})
     after: defaultdict[str, float] = defaultdict(lambda: math.inf, dict.fromkeys(words, 0))
     for start, _, end in edges:
@@ -325,7 +325,7 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[str], list[_Row]]:
     columns = [name.casefold() for name in _fields(lines[0][1], delimiter)] if lines else []
     found = [[name for name in columns if name in names] for names in COLUMN_NAMES]
     if several := next((names for names in found if all(found) and len(names) > 1), None):
-        raise ValueError(f"{lines[0][0]}: {' and '.join(several)} name one thing; remove or rename one column")
+        raise ValueError(f"{lines[0][0]}: {' and '.join(several)} have the same meaning; remove or rename one")
     if all(found):
         places, width, lines = [columns.index(name) for (name,) in found], len(columns), lines[1:]
     else:
@@ -353,13 +353,13 @@ def _read_table(path: Path) -> tuple[dict[str, str], list[str], list[_Row]]:
 
 
 def _fields(line: str, delimiter: str | None) -> list[str]:
-    # Line by line: a stray quotation mark must not swallow the lines after it.
+    # Parses each line alone, so that a stray quotation mark does not swallow the next lines.
     fields = line.split() if delimiter is None else next(csv.reader([line], delimiter=delimiter))
     return [field.strip() for field in fields]
 
 
 def _detect_scale(path: Path, rows: list[_Row]) -> str:
-    """Returns the first scale that has all values. One wrong line must not change the meaning of all others."""
+    """Returns the first scale that contains all values; an error if a few wrong lines may have decided it."""
     low, high = min(rows, key=lambda row: min(row.values)), max(rows, key=lambda row: max(row.values))
     lowest, highest = min(low.values), max(high.values)
     scale = next((name for name, (start, end) in SCALES.items() if start <= lowest and highest <= end), None)
@@ -421,7 +421,7 @@ def _about_saved(path: Path, header: dict[str, str], num_listed: int, num_inflec
     expected = {"redistributable": permission, "num_listed": str(num_listed), "num_inflected": str(num_inflected)}
     if wrong := [key for key, value in expected.items() if header.get(key) != value]:
         found = ", ".join(f"{key} is {header.get(key)!r}, not {expected[key]}" for key in wrong)
-        raise ValueError(f"{path}: {found}; the file is cut short or edited: save it again")
+        raise ValueError(f"{path}: {found}; the file is truncated or was edited: save it again")
     about = {key: header.get(key, "") for key in ("name", "version", "license")}
     return about | {"redistributable": permission == "true"}
 
@@ -429,7 +429,7 @@ def _about_saved(path: Path, header: dict[str, str], num_listed: int, num_inflec
 def _inflected_forms(listed: Collection[str]) -> dict[str, str]:
     """Returns inflected forms that are not listed, with the listed word that each takes its values from.
 
-    Of several listed words with one form the shortest counts, then the alphabetically first ("leaves": leaf).
+    If several words share a form, the shortest is used, then the alphabetically first ("leaves": leaf).
     """
     try:
         from lemminflect import getAllInflections

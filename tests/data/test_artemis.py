@@ -243,7 +243,7 @@ def test_an_unknown_emotion_is_named_with_line_allowed_labels_and_remedies(tmp_p
     [
         *[("the utterance is empty", "utterance", value) for value in ("  ", "NaN")],
         *[("no art_style or painting", column, "") for column in ("art_style", "painting")],
-        *[("the repetition is not a whole number from 1", "repetition", v) for v in ("five", "inf", "2.5", "-3")],
+        *[("the repetition is not a positive whole number", "repetition", v) for v in ("five", "inf", "2.5", "-3")],
     ],
 )
 def test_a_bad_row_is_named_with_line_and_remedy_or_skipped(tmp_path, small, caplog, problem, column, value):
@@ -274,7 +274,7 @@ def test_wrong_arguments_are_explained(small):
         "`on_bad_image` is 'ignore'": {"on_bad_image": "ignore"},
         "`on_bad_row` is 'ignore'": {"on_bad_row": "ignore"},
         "none twice": {"emotions": ["awe", "Awe"]},
-        "is 2 files": {"annotations": [file, file]},
+        "has 2 files": {"annotations": [file, file]},
         "No annotation is left": {"min_tokens": 99},
     }.items():
         with pytest.raises(ValueError, match=problem):

@@ -149,4 +149,4 @@ def test_one_painting_in_two_unicode_forms_is_reported(tmp_path, caplog):
 def test_a_last_line_that_may_be_cut_is_reported(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load(tmp_path, as_csv(ROWS, COLUMNS[:4])[:-6])
-    assert "does not end in a line break: check that its last line is whole" in caplog.text
+    assert "does not end in a line break: check that its last line is complete" in caplog.text

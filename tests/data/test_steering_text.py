@@ -60,8 +60,8 @@ def test_labels_that_look_like_tokens_are_plain_text():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"emotions": ["awe", "sad because"]}, "'sad because' holds ' because'"),
-        ({"prompt": " because the emotion is"}, "holds ' because'"),
+        ({"emotions": ["awe", "sad because"]}, "'sad because' contains ' because'"),
+        ({"prompt": " because the emotion is"}, "contains ' because'"),
         ({"emotions": ["awe", " AWE"]}, "differ in more than case"),
         ({"emotions": ["awe", ""]}, "must be words"),
     ],
@@ -138,9 +138,9 @@ def test_padding_needs_no_positions(processor, model):
 def test_the_processor_uses_the_context_length_of_its_tokenizer():
     processor = tiny_processor()
     processor.tokenizer.model_max_length = 64
-    with pytest.raises(ValueError, match="A prompt of 1501 tokens; the model takes 64"):
+    with pytest.raises(ValueError, match="A prompt has 1501 tokens, but the model takes at most 64"):
         processor(text=LONG)
-    with pytest.raises(ValueError, match="max_length=65 is more than the model takes: 64"):
+    with pytest.raises(ValueError, match="max_length=65 exceeds the model's limit of 64"):
         type(processor)(processor.image_processor, processor.tokenizer, max_length=65)
 
 
@@ -151,6 +151,6 @@ def test_command_lines_refuse_text_that_does_not_fit(processor, model, tmp_path)
     with pytest.raises(SystemExit, match="error: .*max_new_tokens=100 is more than this model has positions for"):
         explain_main([str(tmp_path / "a.png"), "--model", str(tmp_path / "model"), "--max_new_tokens", "100"])
     arguments = ["--output_dir", str(tmp_path / "out"), "--num_paintings", "40", "--max_length", "500"]
-    with pytest.raises(SystemExit, match="error: max_length=500 is more than the model takes: 128"):
+    with pytest.raises(SystemExit, match="error: max_length=500 exceeds the model's limit of 128"):
         train.main([*arguments, "--image_size", "32", "--use_cpu", "true"])
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())

@@ -169,7 +169,7 @@ def test_a_given_scale_is_not_questioned(tmp_path):
         ("fun\t0,5\t0,5\t0,5\n", "line 1: .*three finite numbers"),
         ("fun\t0\t\t1\n", "line 1: .*three finite numbers"),
         ("fun\t0\t0_5\t1\n", "line 1: .*three finite numbers"),
-        ("word,v,valence,a,d\nfun,0,1,0,1\n", "line 1: .*v and valence name one thing"),
+        ("word,v,valence,a,d\nfun,0,1,0,1\n", "line 1: .*v and valence have the same meaning"),
         ("word,v,a,d\nfun,0,0,1\nword,v,a,d\n", "line 3: .*three finite numbers"),
         (WIDE_UNIT + "odd -0.5 0 1\n", "line 201: .*below 0, as in 1 of 201 lines.*scale='bipolar'"),
         (SEVEN_POINTS, "run from 1 to 7, as on a scale of fewer than nine points.*scale='nine_point'"),
@@ -249,7 +249,7 @@ def test_a_saved_file_has_metadata_lines_and_marked_forms(tmp_path):
     [
         ("_format: 1", "_format: 2", "vad_lexicon_format is '2', not 1; .*update"),
         ("redistributable: true", "redistributable: perhaps", "redistributable is 'perhaps', not false; .*save it"),
-        ("\nhappy\t1.0\t0.0\t-1.0", "", "num_listed is '5', not 4; the file is cut short or edited"),
+        ("\nhappy\t1.0\t0.0\t-1.0", "", "num_listed is '5', not 4; the file is truncated or was edited"),
         ("\tinflected", "", "num_listed is '5', not 6"),
         ("\tinflected", "\tguessed", "expected 4 fields"),
         ("happy\t1.0", "happy\t1.1", "off the bipolar scale"),

@@ -117,10 +117,10 @@ NAMES = [
 # Name -> target, and a part of the reason why the link is left out.
 LINKS = {
     "zero.png": ("/dev/zero", "a pipe, a socket or a device"),
-    "loop.png": ("loop.png", "a link that leads nowhere"),
-    "there.png": ("back.png", "a link that leads nowhere"),
-    "back.png": ("there.png", "a link that leads nowhere"),
-    "gone.png": ("nowhere.png", "a link that leads nowhere"),
+    "loop.png": ("loop.png", "a broken link"),
+    "there.png": ("back.png", "a broken link"),
+    "back.png": ("there.png", "a broken link"),
+    "gone.png": ("nowhere.png", "a broken link"),
     "passwords.png": ("/etc/passwd", "not an image"),
     "memory.png": ("/proc/self/mem", "empty"),
 }

@@ -542,7 +542,7 @@ FOUND_BY_THE_MODEL = [
         (["--output", "picture.png/new/out.csv"], "cannot write to .*picture.png. Name a file in another folder"),
         (["--output", "gone/out.csv"], "cannot write to .*gone"),
         (["--output", "locked/new/out.csv"], "cannot write to .*locked"),
-        (["--output", "out.csv"], "out.csv.part, where an unfinished run is kept, is not a file of this program"),
+        (["--output", "out.csv"], "out.csv.part is not an unfinished run of this version"),
         (["--device", "gpu"], "--device gpu cannot be used here .*Use cpu"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here .*Use cpu"),
         (["--device", "meta"], "--device meta cannot be used here"),
