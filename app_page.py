@@ -83,8 +83,8 @@ def alert(text: str) -> str:
 
 def answer_card(answer: dict, title: str = "The model names") -> str:
     """Returns emotion, shaded explanation and alignment score of one result of the pipeline."""
-    emotion, fit = answer["emotion"] or "no emotion of the nine", answer["alignment_score"]
-    explanation = "<p>(the model found no words)</p>"
+    emotion, fit = answer["emotion"] or "none of the nine emotions", answer["alignment_score"]
+    explanation = "<p>(the explanation is empty)</p>"
     if answer["explanation"]:
         explanation = f"because {shaded_explanation(answer['explanation'], answer['vad'])}"
     note = "" if fit is None else f'<p class="sevlm-note">alignment <b class="sevlm-fit">{fit:+.2f}</b></p>'
@@ -98,7 +98,7 @@ def answer_card(answer: dict, title: str = "The model names") -> str:
 def comparison(named: dict, asked: dict) -> str:
     """Returns the model's own answer and the one for the chosen emotion, side by side."""
     share = named["emotion_scores"].get(asked["emotion"], 0)
-    cards = answer_card(named) + answer_card(asked, f"You ask for (the model gives it {share:.0%})")
+    cards = answer_card(named) + answer_card(asked, f"You asked for this (the model's score: {share:.0%})")
     return f'<div class="sevlm-side-by-side">{cards}</div>'
 
 

@@ -115,7 +115,14 @@ class SEVLMConfig(PreTrainedConfig):
             setattr(self.text_config, name, getattr(self, name))
         self.emotions = list(self.emotions)
         self.contrastive_negatives = list(self.contrastive_negatives)
-        self._check()
+        if self.emotion_encoder_attention not in ("causal", "bidirectional"):
+            attention = self.emotion_encoder_attention
+            raise ValueError(f"emotion_encoder_attention must be 'causal' or 'bidirectional', not {attention!r}.")
+        if unknown := set(self.contrastive_negatives) - {"emotion", "image"}:
+            raise ValueError(f"contrastive_negatives takes 'emotion' and 'image', not {sorted(unknown)}.")
+        if self.emotion_token_ids is not None and len(self.emotion_token_ids) != len(self.emotions):
+            entries = len(self.emotion_token_ids)
+            raise ValueError(f"emotion_token_ids has {entries} entries for {len(self.emotions)} emotions.")
         super().__post_init__(**kwargs)
         if self.dtype is None:
             # Without a dtype, transformers opens the weights to find it before we can refuse a pickle.
@@ -144,16 +151,6 @@ class SEVLMConfig(PreTrainedConfig):
         config = copy.deepcopy(config)  # the caller's object stays unchanged
         config.add_cross_attention = True
         return config
-
-    def _check(self):
-        if self.emotion_encoder_attention not in ("causal", "bidirectional"):
-            attention = self.emotion_encoder_attention
-            raise ValueError(f"emotion_encoder_attention must be 'causal' or 'bidirectional', not {attention!r}.")
-        if unknown := set(self.contrastive_negatives) - {"emotion", "image"}:
-            raise ValueError(f"contrastive_negatives takes 'emotion' and 'image', not {sorted(unknown)}.")
-        if self.emotion_token_ids is not None and len(self.emotion_token_ids) != len(self.emotions):
-            entries = len(self.emotion_token_ids)
-            raise ValueError(f"emotion_token_ids has {entries} entries for {len(self.emotions)} emotions.")
 
     @property
     def vocab_size(self) -> int:

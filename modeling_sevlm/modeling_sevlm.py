@@ -47,7 +47,7 @@ class SEVLMOutput(ModelOutput):
         vad_predictions: `(B, [P,] L, 3)`; position t predicts the VAD of token t + 1 (Eq. 4).
         alignment_scores: `(B, [P])` S(I, M, X) of Eq. 6, given `labels`.
         image_features: `(B, K, d)` patch features, for a later call with `image_features`.
-        past_key_values, hidden_states, attentions, cross_attentions: as in transformers, one row per sentence.
+        past_key_values, hidden_states, attentions, cross_attentions: as in transformers, with B * P rows.
     """
 
     loss: torch.Tensor | None = None
