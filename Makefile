@@ -24,7 +24,7 @@ demo: .venv/demo
 	$(BIN)/python evaluate_sevlm.py outputs/demo --split test --output_dir outputs/demo/evaluation
 	$(BIN)/python examples/gallery.py outputs/demo --output outputs/demo/gallery.png
 
-# The paper's figures for the demo's run, and how well its attention maps find the named motif.
+# Draws the paper's figures for the demo's run, and measures how well its attention maps find the named motif.
 figures: .venv/study
 	@test -f outputs/demo/evaluation/results.json || { echo "No outputs/demo yet: run make demo"; exit 1; }
 	$(BIN)/python -m studies.figures confusion outputs/demo/evaluation/results.json --output $(FIGURES)/confusion.png

@@ -6,7 +6,7 @@
 Requires the extra `app` (`pip install -e '.[app]'`). The file also runs as a Hugging Face Space: `python -m
 modeling_sevlm.push MODEL_FOLDER org/name --space org/space` publishes one. Without `--model`, the environment variable
 SEVLM_MODEL names the model, or the file model.txt next to this one, as in a Space. The page works without a network:
-it loads nothing from other servers and reports nothing to anybody.
+it loads nothing from other servers and sends nothing to them.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import pipeline, set_seed
 
 
-# Gradio reads it on import; a page that looks for newer versions of itself needs a network.
+# Gradio reads this on import. Otherwise the page asks a server for newer versions.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr  # noqa: E402
@@ -41,7 +41,7 @@ ONE_CALL_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model"}
 KEEP_UPLOADS = 3600  # seconds
 MAX_SESSIONS = 300  # visitors whose pictures are kept in memory, about 5 MB each
 DISPLAY_SIZE = 768  # pixels of the copy that attention maps are drawn on
-SMALL_MODEL = 20_000_000  # parameters; smaller models have not seen enough real paintings
+SMALL_MODEL = 20_000_000  # parameters; the page warns about smaller models
 
 
 @dataclass
@@ -181,7 +181,7 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
 
         def current_session(current: Session | None) -> Session:
             if current is None:
-                raise gr.Error("There is no picture (uploads are forgotten after an hour): choose one.")
+                raise gr.Error("There is no picture (uploads are deleted after an hour): choose one.")
             return current
 
         def on_clear(alert_html: str = ""):
@@ -230,7 +230,7 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
 
 
 def theme() -> gr.Theme:
-    """A quiet theme, so that colours belong to emotions. Fonts are the visitor's, because others need a network."""
+    """A grey theme, so that colours stand for emotions. It uses system fonts, because others need a network."""
     plain = {"block_title_background_fill": "none", "block_title_text_color": "*body_text_color"}
     plain |= {"block_title_padding": "0", "block_label_background_fill": "*block_background_fill"}
     plain |= {"block_label_text_color": "*body_text_color", "border_color_primary": "*neutral_300"}
@@ -242,7 +242,7 @@ def theme() -> gr.Theme:
 
 
 def launch(demo: gr.Blocks, explainer: Explainer, *, host: str | None, port: int | None, wait: bool = True):
-    """Serves the page. Of the disk it exposes only uploads and examples; requests and the queue are bounded."""
+    """Serves the page. Visitors can read only uploads and examples. Request size and queue length are limited."""
     megabytes = explainer.limits.megabytes
     return demo.launch(
         server_name=host,
@@ -276,8 +276,8 @@ def main(argv: list[str] | None = None) -> None:
     help = "largest picture in megapixels, about 15 MB of memory each (default: %(default)g)"
     add("--max_megapixels", type=float, default=limits.megapixels, help=help)
     args = parser.parse_args(argv)
-    written = MODEL_FILE.read_text(encoding="utf-8").strip() if MODEL_FILE.is_file() else None
-    model = args.model or os.environ.get("SEVLM_MODEL") or written
+    default = MODEL_FILE.read_text(encoding="utf-8").strip() if MODEL_FILE.is_file() else None
+    model = args.model or os.environ.get("SEVLM_MODEL") or default
     if not model:
         parser.error("the model is missing: pass --model FOLDER_OR_NAME, or set SEVLM_MODEL.")
     if args.num_candidates < 2:

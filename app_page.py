@@ -20,8 +20,8 @@ from processing.toy_artemis import toy_scene
 from processing.toy_paintings import paint_scene
 
 
-MEGABYTE = 2**20  # as browsers count, which refuse large files before they send them
-MAX_REQUEST_MEGABYTES = 1  # of a request that uploads nothing; the page itself sends kilobytes
+MEGABYTE = 2**20  # bytes, as Gradio's page counts when it refuses a large file
+MAX_REQUEST_MEGABYTES = 1  # per request without an upload; the page sends kilobytes
 MIN_FREE_BYTES = 2**30  # of the disk that uploads are stored on
 # Pillow reads about fifty formats; some of them run other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
@@ -32,10 +32,10 @@ INVITATION = (
     '<div class="sevlm-card sevlm-empty"><p>Drop a picture on the left, or pick one of the examples. '
     "The model names an emotion and says why.</p></div>"
 )
-EMPTY_CANDIDATES = '<p class="sevlm-note">Nothing drawn yet.</p>'
+EMPTY_CANDIDATES = '<p class="sevlm-note">No explanations yet.</p>'
 SMALL_MODEL_NOTICE = (
     '<p class="sevlm-warning">This is a demonstration model of a million parameters, trained for minutes on '
-    "generated pictures like the examples. Of real paintings it knows nothing.</p>"
+    "generated pictures like the examples. It knows nothing about real paintings.</p>"
 )
 ABOUT = """
 The model learned from {data}. It predicts **what such viewers would write**. It does not know what you feel, and
@@ -43,11 +43,11 @@ there is no wrong feeling about a picture.
 
 - **Scores** are the model's probabilities of the nine labels, given the picture. They add up to 100 %.
 - **The explanation** is generated word by word. It can name things that are not in the picture.
-- **Shades** show how pleasant or unpleasant psychologists' lexicon takes a word to be *by itself*: "not happy" has a
-  pleasant word in it. Words without a shade are not in the lexicon.
-- **Alignment** says how well picture, emotion and explanation fit in the model's eyes. It ranks explanations of *one*
-  picture; numbers of different pictures cannot be compared.
-- **Where it looked** shows the decoder's cross-attention while it wrote a word. It is a trace, not a reason.
+- **Shades** show how pleasant or unpleasant a psychologists' lexicon rates a word *without its context*: "happy" stays
+  pleasant in "not happy". Words without a shade are not in the lexicon.
+- **Alignment** is the model's score of how well picture, emotion and explanation fit. It ranks explanations of *one*
+  picture; scores of different pictures cannot be compared.
+- **Where it looked** shows the decoder's cross-attention while it wrote a word. It does not explain the choice.
 - Emotions of art depend on culture and person. The labels are in English, and most of ArtEmis's paintings are Western.
 
 Do not use it to judge people, or to decide what may be shown to whom. Uploaded pictures stay on the machine that runs
@@ -83,8 +83,8 @@ def alert(text: str) -> str:
 
 def answer_card(answer: dict, title: str = "The model names") -> str:
     """Returns emotion, shaded explanation and alignment score of one result of the pipeline."""
-    emotion, fit = answer["emotion"] or "no emotion of the nine", answer["alignment_score"]
-    explanation = "<p>(the model found no words)</p>"
+    emotion, fit = answer["emotion"] or "none of the nine emotions", answer["alignment_score"]
+    explanation = "<p>(the explanation is empty)</p>"
     if answer["explanation"]:
         explanation = f"because {shaded_explanation(answer['explanation'], answer['vad'])}"
     note = "" if fit is None else f'<p class="sevlm-note">alignment <b class="sevlm-fit">{fit:+.2f}</b></p>'
@@ -98,7 +98,7 @@ def answer_card(answer: dict, title: str = "The model names") -> str:
 def comparison(named: dict, asked: dict) -> str:
     """Returns the model's own answer and the one for the chosen emotion, side by side."""
     share = named["emotion_scores"].get(asked["emotion"], 0)
-    cards = answer_card(named) + answer_card(asked, f"You ask for (the model gives it {share:.0%})")
+    cards = answer_card(named) + answer_card(asked, f"You asked for this (the model's score: {share:.0%})")
     return f'<div class="sevlm-side-by-side">{cards}</div>'
 
 
@@ -128,8 +128,8 @@ def attention(image: Image.Image, word: str, emotion: str | None) -> str:
     """Returns the image of an attention map. It is part of the page, so that no visitor's file can be requested."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=88)
-    alt = f"The picture, lit up where the model looked while it wrote {word!r}"
-    caption = f"Lit up: where the decoder’s cross-attention was while it wrote “{word}” ({emotion or 'no emotion'})."
+    alt = f"The picture, brighter where the model looked while it wrote {word!r}"
+    caption = f"Brighter: the decoder’s cross-attention while it wrote “{word}” ({emotion or 'no emotion'})."
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<figure class="sevlm-figure"><img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}">'
@@ -151,12 +151,12 @@ class ImageUpload(gr.Image):
     """An upload field that passes on the path of an uploaded file without opening it, so that `open_upload` can check
     it first. It does not fetch URLs, because the server might reach hosts that the visitor cannot."""
 
-    is_template = True  # the browser draws it as a gr.Image
+    is_template = True  # the page shows it as a gr.Image
 
     def preprocess(self, payload) -> str | None:
         if payload is None:
             return None
-        # Gradio checks where a file is only if the request calls it a file; other paths could be any file here.
+        # Gradio checks a path only if the request declares it as a file, so other paths could name any file here.
         uploads = os.path.realpath(self.GRADIO_CACHE)
         path = os.path.realpath(payload.path or "")
         if not path.startswith(uploads + os.sep) or not os.path.isfile(path):
@@ -204,10 +204,10 @@ def open_upload(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
         except Exception as error:  # Pillow's plug-ins raise far more than OSError on damaged headers
             formats = "JPEG, PNG, WebP, GIF, BMP or TIFF file"
             raise UploadError(f"This file is not a picture that can be read here. Choose a {formats}.") from error
-        if max(image.size) > 50 * min(image.size):  # squashed to a square, it is a smear
+        if max(image.size) > 50 * min(image.size):  # the model would see it squeezed to a square
             raise UploadError(
-                f"The picture is a strip of {image.width:,} x {image.height:,} pixels, of which the model would see "
-                "nothing. Cut out a part of it."
+                f"The picture is a strip of {image.width:,} x {image.height:,} pixels, and the model would not "
+                "recognise anything in it. Crop it."
             )
         try:
             return open_image(image)
@@ -255,7 +255,7 @@ class RequestLimits:
 
         async def recording_send(message):
             nonlocal answered
-            if remaining >= 0 or answered:  # else the app complains about the body that was cut off
+            if remaining >= 0 or answered:  # drops the app's error about the incomplete body
                 answered = True
                 await send(message)
 

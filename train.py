@@ -6,10 +6,10 @@
     python train.py ... --resume_from_checkpoint true      # continue from the newest checkpoint, if any
     python train.py ... --resume_from_checkpoint outputs/sevlm-artemis/checkpoint-2000
     accelerate launch --multi_gpu --num_processes 2 train.py --use_cpu    # two processes without a GPU
-    python train.py ... --cache_features cache/            # compute each image's features once and keep them
+    python train.py ... --cache_features cache/            # compute each image's features only once
     python train.py ... --push_to_hub --hub_model_id org/sevlm-artemis    # a complete repository at every save
 
-`--preset tiny` trains all parts, the vision tower and the tokenizer too, from scratch, and downloads nothing.
+`--preset tiny` trains everything from scratch, including vision tower and tokenizer, and downloads nothing.
 `--preset paper`, the default when you name data, starts from a frozen CLIP ViT-B/16 and DistilGPT2. A preset only
 changes defaults. All arguments of transformers' `TrainingArguments` are accepted.
 """
@@ -71,13 +71,13 @@ class ModelArguments:
     preset: str | None = field(
         default=None, metadata={"help": "'tiny' for the embedded data, else 'paper'.", "choices": sorted(PRESETS)}
     )
-    vision_model: str = field(default="openai/clip-vit-base-patch16", metadata={"help": "Tower (preset paper)."})
+    vision_model: str = field(default="openai/clip-vit-base-patch16", metadata={"help": "Image tower (preset paper)."})
     text_model: str = field(default="distilgpt2", metadata={"help": "GPT-2 model of the decoder (preset paper)."})
     image_size: int = field(default=224, metadata={"help": "Height and width of the model's images in pixels."})
     image_statistics: str | None = field(
         default=None, metadata={"help": "'clip' or 'imagenet' (the authors); default: those of the vision tower."}
     )
-    max_length: int = field(default=30, metadata={"help": "Tokens of a training sentence."})
+    max_length: int = field(default=30, metadata={"help": "Maximum tokens of a training sentence."})
     vocab_size: int = field(default=2000, metadata={"help": "Size of the tokenizer that preset tiny trains."})
     use_vad_features: bool = field(default=True, metadata={"help": "VAD features (Fig. 5)."})
     use_emotion_encoder: bool = field(default=True, metadata={"help": "Emotion encoder (Fig. 6)."})
@@ -95,7 +95,7 @@ class ModelArguments:
         default=None, metadata={"help": "Dropout of the decoder (preset paper); default: the text model's."}
     )
     label_loss_weight: float = field(default=0.0, metadata={"help": "Weight of a loss on all viewers' labels."})
-    cache_features: str | None = field(default=None, metadata={"help": "Folder to keep the frozen tower's features."})
+    cache_features: str | None = field(default=None, metadata={"help": "Folder for the frozen tower's features."})
     cache_dtype: str = field(default="float16", metadata={"help": "Type of these features.", "choices": CACHE_DTYPES})
 
     def config_fields(self) -> dict:
@@ -119,7 +119,7 @@ def build_paper(args: ModelArguments, **processor_fields) -> tuple[SEVLMForCondi
 def build_tiny(
     args: ModelArguments, splits: DatasetDict, **processor_fields
 ) -> tuple[SEVLMForConditionalGeneration, SEVLMProcessor]:
-    """Builds a small model of the same classes with random weights, and trains its tokenizer. Its tower learns too."""
+    """Builds a small model of the same classes with random weights and a trainable tower, and trains its tokenizer."""
     explanations = [sentence for row in splits["train"]["explanations"] for sentence in row]
     tokenizer = train_tokenizer(explanations, processor_fields["emotions"], args.vocab_size)
     tokenizer.model_max_length = TINY_POSITIONS
@@ -169,7 +169,7 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, SEVLMTraining
 
 
 def check_arguments(data_args: DataArguments, training_args: SEVLMTrainingArguments) -> None:
-    """Sets the lexicon and the checkpoint to resume from. Exits on errors before data is loaded or a file written."""
+    """Sets the lexicon and the checkpoint to resume from. Exits on an error, before it loads data or writes files."""
     if data_args.vad_lexicon is None:
         if not data_args.is_embedded:
             sys.exit("error: no VAD lexicon: use --vad_lexicon NRC-VAD-Lexicon.txt (the paper's), embedded or none.")
@@ -191,7 +191,7 @@ def fill_cache(
     if not model.vision_tower_is_frozen:
         sys.exit("error: --cache_features needs a frozen vision tower, and preset tiny trains its tower.")
     if training_args.resume_from_checkpoint:
-        # The trainer will load the checkpoint's tower, and the features must be from the same one.
+        # The features must come from the checkpoint's tower, which the trainer loads later.
         saved = SEVLMForConditionalGeneration.from_pretrained(training_args.resume_from_checkpoint)
         model.vision_tower.load_state_dict(saved.vision_tower.state_dict())
     with errors_as_exit():
@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
         else:
             model, processor = build_paper(model_args, **processor_fields)
 
-    # Rows are sorted by style and painter, and the first ones have few styles.
+    # Rows are sorted by style and painter, so the first ones would cover few styles.
     validation = splits["validation"].shuffle(seed=training_args.seed)
     scored = validation.select(range(min(training_args.generation_samples, len(validation))))
     choose_metric(training_args, scored)
@@ -269,7 +269,7 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
     if training_args.early_stopping_patience and training_args.eval_strategy != "no":
         trainer.add_callback(EarlyStopping(training_args.early_stopping_patience))
     trainer.accelerator.print(
-        f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them learning; "
+        f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trainable; "
         f"{len(splits['train'])} paintings; {training_args.world_size} process(es) on {training_args.device.type}",
         flush=True,
     )
@@ -281,11 +281,11 @@ def main(argv: list[str] | None = None) -> SEVLMTrainer:
 
 
 def train_and_save(trainer: SEVLMTrainer, record: dict) -> None:
-    """Trains, and leaves model, log and record in the output folder and, with `--push_to_hub`, on the Hub."""
+    """Trains, writes model, log and record to the output folder, and with `--push_to_hub` publishes the model."""
     args = trainer.args
     if trainer.is_world_process_zero():
         if args.save_strategy != "no":
-            # The weights, and Adam's two means of those that learn.
+            # The weights, and Adam's two moments of the trainable ones.
             sizes = (p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in trainer.model.parameters())
             check_writable(args.output_dir, sum(sizes))
         write_json(Path(args.output_dir, TRAINING_FILE), record | {"best_metric": None})  # for a checkpoint's card
@@ -297,7 +297,7 @@ def train_and_save(trainer: SEVLMTrainer, record: dict) -> None:
         trainer.push_to_hub()  # saves the model, too
     else:
         trainer.save_model()
-    trainer.accelerator.wait_for_everyone()  # the files are complete when any process returns
+    trainer.accelerator.wait_for_everyone()  # no process returns before the files are complete
 
 
 if __name__ == "__main__":

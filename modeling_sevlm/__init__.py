@@ -1,4 +1,4 @@
-"""The SEVLM model. Importing this package registers the model with transformers' Auto classes, and its pipeline."""
+"""The SEVLM model. Importing this package registers the model and its pipeline with transformers."""
 
 from transformers import AutoModelForImageTextToText
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -9,7 +9,7 @@ from .pipeline_sevlm import TASK, SEVLMPipeline
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, SEVLMPipeline, pt_model=AutoModelForImageTextToText, type="multimodal")
-# `pipeline()` would require `trust_remote_code` for the entry `custom_pipelines`, which is saved but not shown to it.
+# `pipeline()` requires `trust_remote_code` for a config with `custom_pipelines`: the entry is saved, but reads as {}.
 SEVLMConfig.custom_pipelines = property(  # type: ignore[attr-defined]
     lambda config: {}, lambda config, value: vars(config).update(custom_pipelines=value)
 )

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""What a model card states about a checkpoint, so that a push can tell whether a card belongs to its weights."""
+"""The facts that tie a model card to a checkpoint. A push uses them to keep, rename or replace a card."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ LEXICON_TABLE = "vad_lookup."
 
 
 def training_lexicon(vad_lexicon: dict | None) -> dict | None:
-    """Returns the part of `config.vad_lexicon` that describes the lexicon of the training."""
+    """Returns the part of `config.vad_lexicon` that describes the lexicon used in training."""
     known = (vad_lexicon or {}).get("trained_with", vad_lexicon)
     return {name: value for name, value in known.items() if name != "table"} if known else None
 
@@ -60,7 +60,7 @@ def weights_digest(folder: str | os.PathLike) -> str:
 
 
 def card_facts(folder: str | os.PathLike) -> dict:
-    """Returns what the metadata of a card must state to describe the model in `folder`."""
+    """Returns the facts about the model in `folder` that a card's metadata records."""
     lexicon = json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("vad_lexicon")
     facts = {"weights": weights_digest(folder), "vad_lexicon": "none", "includes_vad_lexicon": False}
     if lexicon:

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The base class of SEVLM: loading from safetensors only, saving without what must not leave this machine, pushing."""
+"""The base class of SEVLM: loads safetensors only, saves no local paths or restricted lexicons, and pushes."""
 
 import copy
 import math
@@ -61,16 +61,16 @@ class SEVLMPreTrainedModel(PreTrainedModel):
     # The branches of `emotion_scores` need a mask that flash attention does not take.
     _supports_flash_attn = False
     _supports_attention_backend = True
-    # A checkpoint saved without its lexicon lacks the table, and its config says so.
+    # A checkpoint saved without its lexicon has no table.
     _keys_to_ignore_on_load_missing = [r"^vad_lookup\."]
-    # The losses are per-batch means; a trainer must not hand in a count to divide by.
+    # The losses are per-batch means; a trainer must not pass a count to divide by.
     accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, (SEVLMEmotionEncoder, SEVLMContrastiveHead)):
-            # A normal of std 0.02 vanishes in layers of width 3 and in a deep MLP; PyTorch's own scale does not.
+            # With std 0.02 the signal vanishes in layers of width 3 and in a deep MLP. This is PyTorch's own scale.
             for layer in module.modules():
                 if isinstance(layer, nn.Linear):
                     bound = 1 / math.sqrt(layer.in_features)
@@ -92,19 +92,19 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         except OSError as error:
             if not re.search("no file named|not appear to have a file named", str(error)):
                 raise
-            # transformers also says so if it could not connect; asking for this one file tells the two cases apart.
+            # transformers raises the same error if it cannot connect. Asking for one file tells the two cases apart.
             location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
             try:
                 cached_file(pretrained_model_name_or_path, SAFE_WEIGHTS_NAME, **location)
             except OSError as missing:
                 if "not appear to have a file named" not in str(missing):
                     raise OSError(f"Cannot load the weights of {pretrained_model_name_or_path}: {missing}") from error
-            # The library's message, left out here, recommends reading the pickle.
+            # `from None` hides the library's message, which recommends reading the pickle.
             raise PickledWeightsError(pretrained_model_name_or_path, f"there is no {SAFE_WEIGHTS_NAME}") from None
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
-        # The files to read, after the library has resolved them; an index or the config may name pickles.
+        # Checks the files that transformers is about to read: an index or the config may name pickles.
         for file in checkpoint_files or ():
             if not os.fspath(file).endswith(".safetensors"):
                 raise PickledWeightsError(model.config.name_or_path, f"it names {os.path.basename(file)}")
@@ -161,10 +161,8 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         """Warns once if the model was trained with a VAD lexicon that it does not hold."""
         known = self.config.vad_lexicon
         if known is not None and not known.get("table") and self.config.use_vad_features:
-            name = known.get("name")
-            logger.warning_once(
-                f"This model was trained with the VAD lexicon {name!r} and saved without it: {RESTORE}"
-            )
+            lexicon = f"the VAD lexicon {known.get('name')!r}"
+            logger.warning_once(f"This model was trained with {lexicon} and saved without it: {RESTORE}")
 
     def set_vad_lexicon(self, lexicon, tokenizer=None):
         """Compiles `lexicon` (a `VADLexicon`) for the model's `tokenizer` and stores the table with the weights.
@@ -227,11 +225,11 @@ class SEVLMPreTrainedModel(PreTrainedModel):
             self.config = own
 
     def push_to_hub(self, repo_id: str, *, include_vad_lexicon: bool = False, **kwargs):
-        """Pushes config, weights, generation config, code and a model card. About the lexicon see [`save_pretrained`];
-        processor and tokenizer have `processor.push_to_hub`.
+        """Pushes config, weights, generation config, code and a model card. `include_vad_lexicon` is as in
+        [`save_pretrained`]. Push processor and tokenizer with `processor.push_to_hub`.
 
-        The repository keeps a card that describes these weights and this lexicon, or that somebody else wrote.
-        Otherwise the card comes from where the model was loaded, or is new if this project is installed."""
+        A published card that describes these weights and this lexicon, or that somebody else wrote, stays. Otherwise
+        this project writes a new one; where it is not installed, the card of the loaded checkpoint is renamed."""
         # The library calls `save_pretrained` without our argument.
         save = partial(self.save_pretrained, include_vad_lexicon=include_vad_lexicon)
         self.save_pretrained = save  # type: ignore[method-assign]
@@ -241,7 +239,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
             del self.save_pretrained
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        # All ways of pushing end here. The folder holds the card of `main` with the tags of this call, or a draft.
+        # Every push calls this. transformers has put the card of `main`, or a draft, into the folder.
         card, facts, revision = Path(working_dir, CARD_FILE), card_facts(working_dir), kwargs.get("revision")
         published = published_card(repo_id, revision, kwargs.get("token"))
         stated = read_facts(published)
@@ -254,7 +252,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
                     f"about licence and VAD lexicon (this model: {facts['vad_lexicon']})."
                 )
         elif (text := self._new_card(working_dir, repo_id, facts)) or published is not None:
-            # A push cannot delete the old card, which is wrong about these weights.
+            # A push cannot delete the old card, which describes other weights.
             card.write_text(text or f"---\nlibrary_name: transformers\n---\n\n{OUTDATED}\n", encoding="utf-8")
             if published is not None:
                 logger.warning(f"The card of {repo_id} is replaced: it described other weights or another lexicon.")
@@ -274,7 +272,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         return str(render_model_card(folder, repo_id, records=source))
 
     def _source(self, facts: dict) -> Path | None:
-        """The folder with a card or records that these weights were loaded from; `None` if they have changed since."""
+        """Returns the folder with card or records that the weights were loaded from; `None` if they have changed."""
         name = self.config._name_or_path
         try:
             if os.path.isdir(name):

@@ -56,7 +56,7 @@ class SEVLMConfig(PreTrainedConfig):
             Weights of Eq. 8; the last one is the paper's alpha.
         label_loss_weight (`float`):
             Weight of a loss that the paper does not have (0: off): the cross-entropy of `emotion_scores` against the
-            shares of all viewers' labels. The language loss sees one label at a time.
+            shares of all viewers' labels. The language loss sees only the labels of the drawn sentences.
         vad_lexicon (`dict`, *optional*):
             Name, version, licence and further facts of the VAD lexicon; under `"table"` the sizes of the compiled
             table in the weights; under `"trained_with"` the facts of the lexicon used in training, if it was another
@@ -65,7 +65,7 @@ class SEVLMConfig(PreTrainedConfig):
 
     model_type = "sevlm"
     sub_configs = {"vision_config": AutoConfig, "text_config": GPT2Config}
-    # Trainer gathers every other output of an evaluation step; logits over the vocabulary would fill the memory.
+    # Trainer gathers all outputs of an evaluation step except these; logits over the vocabulary would fill the memory.
     keys_to_ignore_at_inference = [
         *("language_loss", "emotion_loss", "contrastive_loss", "label_loss"),
         *("logits", "vad_predictions", "alignment_scores", "image_features"),
@@ -108,17 +108,24 @@ class SEVLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.vision_config = self._vision_config(self.vision_config)
         self.text_config = self._text_config(self.text_config)
-        # The special tokens may be given here or in the decoder's config, and both end up with the same ones.
+        # Special tokens may be set here or in the decoder's config. They are copied, so that both configs agree.
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.text_config, name, None))
             setattr(self.text_config, name, getattr(self, name))
         self.emotions = list(self.emotions)
         self.contrastive_negatives = list(self.contrastive_negatives)
-        self._check()
+        if self.emotion_encoder_attention not in ("causal", "bidirectional"):
+            attention = self.emotion_encoder_attention
+            raise ValueError(f"emotion_encoder_attention must be 'causal' or 'bidirectional', not {attention!r}.")
+        if unknown := set(self.contrastive_negatives) - {"emotion", "image"}:
+            raise ValueError(f"contrastive_negatives takes 'emotion' and 'image', not {sorted(unknown)}.")
+        if self.emotion_token_ids is not None and len(self.emotion_token_ids) != len(self.emotions):
+            entries = len(self.emotion_token_ids)
+            raise ValueError(f"emotion_token_ids has {entries} entries for {len(self.emotions)} emotions.")
         super().__post_init__(**kwargs)
         if self.dtype is None:
-            # Otherwise the library opens the weights to find the dtype before we can refuse a pickle.
+            # Without a dtype, transformers opens the weights to find it before we can refuse a pickle.
             self.dtype = torch.float32
 
     @staticmethod
@@ -135,9 +142,8 @@ class SEVLMConfig(PreTrainedConfig):
     def _text_config(config):
         if config is None:
             # DistilGPT2 with the four tokens of the authors' release: <pad>, <prefix>, <emotion>, <explanation>.
-            config = GPT2Config(
-                vocab_size=50261, n_layer=6, bos_token_id=50256, eos_token_id=50256, pad_token_id=50257
-            )
+            special: dict[str, Any] = {"bos_token_id": 50256, "eos_token_id": 50256, "pad_token_id": 50257}
+            config = GPT2Config(vocab_size=50261, n_layer=6, **special)
         elif isinstance(config, dict):
             config = GPT2Config(**config)
         if not isinstance(config, GPT2Config):
@@ -145,20 +151,6 @@ class SEVLMConfig(PreTrainedConfig):
         config = copy.deepcopy(config)  # the caller's object stays unchanged
         config.add_cross_attention = True
         return config
-
-    def _check(self):
-        if self.emotion_encoder_attention not in ("causal", "bidirectional"):
-            raise ValueError(
-                "emotion_encoder_attention must be 'causal' or 'bidirectional', "
-                f"not {self.emotion_encoder_attention!r}."
-            )
-        unknown = set(self.contrastive_negatives) - {"emotion", "image"}
-        if unknown:
-            raise ValueError(f"contrastive_negatives takes 'emotion' and 'image', not {sorted(unknown)}.")
-        if self.emotion_token_ids is not None and len(self.emotion_token_ids) != len(self.emotions):
-            raise ValueError(
-                f"emotion_token_ids has {len(self.emotion_token_ids)} entries for {len(self.emotions)} emotions."
-            )
 
     @property
     def vocab_size(self) -> int:

@@ -47,7 +47,7 @@ REMEDY = "Download it again from its authors."
 
 
 def load_release(root: Path, tag: str) -> tuple[dict, dict[str, torch.Tensor], Path]:
-    """Returns the release's decoder config, all weights under our names, and the tokenizer's folder."""
+    """Returns the release's decoder config, all weights under SEVLM's parameter names, and the tokenizer's folder."""
     # A download into a folder keeps metadata under .cache, in folders with the same names.
     found = root.rglob("nle_model_*/pytorch_model.bin")
     files = [file for file in found if ".cache" not in file.relative_to(root).parts]
@@ -86,7 +86,7 @@ def _need(content: object, path: Path, *names: str) -> None:
 def _torch_load(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file can raise any error. Torch's message is not repeated: it recommends to load without the check.
+    # A damaged file can raise any error. Torch's message is left out: it recommends loading without the check.
     except Exception as error:
         code = re.search(r"unsupported GLOBAL (\S+)", str(error))
         reason = f"it calls {code[1]}" if code else f"it is broken or missing ({type(error).__name__})"
@@ -96,7 +96,7 @@ def _torch_load(path: Path) -> dict:
 def _rename(weights: dict[str, torch.Tensor], path: Path, *needed: str) -> dict[str, torch.Tensor]:
     _need(weights, path)
     if not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-        raise ValueError(f"{path} has other content than weights by name. {REMEDY}")
+        raise ValueError(f"{path} must contain a dictionary of named tensors only. {REMEDY}")
     weights = {name: tensor for name, tensor in weights.items() if not UNUSED.search(name)}
     for pattern, replacement in NAMES.items():
         weights = {re.sub(pattern, replacement, name): tensor for name, tensor in weights.items()}
@@ -117,15 +117,15 @@ def convert(
         vad_lexicon=vad_lexicon,
         max_length=release["max_seq_len"],
     )
-    if len(processor.tokenizer) != len(weights["decoder.wte.weight"]):
-        raise ValueError(f"{tokenizer_dir} has {len(processor.tokenizer)} tokens, the weights have another number.")
+    if (size := len(processor.tokenizer)) != (expected := len(weights["decoder.wte.weight"])):
+        raise ValueError(f"{tokenizer_dir} has {size} tokens, but the weights have {expected}. {REMEDY}")
     width, image_size = release["encoder_dim"], release["img_size"]
     vision_config = CLIPVisionConfig(hidden_size=width, image_size=image_size, patch_size=16, num_attention_heads=1)
     if vision_model is not None:
         vision_config = AutoConfig.from_pretrained(vision_model)
         vision_config = getattr(vision_config, "vision_config", vision_config)
         if vision_feature_size(vision_config) != width:
-            raise ValueError(f"{vision_model} lacks features of width {width}: use openai/clip-vit-base-patch16.")
+            raise ValueError(f"The features of {vision_model} are not {width} wide: use openai/clip-vit-base-patch16.")
     encoder: dict = {}
     if "emotion_encoder.positions.weight" in weights:
         encoder = {

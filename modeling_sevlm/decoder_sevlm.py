@@ -19,7 +19,7 @@ class SEVLMCache(EncoderDecoderCache):
 
     @classmethod
     def wrap(cls, cache: Cache | None, config: GPT2Config) -> "SEVLMCache":
-        """Returns `cache` as a `SEVLMCache`: as it is, its two halves, or as the text's half of a new one."""
+        """Returns a `SEVLMCache` with both halves of an `EncoderDecoderCache`, or with `cache` as the text's half."""
         if isinstance(cache, cls):
             return cache
         if isinstance(cache, EncoderDecoderCache):
@@ -31,7 +31,7 @@ class SEVLMCache(EncoderDecoderCache):
         return bool(self.is_updated.get(0))
 
     def reorder_cache(self, beam_idx: torch.LongTensor):
-        # Beams change places only with beams of the same image, so the patches' rows stay.
+        # Beams are reordered within their image only, so the rows of the patches stay.
         self.self_attention_cache.reorder_cache(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor):
@@ -82,7 +82,7 @@ class SEVLMCrossAttention(GPT2Attention):
             implementation = "eager"
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attn_dropout.p if self.training else 0.0
-        # `is_causal` must be given: the attribute of GPT2Attention is for text.
+        # Without `is_causal`, the kernels use the attribute of GPT2Attention, which is for text.
         output, weights = attention(
             self, queries, keys, values, None, dropout=dropout, scaling=self.scaling, is_causal=False
         )
@@ -149,7 +149,7 @@ class SEVLMDecoder(GPT2Model):
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            # The library reads packed sequences out of positions, and a left-padded row without a mask looks like one.
+            # transformers detects packed sequences by their positions and would take a left-padded row for one.
             position_ids=None,
         )
         hidden = self.drop(embeddings + segments)

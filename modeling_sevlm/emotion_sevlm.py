@@ -1,10 +1,9 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """Valence, arousal and dominance (VAD) in the model: the look-up by token id, and the emotion encoder of Eq. 2.
 
-`processing/vad_lexicon.py` defines which token carries which VAD: walk a word's tokens from its first one; the token
-that completes a string found in the lexicon carries that word's VAD, every other token (0, 0, 0). `VADLookup` applies
-the same rule to token ids. The lexicon, compiled for the vocabulary, is a trie of tensors saved with the weights, so
-`generate()` needs no text and no Python per token.
+`processing/vad_lexicon.py` defines the VAD of a token: the token that completes a word of the lexicon has that word's
+VAD, every other token (0, 0, 0). `VADLookup` applies the same rule to token ids. It stores the lexicon with the
+weights, as a trie of tensors, so `generate()` needs no text and no Python per token.
 """
 
 from collections.abc import Mapping
@@ -84,7 +83,7 @@ class VADLookup(nn.Module):
         """
         if not self.has_table:
             return torch.zeros(*input_ids.shape, VAD_SIZE, device=input_ids.device)
-        # The vocabulary may have grown since the lexicon was compiled. Added tokens are not part of words.
+        # Tokens that were added after the lexicon was compiled are not part of words.
         known = input_ids < self.token_pieces.shape[0]
         ids = torch.where(known, input_ids, 0)
         pieces = torch.where(known, self.token_pieces[ids], -1).long()
@@ -95,7 +94,7 @@ class VADLookup(nn.Module):
 
         # All words advance together: round d finds the state of every word's d-th token from that of its (d-1)-th.
         states = torch.where(starts, self._follow(pieces), -1)
-        # Most words are short. Stopping early needs a look at the result, which on a GPU means to wait for it.
+        # Most words are short, so the loop can stop early. On a GPU, the check would wait for the device.
         may_stop_early = states.device.type == "cpu" and not torch.compiler.is_compiling()
         for _ in range(1, min(self.max_word_tokens, input_ids.shape[-1])):
             previous = nn.functional.pad(states[..., :-1], (1, 0), value=-1)
@@ -152,7 +151,7 @@ class SEVLMEmotionEncoder(nn.Module):
             mask = mask & attention_mask.bool()[:, None, :] | torch.eye(length, dtype=torch.bool, device=device)
         hidden = self.norm(vad_values + self.positions(position_ids))
         for layer in self.layers:
-            # As in the authors' code, a second residual around the layer, which has its own inside.
+            # The authors' code also adds a residual around the layer, which already has its own.
             hidden = hidden + layer(hidden, mask)
         return hidden
 

@@ -86,7 +86,7 @@ class SEVLMContrastiveHead(nn.Module):
         other_emotion: torch.Tensor,
         negatives: list[str],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes Eq. 7, with the logarithm that it needs: -log softmax of the matched score against its negatives.
+        """Computes Eq. 7 as -log softmax of the matched score against its negatives (the paper omits the log).
 
         The "emotion" negative of a sentence is the next explanation of the same image. The "image" negative is the
         explanation in the same slot of the next image. A negative that does not exist (same emotion, single image,

@@ -7,15 +7,15 @@
 
 `forward` is the data path of Fig. 4. Read the files in this order:
 
-    configuration_sevlm   every part that can be switched off
+    configuration_sevlm   the configuration: sizes, and the parts that can be switched off
     vision_sevlm          pixel_values -> image_features (encode_patches) -> image_embeds (vision_projection)
     emotion_sevlm         input_ids -> VAD (VADLookup) -> emotion features f^E (SEVLMEmotionEncoder)
     decoder_sevlm         SEVLMDecoder.forward fuses word embeddings and f^E (Eq. 2), then runs GPT-2's blocks
     heads_sevlm           losses and the contrastive head
     label_tree_sevlm      the one-pass scoring of all labels in emotion_scores
     packed_linear_sevlm   faster linear layers on CPU
-    checkpoint_sevlm      the base class: loading, saving, the lexicon's licence
-    modeling_sevlm        this file: forward, generate, emotion_scores, alignment_score
+    checkpoint_sevlm      the base class: loading, saving, pushing; card_sevlm compares weights with a model card
+    modeling_sevlm        this file: forward, generate, emotion_scores, alignment_score; pipeline_sevlm calls them
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class SEVLMOutput(ModelOutput):
         vad_predictions: `(B, [P,] L, 3)`; position t predicts the VAD of token t + 1 (Eq. 4).
         alignment_scores: `(B, [P])` S(I, M, X) of Eq. 6, given `labels`.
         image_features: `(B, K, d)` patch features, for a later call with `image_features`.
-        past_key_values, hidden_states, attentions, cross_attentions: as in transformers, one row per sentence.
+        past_key_values, hidden_states, attentions, cross_attentions: as in transformers, with B * P rows.
     """
 
     loss: torch.Tensor | None = None
@@ -127,14 +127,14 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             pixel_values: `(B, 3, H, W)`; or `image_features`: `(B, K, d)`, the output of `get_image_features`.
             attention_mask: `(B, [P,] L)`, zero for padding.
             token_type_ids: `(B, [P,] L)` ids of the segment tokens; derived from the first " because" by default.
-            vad_values: `(B, [P,] L, 3)` in [-1, 1], features and targets; looked up in the lexicon by default.
+            vad_values: `(B, [P,] L, 3)` in [-1, 1], VAD of the tokens; looked up in the lexicon by default.
             labels: `(B, [P,] L)`, -100 where no token is predicted. With labels the losses are computed.
             emotion_shares: `(B, number of emotions)` shares of the viewers' labels, for the label loss.
             position_ids, explanation_mask, emotion_features: `(B, L)`, `(B, L)` and `(B, L, 3)`; derived by default.
             past_key_values, use_cache: once the cache holds tokens, `input_ids`, `token_type_ids`, `position_ids`,
                 `explanation_mask` and `emotion_features` are those of the new tokens. All are required then, because
                 they depend on the cached tokens; `prepare_inputs_for_generation` makes them.
-            skip_logits: leave `logits` out and compute those that `labels` needs, as `SEVLMTrainer` does.
+            skip_logits: return no `logits`, and compute them only where `labels` needs them; `SEVLMTrainer` does this.
         """
         image_features = self._image_features(pixel_values, image_features)
         if input_ids is None:
@@ -234,10 +234,8 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
 
     def _prompt(self, batch_size: int) -> torch.Tensor:
         if self.config.prompt_token_ids is None:
-            raise ValueError(
-                "The config has no `prompt_token_ids`: pass `input_ids` (from the processor), or set them with "
-                "`SEVLMConfig(**processor.token_layout())`."
-            )
+            remedy = "pass `input_ids`, or set them with `SEVLMConfig(**processor.token_layout())`"
+            raise ValueError(f"The config has no `prompt_token_ids`: {remedy}.")
         return torch.tensor([self.config.prompt_token_ids] * batch_size, device=self.device)
 
     def segment_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -253,7 +251,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
     def _derived_inputs(self, input_ids, attention_mask=None, token_type_ids=None, vad_values=None) -> dict:
         """Returns the decoder's inputs that follow from the tokens of whole sequences `(N, L)`: segments, positions,
         the mask of the explanation, and emotion features f^E (Eq. 2)."""
-        if input_ids.shape[1] > self.config.max_positions:  # otherwise no need to wait for the device
+        if input_ids.shape[1] > self.config.max_positions:  # counting the mask waits for the device
             longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=-1).max())
             if longest > self.config.max_positions:
                 raise ValueError(
@@ -303,7 +301,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
 
         Each image goes through the tower once, for any number of beams, returned sequences or prompts per image.
         Without `input_ids` the prompt is the config's. Segments and VAD are derived from the tokens. The model never
-        generates padding or segment tokens; after the end token there is padding only.
+        generates padding or segment tokens; only padding follows the end token.
 
         Raises:
             ValueError: if prompt and new tokens need more positions than the model has.
@@ -314,9 +312,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             if input_ids is None:
                 input_ids = self._prompt(image_features.shape[0])
             if input_ids.shape[0] % image_features.shape[0]:
-                raise ValueError(
-                    f"{input_ids.shape[0]} prompts are not a multiple of {image_features.shape[0]} images."
-                )
+                raise ValueError(f"{len(input_ids)} prompts are not a multiple of {len(image_features)} images.")
             for unused in ("token_type_ids", "vad_values", "labels", "emotion_shares"):
                 kwargs.pop(unused, None)
             if self.emotion_encoder is not None and not self.emotion_encoder.is_causal:
@@ -324,18 +320,16 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
                 if kwargs.get("use_cache"):
                     raise ValueError("A bidirectional emotion encoder decodes without a cache: drop `use_cache=True`.")
                 kwargs["use_cache"] = False
-            forbidden = ForbiddenTokens(self._tokens_outside_text(), self.device)
+            config = self.config
+            segments = (config.emotion_segment_id, config.explanation_segment_id)
+            # GPT-2 has one token for the start and the end of a text.
+            special = {config.pad_token_id, config.bos_token_id, *segments} - {None, config.eos_token_id}
+            ids = sorted(token for token in special if token < config.vocab_size)
+            forbidden = ForbiddenTokens(ids, self.device)
             kwargs["logits_processor"] = [forbidden, *(kwargs.get("logits_processor") or ())]
             return super().generate(input_ids, *args, image_features=image_features, **kwargs)  # type: ignore[misc]
 
-    def _tokens_outside_text(self) -> list[int]:
-        """Returns the special tokens that never follow a prompt."""
-        config = self.config
-        ids = {config.pad_token_id, config.emotion_segment_id, config.explanation_segment_id, config.bos_token_id}
-        # In GPT-2 the first and the last token of a text are the same.
-        return sorted(token for token in ids - {None, config.eos_token_id} if token < config.vocab_size)
-
-    # `type: ignore` below: GenerationMixin types `self` with a protocol that mypy takes literally.
+    # `type: ignore` below: mypy rejects these calls, because GenerationMixin annotates `self` with a protocol.
 
     def _validate_generated_length(self, generation_config, input_ids_length, *args):
         super()._validate_generated_length(generation_config, input_ids_length, *args)  # type: ignore[misc]
@@ -358,7 +352,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         prepared = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
         new = prepared["input_ids"].shape[1]
         for name, values in self._derived_inputs(input_ids, attention_mask).items():
-            # The strides of a slice depend on the whole length, and a compiled graph would be compiled at every step.
+            # A slice's strides depend on the whole length, so `torch.compile` would compile again at every step.
             prepared[name] = None if values is None else values[:, -new:].clone(memory_format=torch.contiguous_format)
         return prepared
 
@@ -426,8 +420,8 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             return self.contrastive_head(*means).flatten()
 
     def freeze_vision_tower(self):
-        """Turns off the tower's gradient and keeps it in evaluation mode. Call it after loading a checkpoint:
-        `from_pretrained` does not restore it."""
+        """Turns off the tower's gradient and keeps it in evaluation mode. Call this after loading a checkpoint:
+        `from_pretrained` does not freeze the tower."""
         if self.vision_tower is not None:
             self.vision_tower.requires_grad_(False).eval()
 

@@ -1,11 +1,11 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """Linear layers on CPU with weights in oneDNN's blocked layout.
 
-A step of generation multiplies a few rows by every weight of the decoder, so its time is that of reading the weights.
+A step of generation multiplies a few rows by every weight of the decoder and mostly waits for the weights to be read.
 For few rows, oneDNN's products are faster than the default kernels once the weights are in its own layout
 (docs/performance.md). The blocked weights are a second copy in memory, made on first use.
 
-    with packed_linears(model):  # what `generate`, `emotion_scores` and `alignment_score` do
+    with packed_linears(model):  # as in `generate`, `emotion_scores` and `alignment_score`
         ...
 
 Layers use the copy inside the block, in the thread that entered it. They do not use it under autograd or autocast, in
@@ -33,12 +33,12 @@ _lock = threading.Lock()
 
 @dataclass
 class _Packed:
-    source: torch.Tensor  # shares memory with the weight, which keeps the address from being used again
+    source: torch.Tensor  # shares the weight's memory, so that no other tensor gets its address
     version: int
     sample: torch.Tensor
     weight: torch.Tensor
 
-    def is_of(self, weight: torch.Tensor) -> bool:
+    def matches(self, weight: torch.Tensor) -> bool:
         return (
             self.source.data_ptr() == weight.data_ptr()
             and self.source.dtype == weight.dtype
@@ -131,7 +131,7 @@ def _pack(layer: nn.Module) -> torch.Tensor | None:
         return None
     weight: torch.Tensor = layer._parameters["weight"].detach()
     cached = _cache.get(layer)
-    if cached is None or not cached.is_of(weight):
+    if cached is None or not cached.matches(weight):
         rows = weight.t() if isinstance(layer, Conv1D) else weight
         packed = torch.ops.mkldnn._reorder_linear_weight(rows, None)
         cached = _cache[layer] = _Packed(weight, weight._version, _sample(weight).clone(), packed)
@@ -139,8 +139,8 @@ def _pack(layer: nn.Module) -> torch.Tensor | None:
 
 
 def _sample(weight: torch.Tensor) -> torch.Tensor:
-    """Returns some numbers of every row. Merging adapters and averaging weights change `.data`, which leaves the
-    version unchanged. Comparing all numbers would take as long as several steps of generation."""
+    """Returns some numbers of every row, to notice changes of `.data`, as by merged adapters, which do not change
+    the version. Comparing all numbers would take as long as several steps of generation."""
     return weight.reshape(-1)[:: min(127, weight.shape[-1] // 2 | 1)]
 
 

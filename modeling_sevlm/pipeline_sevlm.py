@@ -47,7 +47,7 @@ class SEVLMPipeline(Pipeline):
     `KeyDataset`, any torch dataset of images or of rows with "image") or a generator. A list returns a list; datasets
     and generators return an iterator. `batch_size=` images go through the model together, each once through the tower.
 
-    Arguments of a call, or of `pipeline(...)` as defaults, which `None` in a call resets:
+    Arguments of a call. `pipeline(...)` takes them as defaults; `None` in a call restores the value given here:
         emotion (`str`): explain this one of the model's emotions instead of letting the model name one.
         num_candidates (`int`, 1): sample this many explanations; return the one with the highest `alignment_score`.
         return_candidates (`bool`, False): return all of them too, best first.
@@ -59,8 +59,8 @@ class SEVLMPipeline(Pipeline):
             `do_sample=False` (by default the checkpoint samples; `transformers.set_seed` makes samples repeatable).
 
     Returns a dictionary for each image:
-        emotion (`str`, *optional*): the emotion of the sentence, which may differ from the likeliest if sampled; None
-            if it is not one of the labels.
+        emotion (`str`, *optional*): the emotion in the sentence; None if it is not one of the labels. A sample may
+            have another emotion than the likeliest.
         emotion_scores (`dict[str, float]`): probability of each label, from `model.emotion_scores`.
         explanation (`str`): the text after "because".
         alignment_score (`float`, *optional*): fit of image, emotion and explanation (Eq. 6), comparable within one
@@ -91,7 +91,7 @@ class SEVLMPipeline(Pipeline):
         if self.processor is None:
             raise ValueError(f"The pipeline {TASK!r} needs the model's processor: pass `processor=` too.")
 
-    # `pipeline()` passes `local_files_only` on; it is not for `generate`.
+    # `pipeline()` also passes `local_files_only`, which `generate` does not take.
     def _sanitize_parameters(self, generate_kwargs=None, local_files_only=None, **arguments):
         generation = {name: value for name, value in arguments.items() if name not in OWN_ARGUMENTS}
         generation |= generate_kwargs or {}
@@ -131,7 +131,6 @@ class SEVLMPipeline(Pipeline):
                 raise ValueError(f"{name}={value} is more than this model has positions for: at most {room}.")
 
     def __call__(self, inputs, **kwargs):
-        """See the class."""
         if isinstance(inputs, tuple):
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -140,9 +139,8 @@ class SEVLMPipeline(Pipeline):
         datasets = sys.modules.get("datasets")
         if datasets is not None and isinstance(inputs, datasets.Dataset | datasets.IterableDataset):
             if inputs.column_names is not None and "image" not in inputs.column_names:
-                raise ValueError(
-                    f"The dataset has no column 'image' but {inputs.column_names}: pass KeyDataset(data, COLUMN)."
-                )
+                names = ", ".join(inputs.column_names)
+                raise ValueError(f"The dataset has no column 'image' but {names}: pass KeyDataset(data, COLUMN).")
             inputs = KeyDataset(inputs, "image") if hasattr(inputs, "__len__") else (row["image"] for row in inputs)
         elif datasets is not None and isinstance(inputs, datasets.Column | datasets.IterableColumn):
             inputs = (image for image in inputs)
@@ -160,7 +158,7 @@ class SEVLMPipeline(Pipeline):
             raise ValueError(f"A row needs 'image', not {sorted(row)}: pass KeyDataset(dataset, COLUMN).")
         pixel_values = pixel_values.reshape(-1, *pixel_values.shape[-3:])
         if len(pixel_values) != 1:
-            # Later stages would drop the others, or in a batch mistake them for other inputs.
+            # Later stages would drop the other images, or take them for other inputs of the batch.
             raise ValueError(f"One image at a time: this input holds {len(pixel_values)}. Pass them as a flat list.")
         return {"pixel_values": pixel_values}
 
@@ -199,7 +197,7 @@ class SEVLMPipeline(Pipeline):
         return result | ({"candidates": candidates} if return_candidates else {})
 
     def _words(self, ids: list[int], vad: list[list[float]]) -> list[dict]:
-        """The words of the explanation with their VAD; `ids` and `vad` are those of the sentence's L tokens."""
+        """Returns the words of the explanation with their VAD, given the sentence's tokens and their VAD."""
         lexicon, entries = self.processor.vad_lexicon, []
         for word, positions in explanation_words(self.model, self.tokenizer, ids):
             known: list[float | None] = [None] * len(VAD_NAMES)
@@ -227,12 +225,9 @@ class SEVLMPipeline(Pipeline):
     def push_to_hub(self, repo_id: str, *, include_vad_lexicon: bool = False, create_pr: bool = False, **kwargs):
         """Uploads model, code, card and processor in two commits, with `create_pr` to one pull request. Returns the
         last commit. `kwargs` go to both `push_to_hub`; `include_vad_lexicon` is as in `save_pretrained`."""
-        commit = self.model.push_to_hub(
-            repo_id, include_vad_lexicon=include_vad_lexicon, create_pr=create_pr, **kwargs
-        )
-        if create_pr:
-            kwargs["revision"] = commit.pr_revision
-        return self.processor.push_to_hub(repo_id, include_vad_lexicon=include_vad_lexicon, **kwargs)
+        kwargs["include_vad_lexicon"] = include_vad_lexicon
+        commit = self.model.push_to_hub(repo_id, create_pr=create_pr, **kwargs)
+        return self.processor.push_to_hub(repo_id, **kwargs | ({"revision": commit.pr_revision} if create_pr else {}))
 
 
 def generate_ranked(

@@ -37,9 +37,7 @@ def vision_feature_size(config: PreTrainedConfig) -> int:
         return config.hidden_dim
     if hasattr(config, "hidden_sizes"):
         return config.hidden_sizes[-1]
-    raise ValueError(
-        f"The feature width of a {config.model_type!r} tower is unknown: its config has no `hidden_size`."
-    )
+    raise ValueError(f"The config of this {config.model_type!r} tower has no `hidden_size`: its width is unknown.")
 
 
 def build_vision_projection(config: SEVLMConfig) -> nn.Module:

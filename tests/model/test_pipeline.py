@@ -371,7 +371,7 @@ import json, sys
 from transformers import pipeline
 
 folder, image, again = sys.argv[1:]
-assert "modeling_sevlm" not in sys.modules and "processing" not in sys.modules
+assert sys.modules.get("modeling_sevlm") is sys.modules.get("processing") is None
 options = {"emotion": "awe", "do_sample": False, "max_new_tokens": 6}
 explain = pipeline("art-emotion-explanation", model=folder, trust_remote_code=True, local_files_only=True)
 assert type(explain).__module__.startswith("transformers_modules.")
@@ -427,7 +427,7 @@ VISIT = """
 import json, sys
 from transformers import pipeline
 
-assert "modeling_sevlm" not in sys.modules and "processing" not in sys.modules
+assert sys.modules.get("modeling_sevlm") is sys.modules.get("processing") is None
 explain = pipeline("art-emotion-explanation", model="org/pipeline", trust_remote_code=True, revision="main")
 print(json.dumps(explain(sys.argv[1], emotion="awe", do_sample=False, max_new_tokens=6)))
 """

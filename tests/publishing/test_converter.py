@@ -103,7 +103,7 @@ def test_a_file_without_a_dictionary_of_weights_is_named_with_the_cause(release,
         ({"emo_encoder_state_dict": None}, "lacks emo_encoder_state_dict"),
         ({"emo_encoder_state_dict": {}}, "lacks emotion_encoder.positions.weight"),
         ({"emo_encoder_state_dict": [1]}, "list"),
-        ({"emo_encoder_state_dict": {"norm.weight": "three"}}, "other content than weights"),
+        ({"emo_encoder_state_dict": {"norm.weight": "three"}}, "a dictionary of named tensors"),
     ],
 )
 def test_statistics_without_the_emotion_encoder_are_an_error(release, tmp_path, changes, message):
