@@ -6,24 +6,15 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from modeling_sevlm import convert_sevlm_checkpoint
 from tests.helpers.hub_fixtures import PROJECT, visit
-from tests.model.test_fidelity import FIXTURE
+from tests.model.test_fidelity import write_release
 
 
 @pytest.fixture
 def release(tmp_path):
-    folder = tmp_path / "release"
-    model = folder / "nle_model_best-acc"
-    model.mkdir(parents=True)
-    torch.save(load_file(FIXTURE / "decoder.safetensors"), model / "pytorch_model.bin")
-    shutil.copy(FIXTURE / "config.json", model)
-    statistics = {"emo_encoder_state_dict": load_file(FIXTURE / "emotion_encoder.safetensors")}
-    torch.save(statistics, folder / "ckpt_stats_best-acc.tar")
-    shutil.copytree(FIXTURE / "tokenizer", folder / "nle_gpt2_tokenizer_0")
-    return folder
+    return write_release(tmp_path / "release")
 
 
 def refusal(release, output) -> str:
@@ -103,7 +94,7 @@ def test_a_file_without_a_dictionary_of_weights_is_named_with_the_cause(release,
         ({"emo_encoder_state_dict": None}, "lacks emo_encoder_state_dict"),
         ({"emo_encoder_state_dict": {}}, "lacks emotion_encoder.positions.weight"),
         ({"emo_encoder_state_dict": [1]}, "list"),
-        ({"emo_encoder_state_dict": {"norm.weight": "three"}}, "other content than weights"),
+        ({"emo_encoder_state_dict": {"norm.weight": "three"}}, "other than named tensors"),
     ],
 )
 def test_statistics_without_the_emotion_encoder_are_an_error(release, tmp_path, changes, message):
