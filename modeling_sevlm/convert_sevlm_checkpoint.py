@@ -89,8 +89,8 @@ def _torch_load(path: Path) -> dict:
     # A damaged file can raise any error. Torch's message is left out: it recommends loading without the check.
     except Exception as error:
         code = re.search(r"unsupported GLOBAL (\S+)", str(error))
-        reason = f"it would run code: it calls {code[1]}" if code else f"broken or missing ({type(error).__name__})"
-        raise ValueError(f"{path} was not loaded: {reason}. {REMEDY}") from error
+        reason = f"it calls {code[1]}" if code else type(error).__name__
+        raise ValueError(f"{path} is missing, damaged or would run code: {reason}. {REMEDY}") from error
 
 
 def _rename(weights: dict[str, torch.Tensor], path: Path, *needed: str) -> dict[str, torch.Tensor]:
