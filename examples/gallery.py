@@ -1,4 +1,4 @@
-"""Explains images on the screen and on a sheet.
+"""Prints explanations of images and draws them on a sheet.
 
 python examples/gallery.py outputs/demo --output outputs/demo/gallery.png     # held-out embedded images
 python examples/gallery.py MODEL painting.jpg other.jpg --output gallery.png

@@ -3,10 +3,10 @@
     words, maps = attention_map(model, processor.tokenizer, sequence, pixel_values=inputs["pixel_values"])
     overlay_attention(image, maps[words.index("sea")])
 
-`"attention"` is the attention weights. A weight on a patch that says the same as all patches does not point to a
-place, though. `"contribution"`, the default, is the size of each patch's part in the difference between the output of
-the attention and the mean of the patches' values (after Kobayashi et al., 2020). docs/figures.md compares the two.
-A map shows what the decoder read from where, which does not explain why it chose the word.
+The measure `"attention"` takes the attention weights. But a weight on a patch whose value is that of all others points
+to no place. `"contribution"`, the default, is the norm of what a patch adds to the output: its weight times the
+difference of its value from the mean (after Kobayashi et al., 2020). docs/figures.md compares the two.
+A map shows where the decoder read, not why it chose the word.
 """
 
 import math
@@ -23,7 +23,7 @@ from torch import nn
 from .pipeline_sevlm import explanation_words
 
 
-# matplotlib's "magma", dark to light: even steps of lightness, the same in grey and for colour-blind eyes.
+# matplotlib's "magma", dark to light in even steps, which are also visible in grey and to colour-blind readers.
 HEAT = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))
 
 

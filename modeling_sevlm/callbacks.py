@@ -1,4 +1,4 @@
-"""Callbacks of training: stop early, draw sheets of explanations."""
+"""Training callbacks: early stopping and sheets of explanations."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ FOLDER, TAG = "sheets", "explanations"
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """Stays stopped when a run is resumed. The patience is that of the run's arguments, not of the checkpoint."""
+    """Early stopping that holds after a resume. The patience comes from the arguments, not from the checkpoint."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
@@ -35,8 +35,8 @@ class ExplanationSheets(TrainerCallback):
     """Draws the same paintings with the model's explanations at every evaluation.
 
     A sheet is written to `OUTPUT_DIR/sheets/step-N.png` and logged to tensorboard, wandb and mlflow, if `report_to`
-    names them. A sheet that cannot be drawn is a warning. Set `predictions` during an evaluation to those of
-    `evaluation.predict.predict` for the paintings of `dataset`.
+    names them. A sheet that cannot be drawn gives a warning. During an evaluation, set `predictions` to what
+    `evaluation.predict.predict` returns for the paintings of `dataset`.
     """
 
     def __init__(self, trainer: Trainer, dataset: Dataset):
@@ -88,4 +88,4 @@ class ExplanationSheets(TrainerCallback):
             if mlflow.active_run() is not None:
                 mlflow.log_artifact(os.fspath(path), artifact_path=FOLDER)
         else:
-            logger.warning_once(f"Explanation sheets are not logged to {tracker!r}; you find them in {path.parent}.")
+            logger.warning_once(f"Explanation sheets are not logged to {tracker!r}; they are in {path.parent}.")

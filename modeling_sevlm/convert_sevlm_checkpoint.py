@@ -59,7 +59,7 @@ def load_release(root: Path, tag: str) -> tuple[dict, dict[str, torch.Tensor], P
     statistics_file = folder / f"ckpt_stats_{tag}.tar"
     weights = _rename(_torch_load(decoder_file), decoder_file, "decoder.wte.weight", "lm_head.weight")
     statistics = _torch_load(statistics_file)
-    # A model with a fusion layer expects encoded VAD.
+    # The fusion layer was trained on the output of the emotion encoder.
     if "decoder.vad_fusion.weight" in weights or EMOTION_ENCODER in statistics:
         _need(statistics, statistics_file, EMOTION_ENCODER)
         needed = "emotion_encoder.positions.weight", "emotion_encoder.layers.0.fc_in.weight"
@@ -89,8 +89,8 @@ def _torch_load(path: Path) -> dict:
     # A damaged file can raise any error. Torch's message is left out: it recommends loading without the check.
     except Exception as error:
         code = re.search(r"unsupported GLOBAL (\S+)", str(error))
-        reason = f"it calls {code[1]}" if code else f"it is broken or missing ({type(error).__name__})"
-        raise ValueError(f"{path} was refused, because such files can run code: {reason}. {REMEDY}") from error
+        reason = f"it calls {code[1]}" if code else type(error).__name__
+        raise ValueError(f"{path} is missing, damaged or would run code: {reason}. {REMEDY}") from error
 
 
 def _rename(weights: dict[str, torch.Tensor], path: Path, *needed: str) -> dict[str, torch.Tensor]:
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True, help="folder to write")
     parser.add_argument("--vad_lexicon", help="lexicon file (default: none, every word is neutral)")
     parser.add_argument("--vision_model", help="CLIP ViT-B/16 by name or path (default: no tower)")
-    parser.add_argument("--include_vad_lexicon", action="store_true", help="save the lexicon, for a private folder")
+    parser.add_argument("--include_vad_lexicon", action="store_true", help="save the lexicon in a private folder")
     args = parser.parse_args(argv)
     with errors_as_exit():
         model, processor = convert(args.release_dir, args.tag, load_lexicon(args.vad_lexicon), args.vision_model)

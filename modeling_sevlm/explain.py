@@ -6,7 +6,8 @@
 
 Folders are searched with their subfolders for .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff and .webp. Linked files are
 read, linked folders inside a folder are not. Pictures that cannot be read or have more than 178 megapixels (a small
-file can fill the memory) are skipped and listed at the end. `--max_megapixels 500` accepts larger scans (4 GB each).
+file can fill the memory) are skipped and listed at the end. `--max_megapixels 500` accepts larger scans and needs 4 GB
+of memory for each.
 
 With `--output FILE`, finished batches are kept in FILE.part until all are done. To continue an interrupted run, repeat
 the command: it also tries skipped and changed pictures again. A run with other settings, another model or other
@@ -64,7 +65,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     add("--emotion", help="explain this emotion instead of naming one")
     add("--num_candidates", type=count, default=1, help="samples per picture; the best fit is kept (default: 1)")
     add("--do_sample", action="store_true", help="nucleus sampling instead of greedy decoding")
-    add("--max_new_tokens", type=count, help="tokens to generate at most (default: that of the checkpoint)")
+    add("--max_new_tokens", type=count, help="most tokens per sentence (default: the checkpoint's)")
     add("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     add("--device", help="for example cuda:1 or cpu (default: the first GPU if there is one)")
     add("--max_megapixels", type=positive_number, help="largest picture that is opened (default: 178)")
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise SystemExit("error: each process would explain every picture. Run `python -m modeling_sevlm` once.")
-    # Pillow warns below the limit.
+    # Pillow also warns below the limit.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     part_path = None if args.output is None else check_output(args.output, args.overwrite)
     check_device(args.device)
@@ -124,7 +125,7 @@ def check_device(name: str | None) -> None:
 
 
 def find_pictures(names: list[str]) -> list[str]:
-    """Returns files and URLs as named, and the pictures in folders, sorted; each once."""
+    """Returns the named files and URLs and the sorted pictures of named folders, without duplicates."""
     found: dict[str, str] = {}  # by absolute path
     for name in names:
         is_url = name.startswith(("http://", "https://"))
@@ -152,7 +153,7 @@ def load_pipeline(args: Namespace) -> SEVLMPipeline:
     logging.disable_progress_bar()
     names = ["model", "device", "dtype", "revision", "trust_remote_code", *GENERATION]
     try:
-        # The overloads list only the tasks of transformers.
+        # The type hints of `pipeline` list only transformers' tasks.
         return pipeline(TASK, **{name: getattr(args, name) for name in names})  # type: ignore[call-overload]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SystemExit(f"error: --model {args.model}: {error}") from error

@@ -26,10 +26,10 @@ GENERATION = ["emotion", "num_candidates", "do_sample", "max_new_tokens"]
 def explain_batches(
     explainer: SEVLMPipeline, files: list[str], args: Namespace, skipped: list[list[str]], done: Container[str] = ()
 ) -> Iterator[list[dict]]:
-    """Explains `files` except those that are `done`, and reads the next batches while the model works. Yields for each
-    batch `{"file"} | result of the pipeline`, and adds `[file, reason]` of files that cannot be read to `skipped`."""
+    """Explains `files` except those that are `done`, and reads the next batches while the model works. Yields the
+    rows of each batch, `{"file"} | result of the pipeline`. Adds `[file, reason]` of unreadable files to `skipped`."""
     batches = [files[i : i + args.batch_size] for i in range(0, len(files), args.batch_size)]
-    # What is sampled depends on a batch's first file, not on where a run was interrupted.
+    # A batch's first file seeds its samples, so that an interruption does not change them.
     todo = [(batch[0], rest) for batch in batches if (rest := [file for file in batch if file not in done])]
     limits = {name: getattr(args, name) for name in PREPROCESS_DEFAULTS}
 
@@ -41,7 +41,7 @@ def explain_batches(
             return str(error.__cause__ or error)
         except MemoryError:
             return "there is not enough memory for it"
-        # Half of it may be the old picture.
+        # It may mix two pictures.
         return inputs if version(file) == before else "the file changed while it was read"
 
     threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
@@ -86,17 +86,17 @@ def write_explanations(
 
 
 def run_settings(explainer: SEVLMPipeline, args: Namespace) -> dict:
-    """All that the rows of a run depend on, except the content of the pictures."""
+    """Returns all settings that the rows depend on, except the content of the pictures."""
     model, processor = explainer.model, explainer.processor
     # The same model from another folder is the same run.
     places = ("_name_or_path", "auto_map", "custom_pipelines", "transformers_version")
     config = {name: value for name, value in model.config.to_dict().items() if name not in places}
     fields = [config, model.generation_config.to_dict(), processor.to_dict()]
     tokenizer = processor.tokenizer.backend_tokenizer.to_str()
-    # What is sampled for a picture depends on its batch.
+    # The samples for a picture depend on its batch.
     names = GENERATION + (["seed", "batch_size"] if args.do_sample else [])
     return {name: getattr(args, name) for name in names} | {
-        # With the absolute path, because a relative name is another picture in another folder.
+        # With the absolute path: in another folder, a relative name means another picture.
         "pictures": Hasher.hash([[name, os.path.abspath(name)] for name in args.pictures]),
         "model": Hasher.hash([json.dumps(fields, sort_keys=True, default=str), tokenizer, dict(model.state_dict())]),
     }

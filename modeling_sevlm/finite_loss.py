@@ -20,7 +20,7 @@ class Update:
     step: int  # from 1
     epoch: float
     paintings: list[list[str]]  # names in each accumulated batch, on this process
-    values: torch.Tensor  # loss of each batch, then the norm of the gradient if it must be finite too
+    values: torch.Tensor  # loss of each batch, then the gradient norm unless a scaler checks it
 
 
 class FiniteWatch:
@@ -37,7 +37,7 @@ class FiniteWatch:
             for number, value in enumerate(update.values.tolist()):
                 if not math.isfinite(value):
                     is_loss = number < len(update.paintings)
-                    what, batch = ("loss", f", batch {number + 1} of it") if is_loss else ("gradient", "")
+                    what, batch = ("loss", f", batch {number + 1}") if is_loss else ("gradient", "")
                     names = update.paintings[number] if is_loss else sum(update.paintings, [])
                     shown = ", ".join(map(repr, names[:MAX_PAINTINGS])) + ", ..." * (len(names) > MAX_PAINTINGS)
                     where = f"step {update.step} ({update.epoch:.2f} epochs{batch})"

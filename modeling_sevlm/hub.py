@@ -15,9 +15,9 @@ class PushError(ValueError):
 
 
 def check_token(token: str | None) -> None:
-    """Raises [`PushError`] if `token` cannot be a token. The libraries' own errors would print it."""
+    """Raises [`PushError`] if `token` has invalid characters. The libraries' own errors would print it."""
     if token and not re.fullmatch("[!-~]+", token):
-        raise PushError("The token has a line break, a space or another invalid character: `hf auth login` again.")
+        raise PushError("The token has a line break, a space or another invalid character. Run `hf auth login`.")
 
 
 @contextlib.contextmanager

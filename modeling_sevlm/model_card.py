@@ -51,7 +51,7 @@ SETTINGS = {  # argument in `training.json`: label in the card
 
 def render_model_card(folder: Folder, repository: str | None = None, records: Folder | None = None) -> ModelCard:
     """Renders the card of a checkpoint folder for `repository`, a name on the Hub (default: the folder's name).
-    `records` is the folder with the records, or with the same model's card (default: `folder`)."""
+    `records` is the folder of these files, or of a card of the same model (default: `folder`)."""
     folder, records = Path(folder), Path(records or folder)
     repository, facts = repository or folder.name, card_facts(folder)
     results, record = _read(records / EVALUATION_FILE), _read(records / TRAINING_FILE)
@@ -114,7 +114,7 @@ def _read(path: Path) -> Any:
 
 
 def _data_name(record: dict) -> str | None:
-    """Returns the name of the dataset in a `results.json` or `training.json`; of a local folder without its path."""
+    """Returns the name of the dataset in a `results.json` or `training.json`, without the path of a local folder."""
     if not (data := record.get("data")):
         return None
     if data.get("annotations"):

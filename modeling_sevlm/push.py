@@ -5,7 +5,7 @@
     python -m modeling_sevlm.push outputs/sevlm-artemis org/sevlm-artemis --private --revision v2 --message "35 epochs"
 
 The repository gets config, weights, generation config, processor, tokenizer, a model card and the code of this
-installation, but no optimizer states, logs, pickles or code of the folder. A VAD lexicon is published if its owner
+installation, but no optimizer states, logs, pickles or code from the folder. A VAD lexicon is published if its owner
 allows it or with `--include_vad_lexicon`. An interrupted push leaves the repository unchanged: run it again.
 """
 
@@ -78,7 +78,7 @@ def push(
         with staging:
             name, holds_model = destination or find_destination(api, repository, private)
             state = "The repository still has its previous revision." if holds_model else "Nothing was published."
-            with hub_errors(name, f"The push to {name} broke off", f"{state} Push again to repeat it."):
+            with hub_errors(name, f"The push to {name} failed", f"{state} Push again to repeat it."):
                 if name != repository:
                     write_model_card(folder, name, records=checkpoint)
                 options: dict = {"private": private, "revision": revision, "create_pr": create_pr}
@@ -101,7 +101,7 @@ def stage(
         except (ValueError, OSError, TypeError) as error:
             raise PushError(f"Cannot load the processor in {source} without running code: {error}") from error
     if not isinstance(processor, SEVLMProcessor):
-        raise PushError(f"{type(processor)} is another class: load it with `processing.SEVLMProcessor`.")
+        raise PushError(f"The processor is a {type(processor)}: load it with `processing.SEVLMProcessor`.")
     processor.save_pretrained(folder, include_vad_lexicon=include_vad_lexicon)
     write_model_card(folder, repository, records=checkpoint)
     check_complete(folder)
@@ -116,7 +116,7 @@ def _load_model(checkpoint: Path) -> SEVLMForConditionalGeneration:
         model, info = SEVLMForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise PushError(f"The model in {checkpoint} is damaged or does not fit its config.json: {error}") from error
-    missing = sorted(info["missing_keys"])  # random numbers now
+    missing = sorted(info["missing_keys"])  # they hold random numbers now
     if (SEVLMConfig.from_pretrained(checkpoint).vad_lexicon or {}).get("table") and not model.vad_lookup.has_table:
         missing.append("vad_lookup")
     if missing:
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processor", help="folder of the processor (default: the checkpoint)")
     parser.add_argument("--revision", help="branch to push to; created if it does not exist (default: main)")
     parser.add_argument("--message", default=MESSAGE, help=f"commit message (default: {MESSAGE})")
-    parser.add_argument("--include_vad_lexicon", action="store_true", help="publish it even if its terms forbid that")
+    parser.add_argument("--include_vad_lexicon", action="store_true", help="publish a lexicon whose terms forbid it")
     parser.add_argument("--space", help="org/name of a Space to publish too, with an app that shows this model")
     arguments = vars(parser.parse_args(argv))
     space = arguments.pop("space")

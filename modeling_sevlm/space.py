@@ -1,4 +1,4 @@
-"""Publish the app as a Hugging Face Space that shows a model of the Hub.
+"""Publish the app as a Hugging Face Space that shows a model from the Hub.
 
     python -m modeling_sevlm.space org/sevlm-artemis org/sevlm
     python -m modeling_sevlm.space outputs/demo ./space             # only write the folder
@@ -84,7 +84,7 @@ def push_space(model: str, space: str, *, private: bool | None = None, create_pr
     validate_repo_id(space)
     with tempfile.TemporaryDirectory() as folder:
         stage_space(Path(folder), model)
-        with hub_errors(space, f"The push to the Space {space} broke off", "Push again to repeat it."):
+        with hub_errors(space, f"The push to the Space {space} failed", "Push again to repeat it."):
             options: dict = {"repo_type": "space", "private": private, "create_pr": create_pr}
             return commit_folder(HfApi(), Path(folder), space, "Upload the SEVLM app", OUTDATED, **options)
 
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise PushError(f"{folder} is not empty: name another folder.")
-        # The app runs in another folder.
+        # A relative path would be wrong: the app runs in another folder.
         stage_space(folder, str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model)
         print(folder)
 

@@ -34,13 +34,13 @@ from .push import push
 logger = logging.get_logger(__name__)
 
 LOSS_PARTS = ("language_loss", "emotion_loss", "contrastive_loss", "label_loss")
-PAINTINGS = "paintings"  # names in a batch, until the trainer takes them out
+PAINTINGS = "paintings"  # key of the names in a batch, which the trainer removes before the forward pass
 
 
 @dataclass(repr=False)
 class TokenSafeTrainingArguments(TrainingArguments):
-    """`TrainingArguments` without the Hub's token when they are pickled: `Trainer` saves them in every folder. Declare
-    subclasses with `@dataclass(repr=False)`: transformers' `repr` hides the token."""
+    """`TrainingArguments` whose pickle lacks the Hub's token, because `Trainer` saves it with every model. Declare
+    subclasses with `@dataclass(repr=False)` to keep transformers' `repr`, which hides the token."""
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"hub_token": None}
@@ -51,11 +51,11 @@ class SEVLMTrainingArguments(TokenSafeTrainingArguments):
     """`TrainingArguments` with the paper's recipe (Sec. 5.1 and the authors' code) as defaults."""
 
     output_dir: str | None = field(default="outputs/sevlm", metadata={"help": "Folder of checkpoints and results."})
-    learning_rate: float = field(default=2e-5, metadata={"help": "Learning rate of all but the VAD features."})
-    vad_learning_rate: float = field(default=4e-5, metadata={"help": "Learning rate of emotion encoder and fusion."})
+    learning_rate: float = field(default=2e-5, metadata={"help": "Rate of all but emotion encoder and VAD fusion."})
+    vad_learning_rate: float = field(default=4e-5, metadata={"help": "Rate of emotion encoder and VAD fusion."})
     weight_decay: float = 0.0
     num_train_epochs: float = 35
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Paintings, with two sentences each."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Paintings per step, two sentences each."})
     per_device_eval_batch_size: int = 32
     eval_strategy: str = "steps"
     eval_steps: float | None = 2000
@@ -68,9 +68,9 @@ class SEVLMTrainingArguments(TokenSafeTrainingArguments):
     generation_samples: int = field(default=500, metadata={"help": "Paintings to explain at evaluation; 0: none."})
     sheet_paintings: int = field(default=6, metadata={"help": "Paintings on each evaluation's sheet; 0: none."})
     logging_steps: float = 50
-    logging_nan_inf_filter: bool = False  # hides NaN losses, where this trainer stops
+    logging_nan_inf_filter: bool = False  # would hide NaN losses, at which this trainer stops
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
-    restore_callback_states_from_checkpoint: bool = True  # the patience of early stopping
+    restore_callback_states_from_checkpoint: bool = True  # the counter of early stopping
     remove_unused_columns: bool | None = False  # the collator needs every column
 
 
@@ -105,17 +105,17 @@ class SEVLMTrainer(Trainer):
             raise ValueError("The paper's loss (Eq. 8) has no label smoothing. Leave label_smoothing_factor at 0.")
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         if args.world_size > 1 and not args.accelerator_config.even_batches:
-            raise ValueError("With `even_batches: false` processes wait for others that have finished. Leave it out.")
+            raise ValueError("With `even_batches: false`, processes wait for others that have ended. Leave it out.")
         self.data_collator = functools.partial(collate_with_names, self.data_collator)
         self.generation_metrics = generation_metrics
-        self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the items, and `Trainer` must not
+        self.model_accepts_loss_kwargs = True  # `Trainer` must not divide the loss: `compute_loss` does
         self._sums = torch.zeros(len(LOSS_PARTS), 2, device=args.device)  # `loss_sums` since the last log
         self._watch = FiniteWatch(interval=1 if args.device.type == "cpu" else 1000)
-        self._names: list[list[str]] = []  # of the paintings of each batch of the update
-        self._losses: list[torch.Tensor] = []  # of these batches
+        self._names: list[list[str]] = []  # paintings of each batch in this update
+        self._losses: list[torch.Tensor] = []  # one per batch
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        """Raises `ValueError` if the checkpoint has no safetensors, or a file that could execute code."""
+        """Raises `ValueError` if the checkpoint has no safetensors or has a file that could execute code."""
         folder = resume_from_checkpoint
         if isinstance(folder, str) and not any(Path(folder).glob("*.safetensors")):
             raise ValueError(f"{folder} has no weights in safetensors; training cannot resume from it.")
@@ -124,14 +124,14 @@ class SEVLMTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        except UnpicklingError:  # whose message recommends to execute the file
+        except UnpicklingError:  # its message recommends loading the file unsafely
             problem = f"{folder}: optimizer.pt, scheduler.pt or rng_state.pth is damaged or can execute code"
             raise ValueError(f"{problem}. Resume from your own checkpoint, or start from its weights.") from None
 
     def _run_epoch(self, *args, **kwargs) -> None:
-        # Otherwise a finished run is trained for one more step when it is resumed.
+        # Without this, resuming a finished run trains it for one more step.
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
-        if hasattr(self.train_dataset, "set_epoch"):  # accelerate calls it in new runs of one process only
+        if hasattr(self.train_dataset, "set_epoch"):  # accelerate calls it only in new runs with one process
             self.train_dataset.set_epoch(int(self.state.epoch))
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
@@ -153,8 +153,8 @@ class SEVLMTrainer(Trainer):
         return batches, self.accelerator.reduce(counts, reduction="sum")
 
     def _without_repeats(self, last: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Removes the rows that accelerate repeats in an epoch's last batch. A process without other rows keeps one
-        without targets, because all processes must take the step."""
+        """Removes the rows that accelerate repeats in an epoch's last batch. A process that has only
+        repeats keeps one row without targets, because every process must take the step."""
         args, size = self.args, last["labels"].shape[0]
         rest = len(self.train_dataset) % (size * args.world_size)
         if args.world_size == 1 or args.dataloader_drop_last or not rest:
@@ -167,7 +167,7 @@ class SEVLMTrainer(Trainer):
         return last
 
     def _count_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Counts the items that each of `LOSS_PARTS` is a mean over: `(4,)`."""
+        """Returns the number of items that each of `LOSS_PARTS` averages over, `(4,)`."""
         explanation = self.model.explanation_mask(inputs["token_type_ids"]) & inputs["attention_mask"].bool()
         targets = inputs["labels"][..., 1:].ne(-100)
         paintings = targets.flatten(1).any(dim=1).sum()
@@ -176,7 +176,7 @@ class SEVLMTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs, counts = model(**inputs, skip_logits=True), self._count_items(inputs)
-        # Processes average their gradients, and `num_items_in_batch` is a sum over processes.
+        # Gradients are averaged over the processes, but `num_items_in_batch` is their sum.
         shares = counts * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
         loss = sum(
             getattr(self.model.config, f"{name}_weight") * share * outputs[name]
@@ -191,14 +191,14 @@ class SEVLMTrainer(Trainer):
         self._check_finite()
         if "loss" in logs:
             totals = self.accelerator.reduce(self._sums, reduction="sum").tolist()
-            # A part without items (there is no lexicon, for example) has no mean.
+            # A part without items, such as the emotion loss without a lexicon, has no mean.
             logs |= {name: total / items for name, (total, items) in zip(LOSS_PARTS, totals, strict=True) if items}
             self._sums.zero_()
         super().log(logs, *args, **kwargs)
 
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
-        if self.accelerator.scaler is None:  # else an infinite gradient makes it skip the step and lower its scale
+        if self.accelerator.scaler is None:  # a scaler skips steps with infinite gradients
             self._losses.append(torch.as_tensor(norm, device=self.args.device))
         values = torch.stack([value.float() for value in self._losses])
         self._watch.updates.append(Update(self.state.global_step + 1, self.state.epoch, self._names, values))
@@ -212,13 +212,13 @@ class SEVLMTrainer(Trainer):
             parts = ", ".join(name for name, total in totals if not math.isfinite(total))
             parts = f"Not finite: {parts}. " if parts else ""
             raise NonFiniteError(
-                f"{problem} {parts}{training_folder.last_checkpoint(self.args.output_dir)}. Check these paintings, or "
-                "lower --learning_rate or --max_grad_norm, and continue with --resume_from_checkpoint true."
+                f"{problem} {parts}Check these paintings, or lower --learning_rate or --max_grad_norm, and continue "
+                f"with --resume_from_checkpoint true: {training_folder.last_checkpoint(self.args.output_dir)}."
             )
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Deals out whole batches to the processes, so that no row is repeated and the negatives in a batch do not
-        depend on the number of processes."""
+        """Gives every process whole batches: no row is repeated, and a batch has the same negatives with any number of
+        processes."""
         args, dataset = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
         batches = list(BatchSampler(range(len(dataset)), args.eval_batch_size, drop_last=False))
         batches = batches[args.process_index :: args.world_size]
@@ -240,7 +240,7 @@ class SEVLMTrainer(Trainer):
         metrics = {}
         for name, batches in zip(LOSS_PARTS, zip(*gather_object(sums), strict=True), strict=True):
             if items := sum(count for _, count in batches):
-                metrics[name] = math.fsum(total for total, _ in batches) / items  # exact: the order does not matter
+                metrics[name] = math.fsum(total for total, _ in batches) / items  # fsum is exact in any order
         if metrics:
             metrics["loss"] = sum(getattr(config, f"{name}_weight") * value for name, value in metrics.items())
         metrics |= self.generation_metrics(model) if self.generation_metrics is not None else {}
@@ -261,7 +261,7 @@ class SEVLMTrainer(Trainer):
                 state.best_model_checkpoint = str(final)
                 if args.should_save:
                     state.save_to_json(str(staged / training_folder.STATE_FILE))
-        self.accelerator.wait_for_everyone()  # each process has a file of its own in it
+        self.accelerator.wait_for_everyone()  # each process writes its random state into the folder
         if args.should_save:
             with self._saving(final):
                 training_folder.publish_checkpoint(staged, final)
@@ -286,10 +286,10 @@ class SEVLMTrainer(Trainer):
 
     @contextlib.contextmanager
     def _saving(self, target: Path) -> Iterator[None]:
-        """For blocks that do not wait for other processes, whose end would be reported as a full disk."""
+        """Reports a full disk. The block must not wait for other processes, whose end raises `RuntimeError` too."""
         try:
             yield
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' of a full disk, too
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise the latter two
             folder = self.args.output_dir
             if self.args.should_save:
                 training_folder.clear_staging(folder)
@@ -299,8 +299,8 @@ class SEVLMTrainer(Trainer):
             ) from error
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> CommitInfo | Future | None:
-        """Saves and publishes model, processor and model card in one commit, which the first process returns. `kwargs`
-        are those of [`push`], by default with the token, revision and privacy of the training arguments."""
+        """Saves and publishes model, processor and model card in one commit, which the first process returns.
+        `kwargs` go to [`push`]. Token, revision and privacy default to the training arguments."""
         if self.hub_model_id is None:
             self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))
         self.save_model(_internal_call=True)
@@ -311,7 +311,7 @@ class SEVLMTrainer(Trainer):
         return self._push(self.args.output_dir, message=commit_message, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # `Trainer` calls this before the checkpoint has its name; `_save_checkpoint` calls it again.
+        # `Trainer` calls this before the checkpoint has its final name; `_save_checkpoint` calls it again.
         staged = Path(checkpoint_folder).parent.name == training_folder.STAGING
         if staged or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
@@ -329,7 +329,7 @@ class SEVLMTrainer(Trainer):
 
 
 def loss_sums(outputs, counts: torch.Tensor) -> torch.Tensor:
-    """Returns the sum over the items of each of `LOSS_PARTS` and their number `(4, 2)`; 0 for a part not computed."""
+    """Returns sum and number of items for each of `LOSS_PARTS`, `(4, 2)`; zeros for a part that is not computed."""
     sums = torch.zeros(len(LOSS_PARTS), 2, device=counts.device)
     for row, name, count in zip(sums, LOSS_PARTS, counts, strict=True):
         if outputs.get(name) is not None:

@@ -1,4 +1,4 @@
-"""The output folder of training. Files with their final names are complete, whenever the run is interrupted.
+"""The output folder of training. Files with final names are complete, even after an interruption.
 
 A checkpoint and the final model are written in `OUTPUT_DIR/saving/` and renamed when every byte is on the disk.
 """
@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 STAGING = "saving"
 STATE_FILE = "trainer_state.json"
-# What a run needs to resume with the same bits. Weights may be sharded; each process has its own random state.
+# Files for a bit-identical resume. Weights may be sharded, and each process has its own random state.
 NEEDED = ("config.json", "model*.safetensors", STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 
@@ -78,7 +78,7 @@ def find_checkpoint(folder: str, resume: str | None, report: Callable[[str], Non
 
 
 def check_writable(folder: str | os.PathLike, needed: int = 4096) -> None:
-    """Raises [`SavingError`] if `folder` (or the parent that exists) is read-only or lacks `needed` free bytes."""
+    """Raises [`SavingError`] if `folder` (or its first existing parent) is read-only or lacks `needed` free bytes."""
     try:
         place = Path(folder).absolute()
         while not place.exists():
@@ -101,7 +101,7 @@ def clear_staging(folder: str | os.PathLike) -> None:
 
 
 def publish_checkpoint(staged: Path, final: Path) -> None:
-    """Renames a complete checkpoint; one of the same name is replaced."""
+    """Renames a complete checkpoint and replaces one of the same name."""
     _sync(*staged.iterdir(), staged)
     if final.exists():
         os.rename(final, staged.with_name(f"replaced-{final.name}"))
@@ -123,12 +123,12 @@ def publish_model(staged: Path, folder: Path) -> None:
 
 
 def remove_old_checkpoints(newest: Path, limit: int | None, best: str | None) -> None:
-    """Leaves `limit` checkpoints: `newest`, `best` and the newest others. All stay if `limit` is `None` or 0."""
+    """Keeps `limit` checkpoints: `newest`, `best` and the newest others; all of them if `limit` is `None` or 0."""
     folder, found = newest.parent, checkpoints(newest.parent)
     kept = {newest.resolve(), Path(best or newest).resolve()}
     others = [path for path in found if path.resolve() not in kept]
     for path in others[: max(0, len(found) - max(limit, len(kept)))] if limit else []:
-        # Under its own name, a checkpoint that is partly deleted would look complete.
+        # Renamed first, because a partly deleted checkpoint could look complete.
         (folder / STAGING).mkdir(exist_ok=True)
         os.rename(path, folder / STAGING / f"old-{path.name}")
     clear_staging(folder)

@@ -3,7 +3,7 @@
     result = pipeline("art-emotion-explanation", model=MODEL)(image)
     emotion_bars(result["emotion_scores"])
 
-Figures need matplotlib (`pip install -e '.[demo]'`). They do not go through pyplot, which keeps every figure.
+Figures need matplotlib (`pip install -e '.[demo]'`). They bypass pyplot, which keeps every figure in memory.
 """
 
 import html
@@ -21,8 +21,8 @@ class EmotionStyle(NamedTuple):
     marker: str
 
 
-# In ArtEmis' order. The colours are far apart for colour-blind eyes too, and in grey: no two are closer than 7 steps
-# of lightness (L* of 24, 32, ..., 87, pleasant ones lighter). Hatches and markers say the same without colour.
+# In ArtEmis' order. The colours are also distinct for colour-blind readers and in grey: their lightness differs by at
+# least 7 (L* = 24, 32, ..., 87; pleasant emotions are lighter). Hatches and markers work without colour.
 EMOTION_STYLES = {
     "amusement": EmotionStyle("#f6d951", "", "o"),
     "awe": EmotionStyle("#85ccf7", "//", "^"),
@@ -40,7 +40,7 @@ VAD_LINES = {"valence": ("#0072B2", "o", "-"), "arousal": ("#D55E00", "^", "--")
 BAR_ROW = "display:grid;grid-template-columns:8.5em 1fr 3.2em;gap:.5em;align-items:center;margin:.2em 0"
 BAR_TRACK = "display:block;height:1em;border-radius:3px;background:rgba(128,128,128,.18)"
 BAR = "display:block;height:100%;box-sizing:border-box;border-radius:3px;border:1px solid rgba(128,128,128,.8)"
-HTML_ALPHA = 0.45  # of the strongest shade: text stays readable on light and on dark pages
+HTML_ALPHA = 0.45  # opacity of the strongest shade; text stays readable on light and dark pages
 
 
 def emotion_style(emotion: str | None) -> EmotionStyle:
@@ -89,7 +89,7 @@ def emotion_bars_html(scores: Mapping[str, float], *, named: str | None = None) 
 
 def shaded_explanation(explanation: str, vad: Sequence[Mapping] | None) -> str:
     """Renders the pipeline's `explanation` and `vad` in HTML. Pleasant words are blue and underlined, unpleasant ones
-    orange and dotted, stronger further from neutral. A tooltip shows valence, arousal and dominance."""
+    orange and dotted, with a stronger shade for a stronger valence. A tooltip shows valence, arousal and dominance."""
     parts = []
     for text, entry in split_at_words(explanation, vad):
         text = html.escape(text)
@@ -172,7 +172,7 @@ def gallery_sheet(
     columns: int = 4,
     title: str | None = None,
 ):
-    """Draws images in rows of `columns`, each below its title and above its result and reference (a viewer's words).
+    """Draws rows of `columns` images, each with its title above and its result and reference (a viewer's words) below.
     Returns the matplotlib figure. A result is the pipeline's or `predict`'s: `emotion`, `explanation` and optional
     `emotion_scores`."""
     columns = min(columns, len(images))
@@ -209,5 +209,5 @@ def new_figure(width: float, height: float):
 
 
 def plain(text: str) -> str:
-    """Escapes dollar signs, between which matplotlib reads a formula."""
+    """Escapes dollar signs, which enclose formulas in matplotlib."""
     return text.replace("$", r"\$")

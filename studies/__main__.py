@@ -78,7 +78,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def data_arguments(arguments: list[str]) -> list[str]:
-    """Those of train.py's arguments that an evaluation needs too: the data and the feature cache."""
+    """Returns the arguments of train.py that an evaluation also needs: the data and the feature cache."""
     names = {f"--{entry.name}" for entry in fields(DataArguments)} | {"--cache_features", "--cache_dtype"}
     chosen, name = [], None
     for argument in arguments:

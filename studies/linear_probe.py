@@ -1,4 +1,4 @@
-"""How much a frozen tower knows about emotion: a linear probe, which a trained model should beat.
+"""A linear probe that measures how much a frozen tower knows about emotion. Trained models should beat it.
 
     python -m studies.linear_probe --vision_model outputs/efficientnet-lite0 --text_model outputs/decoder \
         --annotations artemis.csv --images wikiart/ --cache_features cache/
@@ -32,12 +32,12 @@ class ProbeArguments:
     vision_model: str = field(default="openai/clip-vit-base-patch16", metadata={"help": "The tower."})
     text_model: str = field(default="distilgpt2", metadata={"help": "As for train.py; only its tokenizer is used."})
     image_size: int = field(default=224, metadata={"help": "Size of the images in pixels."})
-    output: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
 
 def fit(features: torch.Tensor, shares: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights `(d, labels)` and biases of the regression from standardised features `(N, d)` to shares `(N, labels)`.
-    The objective is convex, so the result does not depend on a seed."""
+    """Returns weights `(d, labels)` and biases of the regression from standardised features `(N, d)` to shares
+    `(N, labels)`. The objective is convex, so the result does not depend on a seed."""
     weights = torch.zeros(features.shape[1], shares.shape[1], dtype=features.dtype, requires_grad=True)
     bias = shares.mean(dim=0).clamp(min=1e-6).log().requires_grad_()
     optimizer = torch.optim.LBFGS([weights, bias], max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")

@@ -3,8 +3,8 @@
     python -m studies.pretrain_decoder rows_without_image.csv --held_out artemis.csv --output_dir outputs/decoder
     python train.py --preset paper --text_model outputs/decoder ...
 
-Reads ArtEmis CSV files without the paintings in `--held_out`, so that the decoder has read about no painting that a
-captioner is tested on. A twentieth of the paintings is used for validation. Writes a GPT-2 checkpoint with its
+Reads ArtEmis CSV files without the paintings in `--held_out`, so that the decoder never reads about a test painting.
+A twentieth of the paintings is used for validation. Writes a GPT-2 checkpoint with its
 tokenizer, and `pretraining.json`.
 """
 
@@ -62,7 +62,7 @@ def encode(rows: pd.DataFrame, tokenizer, max_length: int) -> list[dict[str, lis
 
 
 def read_rows(args: DecoderArguments, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training and validation rows. No painting is in both, none in `held_out`."""
+    """Returns training and validation rows, which share no painting with each other or with `held_out`."""
     rows = pd.concat([read_annotations(file, "v1")[0] for file in args.annotations])
     rows["emotion"] = rows["emotion"].str.strip().str.lower()
     held_out = [read_annotations(file, "v1")[0]["painting"].str.normalize("NFC") for file in args.held_out]
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> dict:
     with errors_as_exit():
         train, validation = read_rows(args, training_args.seed)
     if train.empty or validation.empty:
-        raise SystemExit(f"error: {', '.join(args.annotations)}: fewer than two paintings that --held_out lacks.")
+        raise SystemExit(f"error: {', '.join(args.annotations)}: fewer than two paintings outside --held_out.")
     tokenizer = train_tokenizer(train["utterance"], EMOTIONS, args.vocab_size)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     # The same function as GPT-2's "gelu_new", as one operation.

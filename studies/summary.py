@@ -8,7 +8,7 @@ import numpy as np
 from evaluation.significance import compare, holm, larger_p, read_painting_scores, stars
 
 
-# Figure, heading, whether it is a share (shown in percent).
+# Metric, heading, whether it is shown in percent.
 FIGURES = (
     ("accuracy", "ACC", True),
     ("emotional_alignment", "EA", True),
@@ -27,7 +27,7 @@ def summarise(runs: dict[str, list[Path]], *, draws: int = 2000) -> dict:
 
     Returns:
         `{"seeds", "num_paintings", "prior_label_nll", "judge_accuracy", "draws", "variants": {name: {"means",
-        "deviations", "tests"}}}`. A test is what [`compare`] returns with `holm_p`: the larger of its two p-values,
+        "deviations", "tests"}}}`. A test is what [`compare`] returns plus `holm_p`, the larger of its two p-values,
         corrected for the number of variants.
     """
     variants, scores, paintings = {}, {}, {}

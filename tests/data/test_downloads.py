@@ -46,7 +46,7 @@ def test_a_notebook_whose_event_loop_is_running_can_download():
 
 
 def test_size_and_time_limits_can_be_raised(processor):
-    talk, _ = BEHAVIOURS["says no length"]
+    talk, _ = BEHAVIOURS["sends no length"]
     with serving(talk) as address:
         with pytest.raises(ValueError, match=f"{re.escape(address)}.*--max_megabytes"):
             processor(images=address, max_megabytes=0.0001)

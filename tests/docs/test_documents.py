@@ -25,16 +25,15 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 import train
 from modeling_sevlm.model_card import render_model_card
 from processing.artemis import EMOTIONS
-from tests.helpers.hub_fixtures import visit
-from tests.helpers.tiny import WORDS, save_gpt2
+from tests.helpers.hub_fixtures import visit, write_nrc_lexicon
+from tests.helpers.tiny import save_gpt2
 from tests.helpers.training import TINY_RUN, write_artemis
-from tests.model.test_fidelity import FIXTURE
+from tests.model.test_fidelity import write_release
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +42,7 @@ USAGE = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
 TEMPLATE = (ROOT / "model_card.md").read_text(encoding="utf-8")
 LEXICON_FILE = "NRC-VAD-Lexicon.txt"
 
-# Words by which a test finds a shell block.
+# Words that identify a shell block.
 MAKE, TRAIN, EVALUATE, PUBLISH = "make demo", "python train.py", "evaluate_sevlm.py", "sevlm push"
 IMAGES, CONVERT = "sevlm explain", "convert_sevlm_checkpoint"
 # Blocks that have run without an error.
@@ -81,7 +80,7 @@ def run(checkout: Path, command: list[str], **environment: str) -> str:
         "HF_HOME": str(checkout / ".cache"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        # The same run on every machine.
+        # Without a GPU, the run is the same on every machine.
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(command, cwd=checkout, env=passed | environment, capture_output=True, text=True, timeout=300)
@@ -103,9 +102,7 @@ def checkout(tmp_path_factory):
     write_artemis(folder)
     (folder / "artemis.csv").rename(folder / "artemis_dataset_release_v0.csv")
     (folder / "images").rename(folder / "wikiart")
-    rows = [[word, *(f"{(value + 1) / 2:.3f}" for value in values)] for word, values in WORDS.items()]
-    lines = ["\t".join(row) + "\n" for row in [["Word", "Valence", "Arousal", "Dominance"], *rows]]
-    (folder / LEXICON_FILE).write_text("".join(lines), encoding="utf-8")
+    write_nrc_lexicon(folder)
     write_towers(folder)
     write_release(folder / "RELEASE_DIR")
     demo = str(folder / "outputs" / "demo")
@@ -128,17 +125,6 @@ def write_towers(folder: Path) -> None:
     CLIPModel(config).save_pretrained(tower)
     CLIPImageProcessorPil().save_pretrained(tower)
     save_gpt2(folder / "distilgpt2")
-
-
-def write_release(folder: Path) -> None:
-    """Writes the authors' layout, as in test_fidelity.py."""
-    model = folder / "nle_model_best-acc"
-    model.mkdir(parents=True)
-    torch.save(load_file(FIXTURE / "decoder.safetensors"), model / "pytorch_model.bin")
-    shutil.copy(FIXTURE / "config.json", model)
-    statistics = {"emo_encoder_state_dict": load_file(FIXTURE / "emotion_encoder.safetensors")}
-    torch.save(statistics, folder / "ckpt_stats_best-acc.tar")
-    shutil.copytree(FIXTURE / "tokenizer", folder / "nle_gpt2_tokenizer_0")
 
 
 @pytest.fixture(scope="module")

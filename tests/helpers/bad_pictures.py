@@ -23,7 +23,7 @@ def encode(picture: Image.Image, kind: str, **settings) -> bytes:
 
 
 def pictures(seed: int = 0) -> dict[str, bytes]:
-    """Files of all formats that a museum or a visitor may have, by name."""
+    """Returns files of all formats that a museum or a visitor may have, by name."""
     one, moving = image(seed), {"save_all": True, "append_images": [image(seed + 1)]}
     exif = Image.Exif()
     exif[274] = 6
@@ -84,7 +84,7 @@ def damage(content: bytes, chance: random.Random) -> tuple[str, bytes]:
         for _ in range(chance.randrange(1, 9)):
             changed[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         return "bits flipped", bytes(changed)
-    for _ in range(3):  # sizes, offsets and counts, which a decoder believes
+    for _ in range(3):  # sizes, offsets and counts that a decoder trusts
         changed[chance.randrange(min(64, len(content)))] = chance.choice([0, 1, 127, 128, 255])
     return "header overwritten", bytes(changed)
 
@@ -129,14 +129,14 @@ SPECIAL_FILES |= {name: reason for name, (_, reason) in LINKS.items()}
 
 
 def odd_folder(folder: Path, names: list[bytes] = NAMES) -> Path:
-    """Writes images with these names, special files and links, in a folder that contains itself."""
+    """Writes images with these names, special files and links in a folder with a link to itself."""
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:
             Image.new("RGB", (8, 8), (number * 10, 90, 90)).save(file, "PNG")
     os.mkfifo(folder / "pipe.png")
     here = os.getcwd()
-    os.chdir(folder)  # a socket's path may have a hundred bytes
+    os.chdir(folder)  # the path of a socket is limited to about a hundred bytes
     try:
         with socket.socket(socket.AF_UNIX) as unix:
             unix.bind("socket.png")

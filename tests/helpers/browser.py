@@ -4,6 +4,7 @@
 It resolves no host name, so a page that needs another server fails visibly.
 """
 
+import base64
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,8 +66,6 @@ def wait_for(browser, condition: Callable, what: str):
 
 def whole_page(browser) -> bytes:
     """A PNG of the whole page."""
-    import base64
-
     height = browser.execute_script("return document.documentElement.scrollHeight")
     width = browser.execute_script("return window.innerWidth")
     clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}

@@ -1,4 +1,4 @@
-"""A small training run in its own process, to be killed at a chosen moment, and checks of its output folder."""
+"""A small training run in its own process, which a test can kill at any moment, and checks of its output folder."""
 
 import contextlib
 import json

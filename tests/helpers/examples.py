@@ -3,11 +3,8 @@
 from hypothesis import HealthCheck, settings
 
 
-TORTURE = 10
-
-
 def examples(count: int, torture: int | None = None) -> settings:
     """Settings for `count` examples, or in `make torture` for `torture` examples (default: ten times `count`)."""
     if not settings.default.derandomize:
-        count = torture or TORTURE * count
+        count = torture or 10 * count
     return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])

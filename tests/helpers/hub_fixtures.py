@@ -60,7 +60,7 @@ def visit(hub: LocalHub, cache: Path, command: list[str], *, python_path=(), ret
 
 
 def answer(model, processor, image) -> dict:
-    """Returns what tests compare of a model. Visitors run the same lines."""
+    """Returns the outputs of a model that tests compare. Visitors run the same code."""
     picture = processor(images=Image.open(image), emotions="awe", return_tensors="pt").to(model.device, model.dtype)
     pixels = {"pixel_values": picture["pixel_values"]}
     ids = model.generate(**picture, do_sample=False)

@@ -1,4 +1,4 @@
-"""Images of every mode, and the pixel values that the processor must make of them."""
+"""Images of every mode, and the pixel values that the processor must compute from them."""
 
 import numpy as np
 from PIL import Image

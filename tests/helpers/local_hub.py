@@ -4,7 +4,7 @@
         subprocess.run([...], env={"HF_ENDPOINT": hub.url, "HF_TOKEN": "any", "HF_HUB_DISABLE_XET": "1"})
         hub.listing("org/name")                       # the files of a repository
 
-`huggingface_hub` reads `HF_ENDPOINT` when it is imported, so a client of this Hub is a process of its own. Large files
+`huggingface_hub` reads `HF_ENDPOINT` when it is imported, so a client of this Hub must be another process. Large files
 use LFS; xet is not supported. `hub.cut = "uploads"` interrupts every upload of a large file in the middle, `"commits"`
 every commit, until it is `None` again; clients set it with `POST /_cut/uploads` or `/_cut/nothing`. All tokens are
 valid except `hf_wrong`, which is unknown, and `hf_reader`, which may not write.
@@ -49,11 +49,9 @@ class LocalHub:
         self._server.server_close()
 
     def listing(self, name: str, revision: str = "main") -> list[str]:
-        """Returns the files of a repository."""
         return sorted(self.find(self.repos[name], revision)["files"])
 
     def contents(self, name: str, revision: str = "main") -> dict[str, bytes]:
-        """Returns the bytes of these files by name."""
         files = self.find(self.repos[name], revision)["files"]
         return {path: self.blob(file.get("sha256") or file["oid"]).read_bytes() for path, file in files.items()}
 

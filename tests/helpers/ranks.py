@@ -110,7 +110,7 @@ def train_here(setting: Setting, processor, folder: Path, rank: int = 0) -> None
     """Trains in this process, one of `setting.processes`, and writes its results to `folder`."""
     toy = load_toy_artemis(2 * setting.paintings + 24, image_size=IMAGE_SIZE, seed=setting.seed)["train"]
     data, held_out = toy.select(range(setting.paintings)), toy.select(range(setting.paintings, setting.paintings + 7))
-    # The contrastive loss takes its negatives from a process's own batch, so it depends on their number.
+    # The contrastive loss takes its negatives from the batch of one process, so it depends on their number.
     fields = {"contrastive_negatives": [], "label_loss_weight": 0.5}
     model = without_dropout(tiny_model(processor, seed=setting.seed, **fields))
     arguments = {
@@ -139,9 +139,9 @@ def train_here(setting: Setting, processor, folder: Path, rank: int = 0) -> None
 
 
 def assert_one_run(setting: Setting, ones: list[dict], several: list[dict]) -> None:
-    """Asserts that one and several processes with batches of the same total size did the same."""
+    """Asserts that one process and several with the same total batch size gave the same results."""
     one, share = ones[0], setting.batch_size // setting.processes // setting.accumulation
-    # The batches of the processes in turn: epoch, painting, first and second sentence of each row.
+    # One batch of each process in turn. A row is epoch, painting, first and second sentence.
     dealt = [[run["read"][i : i + share] for i in range(0, len(run["read"]), share)] for run in several]
     order = [row for batches in zip(*dealt, strict=True) for batch in batches for row in batch]
     for epoch in range(setting.epochs):

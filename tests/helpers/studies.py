@@ -11,8 +11,8 @@ from processing.files import write_json
 def made_up_scores(
     seed: int, quality: float = 0.5, meteor: float = 0.12, paintings: int = 120, seeds: int = 2
 ) -> dict:
-    """BLEU statistics `(seeds, paintings, 10)` of 12-word explanations, of whose n-grams a share `quality` is correct,
-    and METEOR `(seeds, paintings)`."""
+    """BLEU statistics `(seeds, paintings, 10)` of 12-word explanations with a share `quality` of correct words, and
+    METEOR `(seeds, paintings)`."""
     rng = np.random.default_rng(seed)
     guesses = np.array([12, 11, 10, 9])
     correct = rng.binomial(guesses, [quality, quality**2, quality**3, quality**4], size=(seeds, paintings, 4))

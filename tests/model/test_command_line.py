@@ -31,7 +31,7 @@ CORRUPT = {"truncated.jpg": "truncated", "empty.png": "the file is empty", "text
 
 @pytest.fixture
 def tower(monkeypatch):
-    """The number of pictures in each call of the vision tower."""
+    """Records the number of pictures in each call of the vision tower."""
     counts, encode = [], SEVLMForConditionalGeneration.get_image_features
     monkeypatch.setattr(
         SEVLMForConditionalGeneration, "get_image_features", lambda self, x: counts.append(len(x)) or encode(self, x)
@@ -116,7 +116,7 @@ def run(explain, tmp_path):
 
 @pytest.fixture
 def interrupt(run, monkeypatch):
-    """Runs the command and presses Ctrl-C when the batch after `finished` ones is about to be written."""
+    """Runs the command and simulates Ctrl-C after `finished` batches are written."""
 
     def interrupt(*more: str, finished: int = 1, **kwargs) -> None:
         left, append = [finished], explain_folder.append_line
@@ -191,7 +191,7 @@ def test_an_interrupted_overwrite_continues_with_the_same_command(run, interrupt
     tower.clear()
     assert run("--overwrite", "--emotion", "fear") == 0
     assert sum(tower) == 12 - 7 and set(pd.read_csv(run.output)["emotion"]) == {"fear"}
-    # It replaces a finished file, and a run that did not start with it.
+    # --overwrite replaces a finished file and a run that began without it.
     for other in ((), ("--overwrite", "--emotion", "anger")):
         interrupt(*(other or ["--output", f"{run.output}.csv"]))
     tower.clear()
@@ -309,7 +309,7 @@ def test_a_damaged_part_file_is_refused(run, interrupt):
     assert run("--overwrite") == 0
 
 
-def test_a_finished_file_is_not_overwritten_nor_one_that_another_run_writes(run, tower):
+def test_a_finished_file_and_the_file_of_another_run_are_not_overwritten(run, tower):
     assert run() == 0
     tower.clear()
     with pytest.raises(SystemExit, match="exists already.*--overwrite"):

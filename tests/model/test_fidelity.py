@@ -1,7 +1,7 @@
-"""What the authors' classes computed, our classes compute from their converted release.
+"""Our classes, loaded from the authors' converted release, compute the same as the authors' classes.
 
 The fixture holds a tiny release of random weights and made-up sentences as safetensors and json; the tests rebuild
-the torch files from it, so that the converter reads what it would read in real life.
+the torch files from it, so that the converter reads the real file formats.
 """
 
 import json
@@ -26,11 +26,8 @@ GRADIENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    """The release's folders and torch files, one level down as downloads have it."""
-    root = tmp_path_factory.mktemp("release")
-    folder = root / "SEVLM" / "v2.0"
+def write_release(folder: Path) -> Path:
+    """Writes the release's folders and torch files."""
     model = folder / "nle_model_best-acc"
     model.mkdir(parents=True)
     torch.save(load_file(FIXTURE / "decoder.safetensors"), model / "pytorch_model.bin")
@@ -38,12 +35,20 @@ def release(tmp_path_factory):
     statistics = {"epoch": 3, "emo_encoder_state_dict": load_file(FIXTURE / "emotion_encoder.safetensors")}
     torch.save(statistics, folder / "ckpt_stats_best-acc.tar")
     shutil.copytree(FIXTURE / "tokenizer", folder / "nle_gpt2_tokenizer_0")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """A folder with the release in a subfolder, as in a download."""
+    root = tmp_path_factory.mktemp("release")
+    write_release(root / "SEVLM" / "v2.0")
     return root
 
 
 @pytest.fixture(scope="module")
 def converted(release, tmp_path_factory):
-    """Model and processor, through the command and back from the folder it wrote."""
+    """Model and processor, loaded from the folder that the command wrote."""
     output = tmp_path_factory.mktemp("converted")
     convert_sevlm_checkpoint.main([str(release), "--tag", "best-acc", "--output_dir", str(output)])
     return AutoModel.from_pretrained(output).eval(), AutoProcessor.from_pretrained(output)
@@ -97,7 +102,7 @@ def test_gradients_equal_the_authors(converted, outputs, golden):
 
 def test_conditioned_greedy_continuation_equals_the_authors_token_for_token(converted, golden, monkeypatch):
     model, _ = converted
-    # The fixture's lexicon is a table by token; words are the business of other tests.
+    # The fixture's lexicon is a table by token; other tests cover words.
     monkeypatch.setattr(model.vad_lookup, "forward", lambda ids: golden["in.vad_by_token"][ids])
     wanted = golden["out.generated.conditioned"]
     generated = model.generate(
@@ -145,6 +150,6 @@ def test_a_file_that_holds_code_is_refused_and_not_run(release, tmp_path):
     shutil.copytree(release, copy)
     witness = tmp_path / "witness"
     torch.save({"x": _Malicious(witness)}, next(copy.rglob("ckpt_stats_*.tar")))
-    with pytest.raises(SystemExit, match="refused"):
+    with pytest.raises(SystemExit, match="run code"):
         convert_sevlm_checkpoint.main([str(copy), "--output_dir", str(tmp_path / "out")])
     assert not witness.exists()

@@ -95,7 +95,7 @@ def tower_config(family: str, **kwargs) -> PreTrainedConfig:
 
 
 def random_tower(family: str, **kwargs) -> nn.Module:
-    """A tower with random parameters everywhere: applied twice, a LayerNorm without weights is the same as once."""
+    """A tower of random parameters: with its default ones, a LayerNorm gives the same applied once or twice."""
     torch.manual_seed(0)
     tower = AutoModel.from_config(tower_config(family, **kwargs)).eval()
     with torch.no_grad():

@@ -6,24 +6,15 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from modeling_sevlm import convert_sevlm_checkpoint
 from tests.helpers.hub_fixtures import PROJECT, visit
-from tests.model.test_fidelity import FIXTURE
+from tests.model.test_fidelity import write_release
 
 
 @pytest.fixture
 def release(tmp_path):
-    folder = tmp_path / "release"
-    model = folder / "nle_model_best-acc"
-    model.mkdir(parents=True)
-    torch.save(load_file(FIXTURE / "decoder.safetensors"), model / "pytorch_model.bin")
-    shutil.copy(FIXTURE / "config.json", model)
-    statistics = {"emo_encoder_state_dict": load_file(FIXTURE / "emotion_encoder.safetensors")}
-    torch.save(statistics, folder / "ckpt_stats_best-acc.tar")
-    shutil.copytree(FIXTURE / "tokenizer", folder / "nle_gpt2_tokenizer_0")
-    return folder
+    return write_release(tmp_path / "release")
 
 
 def refusal(release, output) -> str:
@@ -76,12 +67,12 @@ DECODER, STATISTICS = "nle_model_best-acc/pytorch_model.bin", "ckpt_stats_best-a
         ({}, "lacks"),
         ({"weights": Planted()}, "run code: it calls posix.mkdir"),
         (b"", "EOFError"),
-        (b"no pickle", "broken"),
-        (b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01", "broken"),
-        (b"\x80\x02(u.", "broken"),
-        (b"\x80\x02h\x07.", "broken"),
-        (b"\x80\x02X\x02\x00\x00\x00\xff\xff.", "broken"),
-        ("cut", "broken"),
+        (b"no pickle", "damaged"),
+        (b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01", "damaged"),
+        (b"\x80\x02(u.", "damaged"),
+        (b"\x80\x02h\x07.", "damaged"),
+        (b"\x80\x02X\x02\x00\x00\x00\xff\xff.", "damaged"),
+        ("cut", "damaged"),
     ],
     ids=["list", "tensor", "empty", "code", "nothing", "text", "unfinished", "stack", "memo", "encoding", "cut"],
 )

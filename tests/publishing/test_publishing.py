@@ -42,7 +42,7 @@ def image(folder):
 
 
 def save(folder, model, processor, **kwargs):
-    """Writes a folder such as a trainer leaves, with files that must not be published."""
+    """Writes a folder like a trainer's, with files that must not be published."""
     model.config.vision_config._name_or_path = str(folder.parent)
     model.save_pretrained(folder, **kwargs)
     processor.save_pretrained(folder, **kwargs)
@@ -150,7 +150,7 @@ def test_a_model_loaded_from_the_hub_and_pushed_again_is_the_same(hub, reader, c
 
 
 def test_a_push_of_the_same_weights_brings_their_card(hub, ways, visitor):
-    """Without the project from where the model was loaded, with it from a downloaded copy; results included."""
+    """The card, with its results, comes from where the model was loaded: the Hub or a downloaded copy."""
     first = hub.contents("org/first")["README.md"].decode()
     assert FIGURES in first and "org/first" in first
     for name in ("org/third", "org/snapshot"):
@@ -394,7 +394,7 @@ print(json.dumps(found))
     found = answers(visit(hub, folder / "cut", script(image, code), python_path=PROJECT))
     for moment in ("old", "uploads", "commits"):
         assert_same(found[moment], checkpoint[1])
-        assert moment == "old" or re.search(r"broke off(.|\n)*Push again", found[moment]["error"])
+        assert moment == "old" or re.search(r"failed(.|\n)*Push again", found[moment]["error"])
     assert_same(found["new"], found["expected"])
     assert found["new"]["ids"] != found["old"]["ids"]
     assert hub.titles("org/cut") == ["initial commit", "old", "new"]

@@ -12,7 +12,7 @@ from tests.helpers.hub_fixtures import PROJECT, has_rows, visit
 
 
 def pickle_weights(folder, kind):
-    """Replaces the weights of a saved model by a pickle, in one of the ways that the library reads."""
+    """Replaces the weights of a saved model by a pickle in one of the layouts that transformers reads."""
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")

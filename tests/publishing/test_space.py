@@ -94,7 +94,7 @@ def test_a_space_is_pushed_in_one_commit_that_deletes_outdated_code(monkeypatch)
     assert [o.path_in_repo for o in operations if isinstance(o, CommitOperationDelete)] == outdated
 
     api.create_commit.side_effect = ConnectionError("gone")
-    with pytest.raises(PushError, match="broke off: gone"):
+    with pytest.raises(PushError, match="failed: gone"):
         space.push_space("org/model", "org/space")
     with pytest.raises(ValueError, match="Repo id must"):
         space.push_space("org/model", "a/b/c")

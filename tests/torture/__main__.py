@@ -1,4 +1,4 @@
-"""Long trials of what the tests try once or twice: kills at random moments, a million rows, hundreds of damaged files.
+"""Long versions of short tests: kills at random moments, a million rows, hundreds of damaged files.
 
     make torture                          # all of them: at most 30 minutes on two cores
     python tests/torture crash --seed 7   # one of them
@@ -26,7 +26,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # the trials, the project
 
 @contextlib.contextmanager
 def errors_to(log: Path) -> Iterator[None]:
-    """Appends standard error of this process and its children to `log`, which expects tracebacks of killed ones."""
+    """Appends standard error of this process and its children to `log`. Tracebacks of killed processes are normal."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with log.open("ab") as file:

@@ -1,4 +1,4 @@
-"""Several processes compared with one with larger batches, and one of them killed at random moments."""
+"""Compares several processes with one that has larger batches, and kills one of several at random moments."""
 
 import os
 import random
@@ -121,6 +121,6 @@ def find_workers(launched: subprocess.Popen) -> dict[str, psutil.Process]:
             try:
                 if (rank := process.environ().get("RANK")) is not None and "train.py" in process.cmdline():
                     workers[rank] = process
-            except psutil.Error:  # the process is only starting
+            except psutil.Error:  # the process has just started
                 continue
     return workers

@@ -54,9 +54,9 @@ def explain(folder: Path, pictures: Path) -> tuple[str, set[str], dict[str, str]
     command = [sys.executable, "-W", "ignore", "-m", "modeling_sevlm", str(pictures), "--model", str(folder / "model")]
     command += ["--output", str(output), "--emotion", "awe", "--max_new_tokens", "2", "--device", "cpu"]
     command += ["--max_megapixels", "40"]
-    # One thread, because tiny operations on several only wait for one another.
+    # One thread: for tiny operations, several are slower.
     options = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "capture_output": True, "timeout": SECONDS}
-    # Limits the data, because libraries reserve addresses that they never use.
+    # RLIMIT_DATA and not RLIMIT_AS, because libraries reserve addresses that they never use.
     limit = partial(resource.setrlimit, resource.RLIMIT_DATA, (GIGABYTES * 2**30,) * 2)
     try:
         ended = subprocess.run(command, preexec_fn=limit, **options)
@@ -180,7 +180,7 @@ def traps(folder: Path) -> Row:
     good = {str(target / name) for name in ("tall.png", "wide.png", "is_6000.png", "is_6000.tif", "is_6000.gif")}
     failures += [f"{file}: neither row nor reason" for file in files - explained - reasons.keys()]
     failures += [f"{file}: {reasons.get(file)}" for file in good - explained]
-    what = f"traps in a folder, with {GIGABYTES} GB of memory: bombs, false sizes, strips, a program, 64 GB of nothing"
+    what = f"traps in a folder, with {GIGABYTES} GB of memory: bombs, false sizes, strips, a program, a sparse file"
     return Row(what, len(files), summary, failures)
 
 

@@ -1,6 +1,6 @@
 """Tables: a million annotations in bounded memory, a lexicon of 200,000 words, and hundreds of damaged files.
 
-A damaged file must be read right, read with a warning, or refused by name; it must never be changed silently.
+A damaged file must be read correctly, read with a warning, or refused by name; data must never change silently.
 """
 
 import collections

@@ -83,7 +83,7 @@ def test_a_killed_run_leaves_complete_files_and_resumes_to_the_same_bits(argumen
 
 def test_a_finished_run_is_not_trained_further(arguments, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "run")
-    last = ["--load_best_model_at_end", "false"]  # which is in the middle of an epoch
+    last = ["--load_best_model_at_end", "false"]  # the last checkpoint is in the middle of an epoch
     trainer = train.main([*arguments, "--output_dir", str(tmp_path / "run"), *last, *RESUME])
     assert trainer.state.global_step == 7
     assert differing_weights(undisturbed / "checkpoint-7", tmp_path / "run") == []
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_message(arguments, tmp_pat
 
 @pytest.fixture
 def read_only(tmp_path):
-    """A folder that nobody can write: root needs a mount, other users the permissions."""
+    """A folder that nobody can write: a read-only mount for root, permissions for other users."""
     folder = tmp_path / "read only"
     folder.mkdir(mode=0o555)
     if os.geteuid() != 0:
@@ -205,13 +205,13 @@ SAVING |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
 
 @pytest.mark.parametrize("interval", [1, 1000])
 def test_a_nan_loss_stops_training_and_names_its_batch(processor, model, tmp_path, interval):
-    """On a GPU, where checking every loss would wait for it, before the next log or save."""
+    """On a GPU the interval is long, and training stops before the next log or save."""
     saving = SAVING | {"save_steps": 1 if interval == 1 else 3}
     batches = make_trainer(model, processor, tmp_path, **saving).get_train_dataloader()
     painting = [name for batch in batches for name in batch["paintings"]][3]
     trainer = make_trainer(model, processor, tmp_path, collator=poisoned(processor, painting), **saving)
     trainer._watch = FiniteWatch(interval)
-    found = f"The loss of step 2 .*, batch 2 of it.* is nan.*paintings: '{painting}'\\. Not finite: language_loss"
+    found = f"The loss of step 2 .*, batch 2\\) is nan.*paintings: '{painting}'\\. Not finite: language_loss"
     with pytest.raises(NonFiniteError, match=found):
         trainer.train()
     assert trainer.state.global_step == (1 if interval == 1 else 3)
@@ -245,6 +245,6 @@ def test_a_run_that_diverges_ends_with_one_line(arguments, tmp_path):
 
 
 def test_the_private_hooks_of_trainer_exist():
-    """If a release renames them, our overrides are not called any more."""
+    """If a release renames them, our overrides are no longer called."""
     for hook in ("_save_checkpoint", "_get_output_dir", "_run_epoch", "_get_grad_norm", "_push_from_checkpoint"):
         assert callable(getattr(Trainer, hook)), hook

@@ -86,7 +86,7 @@ def test_a_lexicon_of_the_user_is_not_saved_and_must_be_named_again(tmp_path):
     assert evaluate_sevlm.main([*evaluation, *common])["num_paintings"] > 0
 
 
-def test_an_evaluation_of_no_model_or_with_another_lexicon_is_refused(trained, tmp_path):
+def test_an_evaluation_with_a_missing_model_or_another_lexicon_is_refused(trained, tmp_path):
     output, lexicon = tmp_path / "out", write_lexicon(tmp_path)
     more = ["--output_dir", str(output), "--use_cpu"]
     with pytest.raises(SystemExit, match="SEVLM embedded lexicon"):
