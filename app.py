@@ -202,6 +202,8 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
 
         def on_emotion(current: Session | None, chosen: str | None):
             current = current_session(current)
+            if chosen is None:
+                raise gr.Error("Choose one of the emotions.")
             explainer.explain_emotion(current, chosen)
             cards = app_page.comparison(current.named, current.asked)
             return current, cards, app_page.EMPTY_CANDIDATES, words_of(current), "", current.answers
@@ -214,6 +216,8 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
 
         def on_word(current: Session | None, chosen: int | None):
             current = current_session(current)
+            if chosen not in range(len(current.words)):
+                raise gr.Error("Choose one of the words.")
             overlay = explainer.attention_overlay(current, chosen)
             return app_page.attention(overlay, current.words[chosen], current.answers[-1]["emotion"])
 
@@ -283,7 +287,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.num_candidates < 2:
         parser.error("--num_candidates must be at least 2, because one explanation needs no ranking.")
     limits = UploadLimits(args.max_megabytes, args.max_megapixels)
-    if not min(limits) > 0:
+    if not all(limit > 0 for limit in limits):  # NaN is not
         parser.error("--max_megabytes and --max_megapixels must be above 0.")
     with errors_as_exit():
         explainer = Explainer(model, limits, args.num_candidates, device=args.device, revision=args.revision)

@@ -136,7 +136,7 @@ def evaluate(args: EvaluationArguments, data_args: DataArguments, state: Partial
     output_dir, seeds = Path(args.output_dir), range(args.seed, args.seed + args.seeds)
     if state.is_main_process:
         remove_results(output_dir)
-    per_seed = []
+    runs = []
     for seed in seeds:
         folder = output_dir / f"seed-{seed}" if len(seeds) > 1 else output_dir
         predictions, scored = explain(seed=seed)
@@ -146,18 +146,20 @@ def evaluate(args: EvaluationArguments, data_args: DataArguments, state: Partial
                 prediction.pop("emotion_scores", None)
                 if emotion_scores is not None:
                     prediction["emotion_scores"] = emotion_scores[index]
-        if not state.is_main_process:
-            continue
-        write_predictions(folder / "predictions.json", predictions, labels)  # before scoring, which may fail
+        if state.is_main_process:
+            write_predictions(folder / "predictions.json", predictions, labels)  # before scoring, which may fail
+        runs.append((folder, predictions, scored))
+    if not state.is_main_process:
+        return broadcast_object_list([None])[0]
+
+    per_seed = []
+    for folder, predictions, scored in runs:
         options = {"train": splits.get("train"), "judge": args.judge, "captions": args.captions}
         # Human explanations may be in the training split themselves.
         options |= {"novelty": args.novelty and not args.human, "device": state.device}
         figures, per_painting = score(predictions, scored, **options)
         write_json(folder / "painting_scores.json", per_painting)
         per_seed.append(figures)
-    if not state.is_main_process:
-        return broadcast_object_list([None])[0]
-
     figures, deviations = average(per_seed)
     figures |= losses
     settings |= {
@@ -199,6 +201,8 @@ def select_paintings(args: EvaluationArguments, splits) -> Dataset:
     if args.max_paintings is not None:
         # Rows are sorted by style and painter, so the first ones cover a few styles only.
         dataset = dataset.shuffle(seed=args.seed).select(range(min(args.max_paintings, len(dataset))))
+    if not len(dataset):
+        raise ValueError("no painting is left to score.")
     return dataset
 
 

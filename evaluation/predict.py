@@ -74,9 +74,10 @@ def predict(
 
     was_training = model.training
     model.eval()
-    predictions = _in_batches(dataset, explain, batch_size, generation["do_sample"], seed, progress)
-    model.train(was_training)
-    return predictions
+    try:
+        return _in_batches(dataset, explain, batch_size, generation["do_sample"], seed, progress)
+    finally:
+        model.train(was_training)
 
 
 def predict_with_pipeline(

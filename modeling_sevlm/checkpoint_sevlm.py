@@ -144,7 +144,8 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         model: Any = cls(SEVLMConfig(**backbones | processor.token_layout() | config))
         text = AutoModelForCausalLM.from_pretrained(text_name_or_path, dtype=model.dtype).transformer.state_dict()
         model.decoder.wte.weight.data[:base_vocab_size] = text.pop("wte.weight")
-        model.decoder.load_state_dict(text, strict=False)
+        if unexpected := model.decoder.load_state_dict(text, strict=False).unexpected_keys:
+            raise ValueError(f"{text_name_or_path} has weights that SEVLM's decoder lacks: {unexpected}.")
         if model.decoder.vad_fusion is not None:
             # The fusion replaces the embeddings of the explanation. It starts as the identity plus a little VAD, so
             # that the pretrained decoder still sees the words.

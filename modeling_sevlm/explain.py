@@ -75,6 +75,8 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     add("--revision", help="branch, tag or commit of the model on the Hub")
     add("--trust_remote_code", action="store_true", help="use the code in the model's repository")
     args = parser.parse_args(argv)
+    if args.output is None and args.overwrite:
+        parser.error("--overwrite needs --output FILE.")
     if args.output is not None and args.output.suffix.lower() not in (".parquet", ".csv"):
         parser.error(f"--output {args.output}: the name must end in .parquet or .csv.")
     args.do_sample |= args.num_candidates > 1
@@ -129,8 +131,9 @@ def find_pictures(names: list[str]) -> list[str]:
     found: dict[str, str] = {}  # by absolute path
     for name in names:
         is_url = name.startswith(("http://", "https://"))
-        if not is_url and not os.path.exists(name):
-            raise SystemExit(f"error: {printable(name)}: no such file or folder.")
+        if not is_url and not os.path.isfile(name) and not os.path.isdir(name):
+            problem = "a pipe, a socket or a device, not a file" if os.path.exists(name) else "no such file or folder"
+            raise SystemExit(f"error: {printable(name)}: {problem}.")
         for file in search_folder(name) if os.path.isdir(name) else [name]:
             found.setdefault(file if is_url else os.path.abspath(file), file)
     return list(found.values())

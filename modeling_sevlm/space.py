@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
@@ -24,6 +24,7 @@ from .hub import PushError, commit_folder, hub_errors, push_parser
 
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA_FILES = ("*/py.typed", "processing/embedded_vad.tsv", "processing/toy_grammar.toml")
 # Version 0.1.0 published a package `web`.
 OUTDATED = re.compile(r"(modeling_sevlm|processing|web)/.+|app_\w+\.(py|css)")
 CARD = """\
@@ -60,13 +61,15 @@ def stage_space(folder: Path, model: str) -> None:
     """Writes the files of a Space that shows `model`, a name on the Hub or a path, to an empty `folder`."""
     if not (ROOT / "app.py").is_file():
         raise PushError(f"{ROOT} has no app.py: publish a Space from a checkout of the project.")
-    for package in ("modeling_sevlm", "processing"):
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in (ROOT / "LICENSE", *ROOT.glob("app*.py"), *ROOT.glob("app*.css")):
-        shutil.copy(file, folder)
+    # Only what the packages consist of: a lexicon or a secret next to the code must not be published.
+    for pattern in ("modeling_sevlm/*.py", "processing/*.py", *DATA_FILES, "LICENSE", "app*.py", "app*.css"):
+        for file in ROOT.glob(pattern):
+            target = folder / file.relative_to(ROOT)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(file, target)
     write_text(folder / "model.txt", model + "\n")
     write_text(folder / "requirements.txt", "".join(f"{line}\n" for line in requirements()))
-    about = {"gradio": version("gradio"), "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    about = {"gradio": _installed("gradio"), "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     models = f"models:\n- {model}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", model) else ""
     write_text(folder / "README.md", CARD.format(model=model, models=models, **about))
 
@@ -76,7 +79,14 @@ def requirements() -> list[str]:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     names = re.findall(r"^[\w.-]+", setup["options"]["install_requires"], re.MULTILINE)
-    return [f"{name}=={version(name).partition('+')[0]}" for name in names]  # PyPI does not know torch's "+cpu"
+    return [f"{name}=={_installed(name)}" for name in names]
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name).partition("+")[0]  # PyPI does not know torch's "+cpu"
+    except PackageNotFoundError as error:
+        raise PushError(f"{name} is not installed, so its version is unknown: pip install -e '.[app]'") from error
 
 
 def push_space(model: str, space: str, *, private: bool | None = None, create_pr: bool = False) -> CommitInfo:

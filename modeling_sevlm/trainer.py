@@ -110,6 +110,7 @@ class SEVLMTrainer(Trainer):
         self.generation_metrics = generation_metrics
         self.model_accepts_loss_kwargs = True  # `Trainer` must not divide the loss: `compute_loss` does
         self._sums = torch.zeros(len(LOSS_PARTS), 2, device=args.device)  # `loss_sums` since the last log
+        self._writes_checkpoint = False
         self._watch = FiniteWatch(interval=1 if args.device.type == "cpu" else 1000)
         self._names: list[list[str]] = []  # paintings of each batch in this update
         self._losses: list[torch.Tensor] = []  # one per batch
@@ -248,15 +249,20 @@ class SEVLMTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def _get_output_dir(self, trial) -> str:
-        return f"{super()._get_output_dir(trial)}/{training_folder.STAGING}"
+        folder = super()._get_output_dir(trial)
+        return f"{folder}/{training_folder.STAGING}" if self._writes_checkpoint else folder
 
     def _save_checkpoint(self, model, trial) -> None:
         self._check_finite()
         args, state = self.args, self.state
-        staged = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        final = staged.parents[1] / staged.name
+        final = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        staged = final.parent / training_folder.STAGING / final.name
         with self._saving(final):
-            super()._save_checkpoint(model, trial)
+            self._writes_checkpoint = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._writes_checkpoint = False
             if state.best_model_checkpoint == str(staged):
                 state.best_model_checkpoint = str(final)
                 if args.should_save:
@@ -273,7 +279,7 @@ class SEVLMTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
-        if folder.parent.name == training_folder.STAGING:
+        if self._writes_checkpoint:
             super().save_model(output_dir, _internal_call=True)
             return
         with self._saving(folder):
@@ -298,6 +304,11 @@ class SEVLMTrainer(Trainer):
                 f"and continue with --resume_from_checkpoint true: {training_folder.last_checkpoint(folder)}."
             ) from error
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Writes the project's card to the output folder, instead of the draft of `Trainer`."""
+        if self.is_world_process_zero():
+            write_model_card(self.args.output_dir, self.hub_model_id or self.args.hub_model_id)
+
     def push_to_hub(self, commit_message: str = "End of training", **kwargs) -> CommitInfo | Future | None:
         """Saves and publishes model, processor and model card in one commit, which the first process returns.
         `kwargs` go to [`push`]. Token, revision and privacy default to the training arguments."""
@@ -306,14 +317,14 @@ class SEVLMTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        write_model_card(self.args.output_dir, self.hub_model_id)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.create_model_card()
         self._finish_current_push()
         return self._push(self.args.output_dir, message=commit_message, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # `Trainer` calls this before the checkpoint has its final name; `_save_checkpoint` calls it again.
-        staged = Path(checkpoint_folder).parent.name == training_folder.STAGING
-        if staged or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if self._writes_checkpoint or not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         jobs = [] if self.push_in_progress is None else [job for job in self.push_in_progress.jobs if not job.done()]
         if not jobs or self.args.hub_always_push:
@@ -324,7 +335,8 @@ class SEVLMTrainer(Trainer):
 
     def _push(self, folder: str, **kwargs) -> CommitInfo | Future:
         args = self.args
-        given: dict = dict(token=args.hub_token, revision=args.hub_revision, private=args.hub_private_repo) | kwargs
+        given: dict = dict(token=args.hub_token, revision=args.hub_revision, private=args.hub_private_repo)
+        given |= {name: value for name, value in kwargs.items() if value is not None}
         return push(folder, self.hub_model_id, processor=self.processing_class, **given)
 
 

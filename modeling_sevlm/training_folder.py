@@ -16,8 +16,10 @@ from safetensors import safe_open
 
 STAGING = "saving"
 STATE_FILE = "trainer_state.json"
-# Files for a bit-identical resume. Weights may be sharded, and each process has its own random state.
-NEEDED = ("config.json", "model*.safetensors", STATE_FILE, "optimizer.pt", "scheduler.pt", "rng_state*.pth")
+# Files for a bit-identical resume. Weights may be sharded, and each process has its own random state. FSDP shards the
+# optimizer; DeepSpeed keeps optimizer and scheduler in a folder global_step*.
+NEEDED = {name: (name,) for name in ("config.json", "model*.safetensors", STATE_FILE, "rng_state*.pth")}
+NEEDED |= {"optimizer.pt": ("optimizer*", "global_step*"), "scheduler.pt": ("scheduler.pt", "global_step*")}
 
 
 class SavingError(OSError):
@@ -38,7 +40,7 @@ def last_checkpoint(folder: str | os.PathLike) -> str:
 def defect(checkpoint: str | os.PathLike) -> str | None:
     """Says which file of a checkpoint is missing or cut short, or `None` if training can resume from it."""
     checkpoint = Path(checkpoint)
-    if missing := [pattern for pattern in NEEDED if not any(checkpoint.glob(pattern))]:
+    if missing := [name for name, patterns in NEEDED.items() if not any(any(checkpoint.glob(p)) for p in patterns)]:
         return f"{', '.join(missing).replace('*', '')} is missing"
     damaged = [path.name for path in sorted(checkpoint.iterdir()) if path.is_file() and not _is_readable(path)]
     return f"{damaged[0]} is cut short or damaged" if damaged else None
@@ -102,7 +104,7 @@ def clear_staging(folder: str | os.PathLike) -> None:
 
 def publish_checkpoint(staged: Path, final: Path) -> None:
     """Renames a complete checkpoint and replaces one of the same name."""
-    _sync(*staged.iterdir(), staged)
+    _sync(*staged.rglob("*"), staged)
     if final.exists():
         os.rename(final, staged.with_name(f"replaced-{final.name}"))
     os.rename(staged, final)

@@ -25,7 +25,7 @@ except ImportError:  # Windows
     fcntl = None
 
 # Every part file starts with this, so that another program's file is not mistaken for one.
-PART_MARK = b'{"sevlm_explanations": 3, '
+PART_MARK, OLD_MARK = b'{"sevlm_explanations": 3, ', b'{"sevlm_explanations": 2, '  # OLD_MARK: version 0.1.0
 
 
 def version(file: str) -> list[int] | None:
@@ -45,7 +45,7 @@ def check_output(output: Path, overwrite: bool) -> Path:
     folder = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise SystemExit(f"error: --output {output}: you cannot write to {folder}. Name a file in another folder.")
-    check_part_file(part_path)
+    check_part_file(part_path, overwrite)
     # If there is a part file, an interrupted run with --overwrite may be about to replace this file.
     if output.exists() and not part_path.exists() and not overwrite:
         raise SystemExit(f"error: {output} exists already. Name another file, or add --overwrite.")
@@ -56,7 +56,7 @@ def check_output(output: Path, overwrite: bool) -> Path:
 def open_part_file(path: Path, settings: dict, overwrite: bool = False) -> Iterator[tuple[BinaryIO, dict[str, dict]]]:
     """Locks the part file and yields it with the rows (by file) of the finished batches. Stops if another run uses the
     file, if it is damaged or if it has other settings; in the last two cases `overwrite` discards the rows instead."""
-    check_part_file(path)
+    check_part_file(path, overwrite)
     with open(path, "a+b") as file:
         try:
             if fcntl is not None:
@@ -94,16 +94,17 @@ def append_line(file: BinaryIO, content) -> None:
     os.fsync(file.fileno())
 
 
-def check_part_file(path: Path) -> None:
-    """Stops if `path` exists and is not a part file of this version."""
+def check_part_file(path: Path, overwrite: bool = False) -> None:
+    """Stops if `path` exists and is not a part file of this version, or of version 0.1.0 with `overwrite`."""
     start = b""
     if path.is_file():
         with open(path, "rb") as file:
             start = file.read(len(PART_MARK))
     # A run that is interrupted right at the start leaves an empty file or a part of the mark.
-    if not PART_MARK.startswith(start) or (path.exists() and not path.is_file()):
-        problem = f"{path} is not an unfinished run of this version of the program"
-        raise SystemExit(f"error: {problem}. Move it away, or name another --output.")
+    known = PART_MARK.startswith(start) or (overwrite and start == OLD_MARK)
+    if not known or (path.exists() and not path.is_file()):
+        remedy = "Start again with --overwrite." if start == OLD_MARK else "Move it away, or name another --output."
+        raise SystemExit(f"error: {path} is not an unfinished run of this version of the program. {remedy}")
 
 
 def write_table(rows: list[dict], output: Path) -> None:

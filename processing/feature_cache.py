@@ -214,7 +214,12 @@ class FeatureCache:
     def _open(self, path: Path) -> tuple[list[str], torch.Tensor]:
         """Returns keys and memory map of a shard without reading the data."""
         with safe_open(path, framework="pt") as shard:
-            return json.loads(shard.metadata()["index"])["keys"], shard.get_tensor("features")
+            index, features = json.loads(shard.metadata()["index"]), shard.get_tensor("features")
+        if (index["cache"], features.dtype, features.dim()) != (self.folder.name, self.dtype, 3):
+            raise ValueError("it belongs to another cache")
+        if len(index["keys"]) != len(features):
+            raise ValueError(f"{len(index['keys'])} keys for {len(features)} images")
+        return index["keys"], features
 
     def _new_shards(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("*.safetensors") if path.name not in self._shards)

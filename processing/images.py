@@ -11,6 +11,7 @@ import base64
 import io
 import math
 import os
+import ssl
 import threading
 import unicodedata
 import warnings
@@ -263,6 +264,7 @@ async def _fetch(url: str, timeout: float, max_megabytes: float) -> tuple[bytes,
         # Some museums' servers refuse httpx's default user agent.
         headers={"User-Agent": "SEVLM", "Accept-Encoding": "identity"},
         timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
+        verify=ssl.create_default_context(),  # the system's certificates, as other programs use
         limits=httpx.Limits(max_keepalive_connections=0),
         follow_redirects=True,
         event_hooks={"response": [_check_redirect]},
@@ -290,9 +292,9 @@ async def _read(response: httpx.Response, max_megabytes: float) -> bytes:
     if int(response.headers.get("Content-Length", 0)) > limit:
         raise too_large
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in ("", "identity", "gzip", "deflate"):
+    if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
         raise ValueError(f"the server uses a compression that was not requested ({encoding})")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in ("gzip", "deflate") else None
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding not in ("", "identity") else None
     content = bytearray()
     async for part in response.aiter_raw():
         if unpacker is not None:

@@ -73,7 +73,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         self.name, self.version, self.license = (" ".join(text.split()) for text in (name, version, license))
         self.redistributable = redistributable
         self._vad: dict[str, tuple[float, float, float]] = {}
-        for word, vad in entries.items():
+        for word, vad in dict(entries).items():
             key = word.casefold()
             if not key.isalpha():
                 raise ValueError(f"{word!r} is not one run of letters, so no token can match it")
@@ -84,6 +84,8 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
             if self._vad.setdefault(key, row) != row:
                 raise ValueError(f"{word!r} has two entries with different values (case is ignored)")
         self.inflected = frozenset(word.casefold() for word in inflected)
+        if unknown := self.inflected - self._vad.keys():
+            raise ValueError(f"inflected forms without an entry: {', '.join(sorted(unknown)[:5])}")
 
     def __getitem__(self, word: str) -> tuple[float, float, float]:
         return self._vad[word.casefold()]
@@ -136,12 +138,12 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         path = Path(path)
         header, columns, table = _read_table(path)
         is_saved = FORMAT_KEY in header
-        if is_saved:
-            scale = "bipolar"
-        elif scale == "auto":
-            scale = _detect_scale(path, table)
-        elif scale not in SCALES:
+        if scale not in ("auto", *SCALES):
             raise ValueError(f"scale={scale!r}: choose 'auto' or one of {', '.join(map(repr, SCALES))}")
+        if is_saved and scale not in ("auto", "bipolar"):
+            raise ValueError(f"{path} is a saved lexicon, which is always bipolar: leave out scale={scale!r}")
+        if scale == "auto":
+            scale = "bipolar" if is_saved else _detect_scale(path, table)
         entries, left_out = _scaled_entries(table, scale)
         if is_saved:
             inflected = {row.word for row in table if row.inflected}

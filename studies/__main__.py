@@ -65,6 +65,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--do_sample", action="store_true", help="score nucleus samples instead of greedy decoding")
     parser.add_argument("--draws", type=int, default=2000, help="draws of the significance tests (default: 2000)")
     parser.add_argument("--part", default="1/1", metavar="K/N", help="only every Nth run, from the Kth on")
+    parser.add_argument("--keep_models", action="store_true", help="keep the weights of every run")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/studies"))
     args, train_arguments = parser.parse_known_args(argv)
     part, _, parts = args.part.partition("/")
@@ -112,7 +113,8 @@ def run(folder: Path, variant: list[str], seed: int, args: argparse.Namespace, t
     more += ["--use_cpu"] if train.parse(train_arguments)[2].use_cpu else []
     evaluate_sevlm.main([str(model), *data_arguments(train_arguments), *more])
     shutil.copy(model / "training_log.json", folder / "training_log.json")
-    shutil.rmtree(model)
+    if not args.keep_models:
+        shutil.rmtree(model)
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -216,6 +216,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, DataArguments]:
     figures = parser.add_subparsers(dest="figure", required=True)
     common, data = (argparse.ArgumentParser(add_help=False) for _ in range(2))
     common.add_argument("--output", type=Path, required=True, help="NAME.png, NAME.svg or NAME.pdf")
+    common.add_argument("--title", help="title of the figure")
     data.add_argument("--split", default="test", help="split to show (default: test)")
     data.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     figures.add_parser("confusion", parents=[common]).add_argument("file", type=Path, help="results.json")
@@ -293,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, data_args = parse(list(sys.argv[1:] if argv is None else argv))
     with errors_as_exit():
         figure = draw(args, data_args)
+    if args.title:
+        figure.suptitle(args.title)
     for path in save_figure(figure, args.output):
         print(path)
 

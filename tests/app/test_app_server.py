@@ -239,3 +239,10 @@ def test_uploads_are_refused_while_the_disk_is_full(address, monkeypatch):
     monkeypatch.setattr(app_page, "MIN_FREE_BYTES", 2**60)
     refused = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"a")})
     assert (refused.status_code, "no room" in refused.text) == (507, True)
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "nan"])
+def test_limits_that_are_not_above_zero_are_refused(limit, capsys):
+    with pytest.raises(SystemExit):
+        app.main(["--model", "no/model", f"--max_megapixels={limit}"])
+    assert "must be above 0" in capsys.readouterr().err

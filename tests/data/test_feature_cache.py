@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -437,3 +438,12 @@ def test_shards_are_bounded_and_reading_one_image_does_not_load_them(processor, 
     for index in (0, 20, 39):
         assert features[index].shape == shape
     assert resident() - before < 16 * 2**20, "80 MB are mapped"
+
+
+def test_a_shard_of_another_cache_is_not_read(frozen, processor, tmp_path, caplog):
+    data = make_images(0, 1)
+    (file,) = shards(fill(tmp_path / "a", frozen, processor, data))
+    other = FeatureCache(tmp_path / "b", "another tower", dtype="float16")
+    shutil.copy(file, other.folder)
+    features = other.fill(data, processor, lambda pixels: frozen.get_image_features(pixels).half(), batch_size=2)
+    assert (features.cache.encoded, features.cache.found) == (2, 0) and "another cache" in caplog.text

@@ -446,3 +446,10 @@ def test_a_frozen_classifier_only_trains_its_last_layer(tmp_path):
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "probe")
     before, after = tower.state_dict(), model.base_model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in after)
+
+
+def test_an_empty_selection_of_paintings_is_refused_and_earlier_results_stay(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(SystemExit, match="no painting is left"):
+        evaluate_sevlm.main(["--human", "--max_paintings", "0", "--output_dir", str(tmp_path)])
+    assert (tmp_path / "results.json").read_text() == "{}"

@@ -573,3 +573,12 @@ def test_truncated_weights_are_an_error_message(explain, checkpoint, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="^error: --model .*torn: "):
         explain(draw(tmp_path, 1), "--model", tmp_path / "torn")
+
+
+def test_overwrite_without_output_and_a_named_pipe_are_refused_before_the_model_is_loaded(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main([str(tmp_path), "--model", "no/model", "--overwrite"])
+    assert "--overwrite needs --output" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(SystemExit, match="a pipe, a socket or a device"):
+        command_line.main([str(tmp_path / "pipe.png"), "--model", "no/model"])

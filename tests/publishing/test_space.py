@@ -41,12 +41,14 @@ def test_a_space_has_a_card_pinned_requirements_and_the_code(tmp_path):
     assert {"torch", "transformers", "pillow"} <= {line.split("==")[0] for line in lines}
 
 
-def test_modules_next_to_the_app_are_published(tmp_path, monkeypatch):
+def test_modules_next_to_the_app_are_published_and_private_files_are_not(tmp_path, monkeypatch):
     checkout = tmp_path / "checkout"
     packages = {"modeling_sevlm/__init__.py", "processing/__init__.py"}
     for name in ("app.py", "app_page.py", "setup.cfg", "LICENSE", "train.py", *packages):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("[options]\ninstall_requires =\n    torch>=2.6\n" if name == "setup.cfg" else "")
+    for private in ("processing/NRC-VAD-Lexicon.txt", "processing/lexicon.tsv", "modeling_sevlm/.env"):
+        (checkout / private).write_text("private")
     monkeypatch.setattr(space, "ROOT", checkout)
     (tmp_path / "space").mkdir()
     space.stage_space(tmp_path / "space", "org/model")

@@ -141,6 +141,22 @@ def test_checkpoints_are_ordered_by_their_steps_and_not_by_the_clock(processor, 
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
 
 
+def test_a_limit_of_one_checkpoint_keeps_the_best_one_only(processor, model, tmp_path):
+    more = {
+        "save_strategy": "steps",
+        "eval_strategy": "steps",
+        "save_steps": 1,
+        "eval_steps": 1,
+        "save_total_limit": 1,
+    }
+    # The highest loss is the first one, so the best checkpoint is not the last.
+    more |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    trainer = make_trainer(model, processor, tmp_path, **more)
+    trainer.train()
+    assert [str(path) for path in checkpoints(tmp_path)] == [trainer.state.best_model_checkpoint]
+    assert checkpoints(tmp_path)[0].name == "checkpoint-1" and trainer.state.global_step > 1
+
+
 @pytest.mark.parametrize("limit", [3_000, 900_000])
 def test_a_full_disk_leaves_the_last_checkpoint_and_a_message(arguments, tmp_path, limit):
     """Simulated by a limit on the size of files, which the weights or the optimizer exceed."""
