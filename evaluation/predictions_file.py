@@ -140,7 +140,7 @@ def _records(path: Path, kind: str) -> list[tuple[str, dict]]:
 def _load(where, text: str):
     def unique(pairs: list[tuple]) -> dict:
         if repeated := _repeated(nfc(name) for name, _ in pairs):  # json silently keeps the last value
-            raise ValueError(f"{where}: named twice in one object: {_first_few(repeated)}. Remove one.")
+            raise ValueError(f"{where}: repeated in one object: {_first_few(repeated)}. Remove one.")
         return dict(pairs)
 
     try:
