@@ -101,7 +101,7 @@ def stage(
         except (ValueError, OSError, TypeError) as error:
             raise PushError(f"Cannot load the processor in {source} without running code: {error}") from error
     if not isinstance(processor, SEVLMProcessor):
-        raise PushError(f"The processor is a {type(processor)}: load it with `processing.SEVLMProcessor`.")
+        raise PushError(f"The processor is a {type(processor).__name__}: load it with `processing.SEVLMProcessor`.")
     processor.save_pretrained(folder, include_vad_lexicon=include_vad_lexicon)
     write_model_card(folder, repository, records=checkpoint)
     check_complete(folder)
