@@ -444,6 +444,7 @@ def test_a_shard_of_another_cache_is_not_read(frozen, processor, tmp_path, caplo
     data = make_images(0, 1)
     (file,) = shards(fill(tmp_path / "a", frozen, processor, data))
     other = FeatureCache(tmp_path / "b", "another tower", dtype="float16")
+    other.folder.mkdir(parents=True)
     shutil.copy(file, other.folder)
     features = other.fill(data, processor, lambda pixels: frozen.get_image_features(pixels).half(), batch_size=2)
     assert (features.cache.encoded, features.cache.found) == (2, 0) and "another cache" in caplog.text
