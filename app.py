@@ -4,9 +4,9 @@
     python app.py --model org/sevlm-artemis --host 0.0.0.0
 
 Requires the extra `app` (`pip install -e '.[app]'`). The file also runs as a Hugging Face Space: `python -m
-modeling_sevlm.push MODEL_FOLDER org/name --space org/space` publishes one. Without `--model`, the environment variable
-SEVLM_MODEL names the model, or the file model.txt next to this one, as in a Space. The page works without a network:
-it loads nothing from other servers and sends nothing to them.
+modeling_sevlm.push MODEL_FOLDER org/name --space org/space` publishes one. Without `--model`, the model is taken from
+the environment variable SEVLM_MODEL, or else from model.txt next to this file (as in a Space). The page works without
+a network: it loads nothing from other servers and sends nothing to them.
 """
 
 import argparse
@@ -122,7 +122,7 @@ class Explainer:
         return answer
 
     def _run_pipeline(self, pixel_values: torch.Tensor, **kwargs) -> tuple[dict, torch.Tensor]:
-        """Returns the pipeline's result and the tokens of its best sentence, which a call does not return."""
+        """Returns the result and the tokens of its best sentence. Calling the pipeline would not return the tokens."""
         _, forward_kwargs, postprocess_kwargs = self.explain._sanitize_parameters(**kwargs)
         outputs = self.explain.forward({"pixel_values": pixel_values}, **forward_kwargs)
         return self.explain.postprocess(outputs, **postprocess_kwargs), outputs["sequences"][0, 0]
@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--model", help="checkpoint folder or name on the Hub (default: $SEVLM_MODEL)")
     add("--revision", help="branch, tag or commit of the model on the Hub")
     add("--device", help="for example cuda:1 or cpu (default: the first GPU, else the CPU)")
-    add("--host", help="address to listen on; 0.0.0.0 accepts others (default: this machine only)")
+    add("--host", help="address to listen on; 0.0.0.0 accepts connections from other machines (default: this machine)")
     add("--port", type=int, help="port (default: the first free one from 7860)")
     add("--num_candidates", type=int, default=8, help="explanations to sample and rank (default: 8)")
     add("--max_megabytes", type=float, default=limits.megabytes, help="largest upload in MB (default: %(default)g)")

@@ -1,5 +1,5 @@
-"""`generate`: images per second against the recompute yardstick, and a decoding step against its lower bound.
-`peers`: the same work by BLIP-base and GIT-base of transformers, with random weights."""
+"""`generate`: speed compared with `recompute.py`, which decodes without a cache; step time with its lower bound.
+`peers`: the same task with transformers' BLIP-base and GIT-base, randomly initialised."""
 
 from functools import partial
 
@@ -71,7 +71,7 @@ def run_peers(args) -> dict:
 
 
 def make_peer(name: str, size: str):
-    """A model with random weights and without an end token, so that all models generate equally much."""
+    """A model with random weights and without an end token, so that all models generate the same number of tokens."""
     text, vision = (TINY_TEXT, TINY_VISION) if size == "tiny" else ({}, {})
     if name == "GIT-base":
         model = GitForCausalLM(GitConfig(vision_config=vision, **text))
@@ -90,8 +90,8 @@ def image_features(model, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def measure_steps(inputs: Inputs, models: dict, args) -> dict:
-    """A decoding step of each model, (time of all tokens - time of one) / tokens between, against the time of reading
-    its weights."""
+    """Compares each model's time per decoding step, (time for N tokens - time for 1) / (N - 1), with the time needed
+    to read its weights."""
     many, variants, rows = inputs.size.new_tokens, {}, []
     for batch_size in (1, 8):
         pixel_values = inputs.pixel_values(batch_size).to(args.device)
@@ -116,7 +116,7 @@ def measure_steps(inputs: Inputs, models: dict, args) -> dict:
 @torch.no_grad()
 def compare_tokens(inputs: Inputs, yardstick: Recompute, models: dict, pixel_values) -> dict[str, float]:
     """Shares of tokens that equal the yardstick's, after the plain prompt and after a label, where VAD is fused.
-    Raises an AssertionError if float32 tokens differ, and not because two words were equally likely."""
+    Raises an AssertionError if float32 tokens differ, unless the two candidates' logits are almost equal."""
     checks, new_tokens = {}, inputs.size.new_tokens
     asked = inputs.processor(emotions=[inputs.processor.emotions[0]] * len(pixel_values), return_tensors="pt")
     prompts = {"free": {}, "after a label": {"input_ids": asked["input_ids"].to(pixel_values.device)}}
@@ -134,5 +134,5 @@ def compare_tokens(inputs: Inputs, yardstick: Recompute, models: dict, pixel_val
                 both = torch.stack([expected[rows, first], tokens[rows, first]], dim=1)
                 gap = logits.gather(1, both).diff(dim=1).abs().max().item()
                 if gap > 1e-3:
-                    raise AssertionError(f"Cached tokens are not the yardstick's ({text}): logits {gap:.3g} apart.")
+                    raise AssertionError(f"Other tokens than recomputing ({text}): their logits differ by {gap:.3g}.")
     return checks

@@ -68,7 +68,7 @@ def read_predictions(path: str | Path, paintings: Sequence[str], labels: Sequenc
             if prediction["emotion"] is None and (emotion or "").strip():
                 unknown.append(emotion)
         if annotation not in (None, ""):
-            # Written by `evaluate_sevlm.py --human`: the position of the annotation that is the prediction.
+            # From `evaluate_sevlm.py --human`: the index of the human annotation that is used as the prediction.
             if not str(annotation).isdecimal():
                 raise ValueError(f"{path}, {painting}: annotation is {annotation!r:.60}, not a position from 0.")
             prediction["annotation"] = int(annotation)

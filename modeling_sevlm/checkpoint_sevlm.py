@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The base class of SEVLM: loads safetensors only, saves no local paths or restricted lexicons, and pushes."""
+"""SEVLM's base class. Loads only safetensors, saves neither local paths nor restricted lexicons, pushes to the Hub."""
 
 import copy
 import math
@@ -107,14 +107,14 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         # Checks the files that transformers is about to read: an index or the config may name pickles.
         for file in checkpoint_files or ():
             if not os.fspath(file).endswith(".safetensors"):
-                raise PickledWeightsError(model.config.name_or_path, f"it names {os.path.basename(file)}")
+                raise PickledWeightsError(model.config.name_or_path, f"it refers to {os.path.basename(file)}")
         info, *rest = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         missing = sorted(name for name in info.missing_and_mismatched() if name.startswith(LEXICON_TABLE))
         if missing and model.vad_lookup.has_table:
             # The library leaves missing buffers uninitialised.
             known = model.config.vad_lexicon
             model.vad_lookup, model.config.vad_lexicon = VADLookup(), known | {"table": None}
-            logger.warning(f"The weights lack {', '.join(missing)} of the lexicon {known.get('name')!r}: {RESTORE}")
+            logger.warning(f"Missing: {', '.join(missing)} (part of the lexicon {known.get('name')!r}): {RESTORE}")
         return info, *rest
 
     @classmethod
@@ -125,7 +125,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         initialised randomly, including cross-attention and the embeddings of added tokens.
 
         Args:
-            vision_name_or_path: for example `"openai/clip-vit-base-patch16"`; of a two-tower model the vision half.
+            vision_name_or_path: for example `"openai/clip-vit-base-patch16"`; two-tower models: the vision half.
             text_name_or_path: a GPT-2, for example `"distilgpt2"`.
             processor: the `SEVLMProcessor` whose tokenizer extends that GPT-2's vocabulary.
             text_config: fields of the decoder's configuration to change, for example dropout.
@@ -168,8 +168,8 @@ class SEVLMPreTrainedModel(PreTrainedModel):
     def set_vad_lexicon(self, lexicon, tokenizer=None):
         """Compiles `lexicon` (a `VADLexicon`) for the model's `tokenizer` and stores the table with the weights.
 
-        If the model was trained with another lexicon, this warns and keeps that record under "trained_with" in
-        `config.vad_lexicon`. `None` removes table and record: do so before you train with another lexicon.
+        If the model was trained with another lexicon, this warns and keeps the old lexicon's metadata under
+        "trained_with" in `config.vad_lexicon`. `None` removes table and metadata: for training with another lexicon.
 
         Raises:
             ValueError: if the tokenizer is missing or cannot be the model's.
@@ -200,7 +200,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         folders that stay on your machine."""
         own, known, has_table = self.config, self.config.vad_lexicon or {}, self.vad_lookup.has_table
         saved = copy.deepcopy(own)
-        # The library registers only the auto class that the code file names.
+        # `register_for_auto_class` adds only one auto class to `auto_map`; `AutoModel` is added here.
         auto_map = {"AutoModel": "modeling_sevlm.SEVLMForConditionalGeneration"}
         saved.auto_map = (getattr(own, "auto_map", None) or {}) | auto_map
         saved.custom_pipelines = CUSTOM_PIPELINES
@@ -229,8 +229,8 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         """Pushes config, weights, generation config, code and a model card. `include_vad_lexicon` is as in
         [`save_pretrained`]. Push processor and tokenizer with `processor.push_to_hub`.
 
-        A published card that describes these weights and this lexicon, or that somebody else wrote, stays. Otherwise
-        this project writes a new one; where it is not installed, the card of the loaded checkpoint is renamed."""
+        Keeps the published card if it describes these weights and this lexicon, or if this project did not write it.
+        Otherwise writes a new one, or without this project installed, reuses the loaded card with the new name."""
         # The library calls `save_pretrained` without our argument.
         save = partial(self.save_pretrained, include_vad_lexicon=include_vad_lexicon)
         self.save_pretrained = save  # type: ignore[method-assign]
@@ -240,7 +240,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
             del self.save_pretrained
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        # Every push calls this. transformers has put the card of `main`, or a draft, into the folder.
+        # Every push calls this. By now transformers has written a card to the folder: that of `main`, or a draft.
         card, facts, revision = Path(working_dir, CARD_FILE), card_facts(working_dir), kwargs.get("revision")
         published = published_card(repo_id, revision, kwargs.get("token"))
         stated = read_facts(published)
@@ -265,7 +265,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
     def _new_card(self, folder: str, repo_id: str, facts: dict) -> str | None:
         source = self._source(facts)
         try:
-            # A model loaded from the Hub runs without the package, which has the template.
+            # The template is in the package, which may not be installed if the model was loaded from the Hub.
             from modeling_sevlm.model_card import render_model_card
         except ImportError:
             is_ours = source is not None and read_facts(source / CARD_FILE) == facts
@@ -273,7 +273,7 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         return str(render_model_card(folder, repo_id, records=source))
 
     def _source(self, facts: dict) -> Path | None:
-        """Returns the folder with card or records that the weights were loaded from; `None` if they have changed."""
+        """Returns the folder (card, records) that the weights were loaded from; `None` if they have changed since."""
         name = self.config._name_or_path
         try:
             if os.path.isdir(name):

@@ -26,7 +26,7 @@ class VADLookup(nn.Module):
     """Maps token ids to VAD with a trie whose edges are pieces of words. Without a table every token is neutral.
 
     Args:
-        table: sizes of the table that `load_state_dict` will fill, as `sizes` returns them; or `None`.
+        table: buffer sizes, as the property `sizes` has them, for `load_state_dict` to fill; `None`: no table.
     """
 
     # Distributed training broadcasts buffers, and gloo has no int16. So the table is int32.
@@ -92,7 +92,7 @@ class VADLookup(nn.Module):
         starts = in_word & (self.token_starts_word[ids] | ~follows_word)
         pieces = torch.where(pieces >= 0, pieces, NO_PIECE)
 
-        # All words advance together: round d finds the state of every word's d-th token from that of its (d-1)-th.
+        # All words in parallel: round d computes the trie state of each word's d-th token from that of the one before.
         states = torch.where(starts, self._follow(pieces), -1)
         # Most words are short, so the loop can stop early. On a GPU, the check would wait for the device.
         may_stop_early = states.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -115,8 +115,8 @@ class VADLookup(nn.Module):
 class SEVLMEmotionEncoder(nn.Module):
     """The transformer encoder of Eq. 2 over rows of VAD: width 3, one head, learned positions.
 
-    The authors' encoder is bidirectional. By default this one has the same weights and a causal mask: training does
-    not see later words, and cached generation equals recomputing.
+    The authors' encoder is bidirectional. By default this one has the same parameters but a causal mask. Training
+    then does not see later words, and cached generation gives the same result as recomputing.
     """
 
     def __init__(self, config: SEVLMConfig):

@@ -51,7 +51,7 @@ class SEVLMTrainingArguments(TokenSafeTrainingArguments):
     """`TrainingArguments` with the paper's recipe (Sec. 5.1 and the authors' code) as defaults."""
 
     output_dir: str | None = field(default="outputs/sevlm", metadata={"help": "Folder of checkpoints and results."})
-    learning_rate: float = field(default=2e-5, metadata={"help": "Rate of all but emotion encoder and VAD fusion."})
+    learning_rate: float = field(default=2e-5, metadata={"help": "For all except the emotion encoder and VAD fusion."})
     vad_learning_rate: float = field(default=4e-5, metadata={"help": "Rate of emotion encoder and VAD fusion."})
     weight_decay: float = 0.0
     num_train_epochs: float = 35
@@ -68,7 +68,7 @@ class SEVLMTrainingArguments(TokenSafeTrainingArguments):
     generation_samples: int = field(default=500, metadata={"help": "Paintings to explain at evaluation; 0: none."})
     sheet_paintings: int = field(default=6, metadata={"help": "Paintings on each evaluation's sheet; 0: none."})
     logging_steps: float = 50
-    logging_nan_inf_filter: bool = False  # would hide NaN losses, at which this trainer stops
+    logging_nan_inf_filter: bool = False  # True would hide NaN losses; this trainer must stop at them
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     restore_callback_states_from_checkpoint: bool = True  # the counter of early stopping
     remove_unused_columns: bool | None = False  # the collator needs every column
@@ -177,7 +177,7 @@ class SEVLMTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs, counts = model(**inputs, skip_logits=True), self._count_items(inputs)
-        # Gradients are averaged over the processes, but `num_items_in_batch` is their sum.
+        # DDP averages gradients over the processes, but `num_items_in_batch` is summed over them.
         shares = counts * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
         loss = sum(
             getattr(self.model.config, f"{name}_weight") * share * outputs[name]
@@ -292,7 +292,7 @@ class SEVLMTrainer(Trainer):
 
     @contextlib.contextmanager
     def _saving(self, target: Path) -> Iterator[None]:
-        """Reports a full disk. The block must not wait for other processes, whose end raises `RuntimeError` too."""
+        """Reports errors as a full disk, so never wait for other processes inside: the wait raises if one dies."""
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors raise the latter two
@@ -300,8 +300,8 @@ class SEVLMTrainer(Trainer):
             if self.args.should_save:
                 training_folder.clear_staging(folder)
             raise training_folder.SavingError(
-                f"{target} could not be saved: {error}. {training_folder.free_space(folder)} free there. Free more, "
-                f"and continue with --resume_from_checkpoint true: {training_folder.last_checkpoint(folder)}."
+                f"{target} could not be saved: {error}. {training_folder.free_space(folder)} are free there. Free up "
+                f"space, then continue with --resume_from_checkpoint true: {training_folder.last_checkpoint(folder)}."
             ) from error
 
     def create_model_card(self, *args, **kwargs) -> None:
@@ -350,7 +350,7 @@ def loss_sums(outputs, counts: torch.Tensor) -> torch.Tensor:
 
 
 def check_push(args: SEVLMTrainingArguments, processor) -> None:
-    """Raises `ValueError` if a push would publish no processor, pickles, or a private model in a public repository."""
+    """Raises `ValueError` if a push would omit the processor, add pickles or put a private model in a public repo."""
     check_token(args.hub_token)
     if not isinstance(processor, SEVLMProcessor):
         raise ValueError("push_to_hub needs the processor: pass a `SEVLMProcessor` as `processing_class`.")

@@ -9,7 +9,7 @@ images are WikiArt's. This package contains neither.
 
 Rows are sorted by `painting`, annotations are in file order. Columns:
     image: `datasets.Image`, the path of a file (or the bytes from a `dataset`), decoded when the row is read;
-    painting: "<art_style>/<painting>", named as in the CSV (v2: in NFD, as ArtEmis v2 does);
+    painting: "<art_style>/<painting>", named as in the CSV (v2: normalised to NFD, as in ArtEmis v2's code);
     emotions: a `ClassLabel` per annotation;
     explanations: a text per annotation, aligned with `emotions`;
     emotion_histogram: annotations per label, counted before the filters on utterance length.
@@ -72,8 +72,8 @@ def load_artemis(
         version: "v1", or "v2" for the "combined" set of ArtEmis v2 (see `select_v2`).
         dataset: data with images, instead of `annotations` and `images`: a name on the Hub, a local folder (also from
             `save_to_disk`) or a loaded dataset. One row per annotation, or one row per painting with lists of emotions
-            and explanations; labels are text or `ClassLabel`. Several splits are kept, a single one is split by
-            ArtEmis' rule (or its column split).
+            and explanations; labels are text or `ClassLabel`. If there are several splits, they are kept. A
+            single one is divided by its column `split`, or else by ArtEmis' rule.
         emotions: labels in the order of their ids. Case and surrounding spaces are ignored.
         drop_unknown_emotions: leave out annotations with other labels instead of raising.
         on_bad_row: "raise", or "skip" annotations without utterance, painting or a valid repetition.
@@ -81,16 +81,16 @@ def load_artemis(
         verify_images: decode every image once to find damaged ones. Missing files are always found.
         with_images: `False` leaves out the column `image`; `images` is not needed then.
         min_repetition: leave out paintings with fewer annotations, after drawing the splits.
-        max_repetition: paintings with more annotations form the split "rest" and are not drawn (ArtEmis: 40). None: no
-            such split. No effect on data with given splits.
+        max_repetition: paintings with more annotations go to the split "rest" instead of train, validation or test
+            (ArtEmis: 40). None: no such split. No effect on data with given splits.
         min_tokens: leave out utterances with fewer tokens (ArtEmis' preprocessing: 5).
         max_length_percentile: leave out utterances with more tokens than this percentile, 0 to 100, of the train split
             (ArtEmis: 95). A token is a run of letters and digits: "don't" has two, as in ArtEmis' own count.
         image_column, painting_column, emotion_column, explanation_column: columns of `dataset`. A column art_style is
-            put before the painting. Defaults of the last two: emotion(s); utterance or explanation(s).
+            prepended to the painting. Defaults: emotion or emotions; utterance, explanation or explanations.
 
     Returns:
-        Those of the splits train, validation, test and rest that have rows.
+        A `DatasetDict` with the splits train, validation, test and rest; empty splits are omitted.
 
     Raises:
         ValueError: wrong arguments or annotations. The message names the file, the line where an annotation starts
@@ -310,8 +310,8 @@ def _without_bad_images(
         counts = f"{len(bad)} of {len(paintings)} images are missing ({absent}) or damaged ({len(bad) - absent})"
         if on_bad_image == "raise" or len(bad) == len(paintings):
             raise (FileNotFoundError if absent == len(bad) else OSError)(
-                f"{counts}: {shown}. Check the folder `images` (command line: --images), replace the files, or skip "
-                'them with on_bad_image="skip" (command line: --on_bad_image skip) if others are good.'
+                f"{counts}: {shown}. Check the folder `images` (command line: --images), replace the files, or pass "
+                'on_bad_image="skip" (command line: --on_bad_image skip) to leave these paintings out.'
             )
         logger.warning("Skipped paintings: %s: %s.", counts, shown)
     return paintings.drop(index=list(bad))

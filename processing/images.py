@@ -208,7 +208,7 @@ def _from_array(source: Any) -> Image.Image:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if not values.size or (values.ndim != 2 and (values.ndim != 3 or values.shape[2] not in (3, 4))):
-        raise ValueError(f"an array of the shape {shape}; an image has (H, W), (H, W, 3) or (3, H, W)")
+        raise ValueError(f"an array of shape {shape}; an image has shape (H, W), (H, W, 3) or (3, H, W)")
     return Image.fromarray(np.ascontiguousarray(_to_uint8(values)))
 
 
@@ -264,7 +264,7 @@ async def _fetch(url: str, timeout: float, max_megabytes: float) -> tuple[bytes,
         # Some museums' servers refuse httpx's default user agent.
         headers={"User-Agent": "SEVLM", "Accept-Encoding": "identity"},
         timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
-        verify=ssl.create_default_context(),  # the system's certificates, as other programs use
+        verify=ssl.create_default_context(),  # the system's certificates, like other programs
         limits=httpx.Limits(max_keepalive_connections=0),
         follow_redirects=True,
         event_hooks={"response": [_check_redirect]},

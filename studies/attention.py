@@ -1,11 +1,11 @@
-"""Measures whether attention maps find the motif of the embedded images, whose place is known.
+"""Measures whether attention maps highlight the motif in the project's images, where its position is known.
 
     python -m studies.attention outputs/demo [--minimum 2]
 
 The model explains held-out images. For every word that correctly names the motif ("balloons", "peak"),
 the map's mass inside the motif's box is divided by the box's share of the image: a map without information gives 1.
 The table has means over images, inside the motif and inside `cause_box`, which includes the brushwork around it.
-With `--minimum` the command fails if the default map (contributions, mean over layers) has less inside the motif.
+Exits with an error if the default map (contributions, mean over layers) has less than `--minimum` in the motif.
 """
 
 import argparse
@@ -42,8 +42,8 @@ NOUNS = {
 
 
 def mass_inside(maps: np.ndarray, box: Box) -> np.ndarray:
-    """`(words, rows, columns)` distributions -> `(words,)`, the mass inside a box in fractions of the image. A patch
-    that is partly inside counts in part."""
+    """`(words, rows, columns)` distributions -> `(words,)`, the share of each map's mass that is inside `box`
+    (coordinates as fractions of the image size). A patch that is partly inside counts in part."""
     inside = []
     for low, high, cells in ((box[1], box[3], maps.shape[1]), (box[0], box[2], maps.shape[2])):
         edges = np.arange(cells + 1) / cells
@@ -56,8 +56,8 @@ def area(box: Box) -> float:
 
 
 def measure_maps(model, processor, dataset: Dataset) -> dict:
-    """Returns `pictures`, the number of images of the embedded data with words that name their motif; `words`, the
-    number of these words; `ratios`, `{(measure, layer): (motif, cause)}`, means over these images."""
+    """Returns `pictures`, the number of images whose explanation names their motif; `words`, the number of such
+    words; `ratios`, `{(measure, layer): (motif, cause)}`, means over these images."""
     layers = [*range(model.config.text_config.n_layer), "mean", "rollout"]
     ratios = {(measure, layer): [] for measure in ("contribution", "attention") for layer in layers}
     words_found = 0
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("model", help="checkpoint trained on the embedded data")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test", "held-out"])
     parser.add_argument("--num_paintings", type=int, default=720, help="as in training (default: 720)")
-    parser.add_argument("--minimum", type=float, help="fail below this ratio inside the motif")
+    parser.add_argument("--minimum", type=float, help="lowest accepted ratio inside the motif (default: no check)")
     args = parser.parse_args(argv)
     with errors_as_exit():
         model = SEVLMForConditionalGeneration.from_pretrained(args.model).eval()

@@ -100,7 +100,7 @@ def test_weights_without_the_promised_lexicon_load_without_a_lexicon(
     model = SEVLMForConditionalGeneration.from_pretrained(tmp_path)
     assert not model.vad_lookup.has_table and model.config.vad_lexicon["table"] is None
     assert not model.vad_lookup(torch.arange(40)[None]).any()
-    assert f"lack {', '.join(sorted(lost))} of the lexicon 'test words'" in caplog.text
+    assert f"Missing: {', '.join(sorted(lost))} (part of the lexicon 'test words')" in caplog.text
     model.save_pretrained(tmp_path / "again")
     SEVLMForConditionalGeneration.from_pretrained(tmp_path / "again")
     model.set_vad_lexicon(processor.vad_lexicon, processor.tokenizer)

@@ -1,5 +1,5 @@
-"""Killed runs, full disks, clocks that jump, losses that are NaN: files are complete, and resuming ends with the same
-bits. tests/torture/crash.py tries many more moments."""
+"""After a kill, a full disk, a clock change or a NaN loss, files are complete, and a resumed run gives bit-identical
+weights. tests/torture/crash.py tries many more moments."""
 
 import itertools
 import multiprocessing
@@ -149,7 +149,7 @@ def test_a_limit_of_one_checkpoint_keeps_the_best_one_only(processor, model, tmp
         "eval_steps": 1,
         "save_total_limit": 1,
     }
-    # The highest loss is the first one, so the best checkpoint is not the last.
+    # The highest loss counts as best. That is the first one, so the best checkpoint is not the last.
     more |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
     trainer = make_trainer(model, processor, tmp_path, **more)
     trainer.train()
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_message(arguments, tmp_pat
             train.main([*argv, *RESUME])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    parts = [f"{tmp_path / 'checkpoint-4'} could not be saved", "free there", "--resume_from_checkpoint true"]
+    parts = [f"{tmp_path / 'checkpoint-4'} could not be saved", "are free there", "--resume_from_checkpoint true"]
     assert all(part in str(stop.value) for part in [*parts, f"the last checkpoint is {tmp_path / 'checkpoint-2'}"])
     assert [path.read_bytes() for path in complete] == before
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"] and left_over(tmp_path) == []
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_message(arguments, tmp_pat
 
 @pytest.fixture
 def read_only(tmp_path):
-    """A folder that nobody can write: a read-only mount for root, permissions for other users."""
+    """A folder that the test cannot write to: for root a read-only mount, for others missing permissions."""
     folder = tmp_path / "read only"
     folder.mkdir(mode=0o555)
     if os.geteuid() != 0:
