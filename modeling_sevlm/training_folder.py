@@ -18,7 +18,9 @@ STAGING = "saving"
 STATE_FILE = "trainer_state.json"
 # Files for a bit-identical resume. Weights may be sharded, and each process has its own random state. FSDP shards the
 # optimizer; DeepSpeed keeps optimizer and scheduler in a folder global_step*.
-NEEDED = {name: (name,) for name in ("config.json", "model*.safetensors", STATE_FILE, "rng_state*.pth")}
+NEEDED: dict[str, tuple[str, ...]] = {
+    name: (name,) for name in ("config.json", "model*.safetensors", STATE_FILE, "rng_state*.pth")
+}
 NEEDED |= {"optimizer.pt": ("optimizer*", "global_step*"), "scheduler.pt": ("scheduler.pt", "global_step*")}
 
 
