@@ -71,7 +71,7 @@ def open_part_file(path: Path, settings: dict, overwrite: bool = False) -> Itera
             if not overwrite:
                 raise SystemExit(f"error: {path} is damaged. Start again with --overwrite.") from None
             header = {"settings": None}
-        before = header["settings"]
+        before = header["settings"] if header.get("sevlm_explanations") == 3 else None
         # --overwrite continues only a run that was started with --overwrite.
         if before == settings and (header["overwrite"] or not overwrite):
             file.truncate(sum(len(line) + 1 for line in lines))

@@ -204,10 +204,10 @@ def test_a_folder_with_odd_names_and_special_files_is_explained_and_resumed(chec
 
 
 @pytest.mark.parametrize("what", ["pipe.png", "zero.png"])
-def test_a_special_file_is_named_if_it_is_the_only_image(checkpoint, tmp_path, capsys, what):
+def test_a_named_special_file_is_refused(checkpoint, tmp_path, what):
     folder = odd_folder(tmp_path / "odd", [])
-    assert command_line.main([str(folder / what), "--model", checkpoint, "--device", "cpu"]) == 1
-    assert f"{what}: not a file but a pipe, a socket or a device" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=f"{what}: a pipe, a socket or a device, not a file"):
+        command_line.main([str(folder / what), "--model", checkpoint, "--device", "cpu"])
 
 
 def test_an_image_that_changes_during_reading_is_left_out(checkpoint, tmp_path, monkeypatch, capsys):

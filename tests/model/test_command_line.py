@@ -285,17 +285,32 @@ def test_a_continued_run_finds_changed_new_and_broken_pictures(run, interrupt, t
     assert "0000.png" not in files and {"0000 new.png", "0001.jpg", "0002.png"} <= {*files}
 
 
-@pytest.mark.parametrize("more", [[], ["--overwrite"]])
-@pytest.mark.parametrize("content", ["half a download\n", '{"sevlm_explanations": 2, "settings": {}}\n'])
-def test_a_file_of_another_program_or_version_is_not_overwritten(run, monkeypatch, content, more):
+OLD_VERSION = '{"sevlm_explanations": 2, "settings": {}}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "remedy"),
+    [
+        ("half a download\n", [], "Move it away"),
+        ("half a download\n", ["--overwrite"], "Move it away"),
+        (OLD_VERSION, [], "--overwrite"),
+    ],
+)
+def test_a_file_of_another_program_or_version_is_not_overwritten(run, monkeypatch, content, more, remedy):
     run.output.parent.mkdir()
     run.part.write_text(content)
     monkeypatch.setattr(command_line, "load_pipeline", None)
-    with pytest.raises(SystemExit, match="not a file of this program"):
+    with pytest.raises(SystemExit, match=f"not an unfinished run of this version.*{remedy}"):
         run(*more)
-    with pytest.raises(SystemExit, match="not a file of this program"):  # it may appear while the model is loaded
+    with pytest.raises(SystemExit, match="not an unfinished run"):  # it may appear while the model is loaded
         explanation_table.open_part_file(run.part, {}, bool(more)).__enter__()
     assert run.part.read_text() == content and not run.output.exists()
+
+
+def test_overwrite_discards_the_unfinished_run_of_an_old_version(tmp_path):
+    (tmp_path / "a.part").write_text(OLD_VERSION)
+    with explanation_table.open_part_file(tmp_path / "a.part", {}, overwrite=True) as (_, rows):
+        assert rows == {} and (tmp_path / "a.part").read_text().startswith('{"sevlm_explanations": 3, ')
 
 
 def test_a_damaged_part_file_is_refused(run, interrupt):
