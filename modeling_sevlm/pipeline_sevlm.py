@@ -107,7 +107,7 @@ class SEVLMPipeline(Pipeline):
         emotion, num_candidates = forward.get("emotion"), forward.get("num_candidates", 1)
         if emotion is not None and emotion not in self.model.config.emotions:
             raise ValueError(f"Unknown emotion {emotion!r}. Use one of {', '.join(self.model.config.emotions)}.")
-        if not isinstance(num_candidates, Integral) or int(num_candidates) < 1:
+        if not isinstance(num_candidates, Integral) or isinstance(num_candidates, bool) or int(num_candidates) < 1:
             raise ValueError(f"num_candidates must be a whole number from 1, not {num_candidates!r}.")
         if int(num_candidates) > 1 and self.model.contrastive_head is None:
             raise ValueError("This model has no contrastive head to rank candidates with: omit num_candidates.")
@@ -171,7 +171,7 @@ class SEVLMPipeline(Pipeline):
         features = model.get_image_features(model_inputs["pixel_values"])
         emotions = None if emotion is None else [emotion] * len(features)
         sequences, scores = generate_ranked(
-            model, self.processor, features, emotions=emotions, num_candidates=num_candidates, **generation
+            model, self.processor, features, emotions=emotions, num_candidates=int(num_candidates), **generation
         )
         if scores is None and model.contrastive_head is not None:
             scores = model.alignment_score(sequences[:, 0], image_features=features).unsqueeze(1)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ class SEVLMTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """Raises `ValueError` if the checkpoint has no safetensors or has a file that could execute code."""
         folder = resume_from_checkpoint
-        if isinstance(folder, str) and not any(Path(folder).glob("*.safetensors")):
+        if isinstance(folder, str | os.PathLike) and not any(Path(folder).glob("*.safetensors")):
             raise ValueError(f"{folder} has no weights in safetensors; training cannot resume from it.")
         if self.args.should_save:
             training_folder.clear_staging(self.args.output_dir)

@@ -117,10 +117,11 @@ def publish_checkpoint(staged: Path, final: Path) -> None:
 def publish_model(staged: Path, folder: Path) -> None:
     """Moves the files of a complete model into `folder`. Old weights go first and new weights come last: weights are
     never next to another model's configuration."""
+    weights = "model*.safetensors*"
     _sync(*staged.iterdir(), staged)
-    for old in folder.glob("model*.safetensors*"):
+    for old in folder.glob(weights) if any(staged.glob(weights)) else ():
         old.unlink()
-    for file in sorted(staged.iterdir(), key=lambda file: file.match("model*.safetensors*")):
+    for file in sorted(staged.iterdir(), key=lambda file: file.match(weights)):
         os.replace(file, folder / file.name)
     _sync(folder)
     clear_staging(folder)

@@ -261,7 +261,7 @@ def _in_event_loop() -> bool:
 
 async def _fetch(url: str, timeout: float, max_megabytes: float) -> tuple[bytes, str]:
     client = httpx.AsyncClient(
-        # Some museums' servers refuse httpx's default user agent.
+        # Servers may refuse clients that do not say who they are.
         headers={"User-Agent": "SEVLM", "Accept-Encoding": "identity"},
         timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
         verify=ssl.create_default_context(),  # the system's certificates, like other programs

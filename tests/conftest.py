@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+from modeling_sevlm import explain as command_line  # noqa: E402
 from tests.helpers.hub_fixtures import hub  # noqa: E402, F401
 from tests.helpers.tiny import tiny_model, tiny_processor  # noqa: E402
 
@@ -39,3 +40,10 @@ def checkpoint(tmp_path_factory):
     tiny_model(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def explain(checkpoint):
+    """Runs the command with a model that generates two tokens."""
+    options = ["--model", checkpoint, "--device", "cpu", "--max_new_tokens", "2"]
+    return lambda *arguments: command_line.main([*options, *map(str, arguments)])

@@ -1,5 +1,7 @@
 """Images of every mode, and the pixel values that the processor must compute from them."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -28,3 +30,21 @@ def expected_pixels(image: Image.Image, statistics: str = "clip", size: int = IM
     rgb.paste(opaque.convert("RGB"), mask=opaque.getchannel("A"))
     squashed = np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64) / 255
     return ((squashed - mean) / std).transpose(2, 0, 1)
+
+
+def draw(folder: Path, pictures: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(pictures):
+        noise = np.random.default_rng(i).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{i:04}.png")
+    return folder
+
+
+CORRUPT = {"truncated.jpg": "truncated", "empty.png": "the file is empty", "text.webp": "not an image"}
+
+
+def corrupt(folder: Path) -> None:
+    Image.new("RGB", (300, 300), "red").save(folder / "truncated.jpg")
+    (folder / "truncated.jpg").write_bytes((folder / "truncated.jpg").read_bytes()[:800])
+    (folder / "empty.png").touch()
+    (folder / "text.webp").write_text("a painting")

@@ -208,6 +208,7 @@ def test_generation_arguments_of_a_call_are_merged_with_those_of_the_pipeline(pr
         ({"max_new_token": 4}, "Unknown arguments.*max_new_token"),
         ({"num_return_sequences": 4}, "num_candidates"),
         ({"num_candidates": 0}, "from 1"),
+        ({"num_candidates": True}, "from 1"),
         ({"num_candidates": 2.0}, "from 1"),
         ({"guidance_scale": 1.5}, "without the image.*guidance_scale.*omit it"),
         ({"generation_config": GenerationConfig(guidance_scale=1.5)}, "guidance_scale"),

@@ -141,6 +141,15 @@ def test_checkpoints_are_ordered_by_their_steps_and_not_by_the_clock(processor, 
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
 
 
+def test_a_save_without_weights_keeps_the_weights_that_are_there(tmp_path):
+    staged = tmp_path / "saving" / "model"
+    staged.mkdir(parents=True)
+    (staged / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("weights")
+    training_folder.publish_model(staged, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
 def test_a_limit_of_one_checkpoint_keeps_the_best_one_only(processor, model, tmp_path):
     more = {
         "save_strategy": "steps",
