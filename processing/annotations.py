@@ -9,17 +9,21 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, Image, LargeList, List, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, load_dataset, load_from_disk
 
 from .csv_files import csv_rows, shown
+from .text_cleaning import clean_texts
 
 
 NEEDED = ["art_style", "painting", "emotion", "utterance"]
 OPTIONAL = ["repetition", "split", "version", "anchor_painting"]
+CLEANED_COLUMN = "utterance_spelled"  # of the file that ArtEmis' preprocessing writes
+Table: TypeAlias = Dataset | pd.DataFrame | list[dict]
 Annotations = str | os.PathLike | Sequence[str | os.PathLike]
 
 
@@ -35,8 +39,25 @@ class Source:
         return f"{self.name}, row {row + 1}" if self.lines is None else f"{self.name}, line {self.lines[row]}"
 
 
-def read_annotations(annotations: Annotations, version: str) -> tuple[pd.DataFrame, list[Source]]:
+def is_cleaned(text_column: str | None, clean_text: bool) -> bool:
+    """Tells whether utterances are, or will be, cleaned as ArtEmis does.
+
+    Raises:
+        ValueError: a column of cleaned text shall be cleaned.
+    """
+    if clean_text and text_column == CLEANED_COLUMN:
+        raise ValueError(f"The column {CLEANED_COLUMN} is cleaned already: leave out --clean_text or --text_column.")
+    return clean_text or text_column == CLEANED_COLUMN
+
+
+def read_annotations(
+    annotations: Annotations, version: str, text_column: str | None = None, clean_text: bool = False
+) -> tuple[pd.DataFrame, list[Source]]:
     """Reads one CSV file for "v1". For "v2", reads a pair of files, or one file with a column `version`.
+
+    Args:
+        text_column: column to read in place of `utterance`.
+        clean_text: clean the utterances (see `text_cleaning`).
 
     Raises:
         ValueError, FileNotFoundError: the message names the file, the line and the remedy.
@@ -44,35 +65,41 @@ def read_annotations(annotations: Annotations, version: str) -> tuple[pd.DataFra
     files = [annotations] if isinstance(annotations, str | os.PathLike) else list(annotations)
     if not 1 <= len(files) <= (2 if version == "v2" else 1):
         raise ValueError(f"`annotations` has {len(files)} files. Give one, or for v2 (Contrastive.csv, v1 CSV).")
-    tables = [_read_csv(os.fspath(file)) for file in files]
+    tables = [_read_csv(os.fspath(file), text_column) for file in files]
     parts, sources = [part for part, _ in tables], [source for _, source in tables]
     if version == "v2":
         _add_versions(parts, sources)
-    return _join(parts, sources), sources
+    return _join(parts, sources, clean_text), sources
 
 
 def read_dataset(
-    dataset: str | os.PathLike | Dataset | DatasetDict,
-    image_column: str,
+    dataset: str | os.PathLike | Table | dict[str, Table],
+    image_column: str | None,
     painting_column: str,
     emotion_column: str | None,
     explanation_column: str | None,
+    clean_text: bool = False,
 ) -> tuple[pd.DataFrame, list[Source], list[Dataset]]:
     """Reads a dataset whose rows hold an image and one annotation, or lists of annotations.
 
-    Returns the annotations, their sources, and one dataset per source whose column `image` holds the undecoded images.
+    Returns the annotations, their sources, and one dataset per source whose column `image` holds the undecoded images
+    (none without `image_column`). Raises `ValueError` for data of another kind, such as a stream.
     """
     if isinstance(dataset, str | os.PathLike):
         folder = os.fspath(dataset)
         saved = any(os.path.isfile(os.path.join(folder, name)) for name in ("dataset_dict.json", "state.json"))
         dataset = load_from_disk(folder) if saved else load_dataset(folder)
-    splits = {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
+    splits = dataset if isinstance(dataset, dict) else {"train": dataset}
+    if not splits:
+        raise ValueError("`dataset` is an empty dictionary. Give at least one split.")
     parts, sources, images = [], [], []
-    for split, data in splits.items():
-        data, source = data.with_format(None), Source(f"dataset split {split!r}")
+    for split, table in splits.items():
+        source = Source(f"dataset split {split!r}")
+        data = _as_dataset(table, source).with_format(None)
         emotion = emotion_column or _first_present(["emotion", "emotions"], data)
         explanation = explanation_column or _first_present(["utterance", "explanation", "explanations"], data)
-        columns = {"image": image_column, "painting": painting_column, "emotion": emotion, "explanation": explanation}
+        columns = {"image": image_column} if image_column else {}
+        columns |= {"painting": painting_column, "emotion": emotion, "explanation": explanation}
         for kind, name in columns.items():
             if name not in data.column_names:
                 found = ", ".join(data.column_names)
@@ -80,14 +107,35 @@ def read_dataset(
         part = _read_rows(data, source, painting_column, emotion, explanation)
         parts.append(part.assign(split=split) if len(splits) > 1 else part)
         sources.append(source)
+        if image_column is None:
+            continue
         column = data.select_columns([image_column])
         column = column if image_column == "image" else column.rename_column(image_column, "image")
         # The column may hold paths as text.
         images.append(column if isinstance(column.features["image"], Image) else column.cast_column("image", Image()))
-    return _join(parts, sources), sources, images
+    return _join(parts, sources, clean_text), sources, images
 
 
-def _join(parts: list[pd.DataFrame], sources: list[Source]) -> pd.DataFrame:
+def _as_dataset(table: Table, source: Source) -> Dataset:
+    if isinstance(table, Dataset):
+        return table
+    if isinstance(table, list) and all(isinstance(row, dict) for row in table):
+        table = pd.DataFrame(table)
+    if not isinstance(table, pd.DataFrame):
+        remedy = "Load it without streaming=True, or use Dataset.from_list(list(stream), features=stream.features)"
+        if not isinstance(table, IterableDataset):
+            remedy = "Give a datasets.Dataset, a pandas.DataFrame, or a list of dictionaries"
+        raise ValueError(f"{source.name} is of the type {type(table).__name__}, which is not supported. {remedy}.")
+    # With None, because NaN among strings is an error.
+    columns = table.astype(object).where(table.notna(), None).to_dict("list")
+    return Dataset.from_dict({name: list(map(_without_path, values)) for name, values in columns.items()})
+
+
+def _without_path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value  # Arrow does not know paths
+
+
+def _join(parts: list[pd.DataFrame], sources: list[Source], clean_text: bool) -> pd.DataFrame:
     if not any(map(len, parts)):
         names = " and ".join(source.name for source in sources)
         raise ValueError(f"{names}: there are no annotations, only column names. Give the whole file.")
@@ -95,23 +143,32 @@ def _join(parts: list[pd.DataFrame], sources: list[Source]) -> pd.DataFrame:
         if "split" not in part and any("split" in other for other in parts):
             raise ValueError(f"{source.name}: the column split is missing. Add it, or remove it from the other file.")
     rows = pd.concat([part.assign(source=i) for i, part in enumerate(parts)], ignore_index=True)
+    if clean_text:
+        rows["utterance"] = clean_texts(rows["utterance"])
     # Without this column, `assign_splits` counts the annotations.
     return rows if all("repetition" in part for part in parts) else rows.drop(columns="repetition", errors="ignore")
 
 
-def _read_csv(file: str) -> tuple[pd.DataFrame, Source]:
+def _read_csv(file: str, text_column: str | None) -> tuple[pd.DataFrame, Source]:
     if not os.path.isfile(file):
         raise FileNotFoundError(f"The annotations {file!r} do not exist. Give ArtEmis' CSV file (--annotations).")
     rows = csv_rows(file)
     line, found = next(rows, (1, None))
     if found is None:
         raise ValueError(f"{file}: the file is empty. Give a CSV file with the columns {', '.join(NEEDED)}.")
-    if missing := [name for name in NEEDED if name not in found]:
+    header_of = {name: name for name in NEEDED + OPTIONAL} | {"utterance": text_column or "utterance"}
+    needed = [header_of[name] for name in NEEDED]
+    if missing := [name for name in needed if name not in found]:
+        remedy = "Rename the columns, or save the file as comma-separated values."
+        if missing == [text_column]:
+            remedy = (
+                "Name another column; or leave out --text_column, and clean the utterances with --clean_text true."
+            )
         raise ValueError(
-            f"{file}, line {line}: columns are missing: {', '.join(missing)}. Needed: {', '.join(NEEDED)}; found: "
-            f"{shown(found)}. Rename the columns, or save the file as comma-separated values."
+            f"{file}, line {line}: columns are missing: {', '.join(missing)}. Needed: {', '.join(needed)}; found: "
+            f"{shown(found)}. {remedy}"
         )
-    places = {name: found.index(name) for name in NEEDED + OPTIONAL if name in found}
+    places = {name: found.index(header) for name, header in header_of.items() if header in found}
     lines, chunks = array("q"), []
     while chunk := list(islice(rows, 20_000)):  # a million rows of Python strings would take gigabytes
         lines.extend(line for line, _ in chunk)

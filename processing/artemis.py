@@ -22,14 +22,15 @@ annotations, labels or images never move a painting to another split.
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 from sklearn.model_selection import train_test_split
 
-from .annotations import Annotations, Source, read_annotations, read_dataset
+from .annotations import Annotations, Source, Table, is_cleaned, read_annotations, read_dataset
+from .image_column import read_by_project
 from .images import check_images, find_images, nfc
 from .processing_sevlm import ARTEMIS_EMOTIONS
 
@@ -45,7 +46,7 @@ def load_artemis(
     images: str | os.PathLike | None = None,
     *,
     version: str = "v1",
-    dataset: str | os.PathLike | Dataset | DatasetDict | None = None,
+    dataset: str | os.PathLike | Table | dict[str, Table] | None = None,
     emotions: Sequence[str] = EMOTIONS,
     drop_unknown_emotions: bool = False,
     on_bad_row: str = "raise",
@@ -56,6 +57,10 @@ def load_artemis(
     max_repetition: int | None = 40,
     min_tokens: int | None = None,
     max_length_percentile: float | None = None,
+    text_column: str | None = None,
+    clean_text: bool = False,
+    drop_single_emotion: bool = False,
+    v2_rules: str = "per_split",
     image_column: str = "image",
     painting_column: str = "painting",
     emotion_column: str | None = None,
@@ -71,9 +76,10 @@ def load_artemis(
         images: folder with <art_style>/<painting>.jpg (or .jpeg, .png, .webp). Names are compared in NFC.
         version: "v1", or "v2" for the "combined" set of ArtEmis v2 (see `select_v2`).
         dataset: data with images, instead of `annotations` and `images`: a name on the Hub, a local folder (also from
-            `save_to_disk`) or a loaded dataset. One row per annotation, or one row per painting with lists of emotions
-            and explanations; labels are text or `ClassLabel`. If there are several splits, they are kept. A
-            single one is divided by its column `split`, or else by ArtEmis' rule.
+            `save_to_disk`), a `datasets.Dataset` or `DatasetDict`, a `pandas.DataFrame`, or a list of dictionaries. A
+            stream is refused, because splits need all rows. One row per annotation, or one row per painting with
+            lists of emotions and explanations; labels are text or `ClassLabel`. If there are several splits, they are
+            kept. A single one is divided by its column `split`, or else by ArtEmis' rule.
         emotions: labels in the order of their ids. Case and surrounding spaces are ignored.
         drop_unknown_emotions: leave out annotations with other labels instead of raising.
         on_bad_row: "raise", or "skip" annotations without utterance, painting or a valid repetition.
@@ -85,7 +91,14 @@ def load_artemis(
             (ArtEmis: 40). None: no such split. No effect on data with given splits.
         min_tokens: leave out utterances with fewer tokens (ArtEmis' preprocessing: 5).
         max_length_percentile: leave out utterances with more tokens than this percentile, 0 to 100, of the train split
-            (ArtEmis: 95). A token is a run of letters and digits: "don't" has two, as in ArtEmis' own count.
+            (ArtEmis: 95). The tokens of a cleaned text are separated by spaces. In any other text, a token is a run of
+            letters and digits: "don't" has two.
+        text_column: column to read in place of `utterance` (of a `dataset`: see `explanation_column`). The file that
+            ArtEmis' preprocessing writes has its cleaned text in `utterance_spelled`.
+        clean_text: clean the utterances as ArtEmis does for its neural networks (see `text_cleaning`). One that is
+            empty afterwards counts as an empty utterance.
+        drop_single_emotion: leave paintings out of the train split if their remaining annotations have one emotion.
+        v2_rules: "per_split", or "authors" for the rules of ArtEmis v2's code (see `select_v2`). No effect on v1.
         image_column, painting_column, emotion_column, explanation_column: columns of `dataset`. A column art_style is
             prepended to the painting. Defaults: emotion or emotions; utterance, explanation or explanations.
 
@@ -98,34 +111,45 @@ def load_artemis(
         FileNotFoundError, OSError: a file, the image folder or images are missing; images cannot be decoded.
     """
     choices = {"version": ["v1", "v2"], "on_bad_row": ["raise", "skip"], "on_bad_image": ["raise", "skip"]}
-    for (name, allowed), value in zip(choices.items(), (version, on_bad_row, on_bad_image), strict=True):
+    choices["v2_rules"] = ["per_split", "authors"]
+    for (name, allowed), value in zip(choices.items(), (version, on_bad_row, on_bad_image, v2_rules), strict=True):
         if value not in allowed:
             raise ValueError(f"`{name}` is {value!r}. Use {' or '.join(map(repr, allowed))}.")
     if not emotions or len(set(map(_normalise_label, emotions))) < len(emotions):
         raise ValueError(f"`emotions` is {list(emotions)}. Give at least one label, and none twice.")
     if (annotations is None) == (dataset is None):
         raise ValueError("Give `annotations` and `images`, or `dataset` (command line: options of the same names).")
+    cleaned = is_cleaned(text_column, clean_text)
     source_images: list[Dataset] = []
     if dataset is not None:
         if version != "v1" or images is not None:
             raise ValueError("`dataset` has its own images and splits: leave out `images` and `version`.")
-        names = (image_column, painting_column, emotion_column, explanation_column)
-        rows, sources, source_images = read_dataset(dataset, *names)
+        names = (
+            image_column if with_images else None,
+            painting_column,
+            emotion_column,
+            text_column or explanation_column,
+        )
+        rows, sources, source_images = read_dataset(dataset, *names, clean_text)
     elif images is None and with_images:
         raise ValueError("`images` is missing: the folder with <art_style>/<painting>.jpg (command line: --images).")
     else:
-        rows, sources = read_annotations(annotations, version)
+        rows, sources = read_annotations(annotations, version, text_column, clean_text)
 
-    usable = check_rows(rows, sources, emotions, drop_unknown_emotions, on_bad_row)
+    usable = check_rows(rows, sources, emotions, drop_unknown_emotions, on_bad_row, cleaned)
     named = rows["painting"] != ""
     _warn_about_copies(rows[usable & named], sources)
-    rows = assign_splits(rows[named], sources, max_repetition)[usable[named]]
-    if version == "v2":
-        rows = select_v2(rows)
+    rules = v2_rules if version == "v2" else None
+    rows = assign_splits(rows[named], sources, max_repetition, rules)[usable[named]]
+    rows, has_length = select_rows(rows, rules, min_tokens, max_length_percentile, cleaned)
     if min_repetition is not None:
         rows = rows[rows["repetition"] >= min_repetition]
-    paintings = group_by_painting(rows, len(emotions), min_tokens, max_length_percentile)
+    paintings = group_by_painting(rows, len(emotions), has_length(rows["utterance"]))
     del rows, usable, named  # large
+    if drop_single_emotion:
+        dropped = paintings["emotions"].map(lambda ids: len(set(ids)) == 1) & (paintings["split"] == "train")
+        logger.info("Left out %d paintings of the train split whose annotations have one emotion.", dropped.sum())
+        paintings = paintings[~dropped].reset_index(drop=True)
 
     if with_images:
         if dataset is None:
@@ -139,9 +163,9 @@ def load_artemis(
     for split in SPLITS:
         part = paintings[paintings["split"] == split]
         if len(part) and dataset is not None and with_images:
-            result[split] = _add_source_images(part, source_images, features)
+            result[split] = read_by_project(_add_source_images(part, source_images, features))
         elif len(part):
-            result[split] = _from_frame(part, features)
+            result[split] = read_by_project(_from_frame(part, features))
     return result
 
 
@@ -168,7 +192,12 @@ def draw_splits(painting_ids: Iterable[str]) -> dict[str, str]:
 
 
 def check_rows(
-    rows: pd.DataFrame, sources: list[Source], emotions: Sequence[str], drop_unknown_emotions: bool, on_bad_row: str
+    rows: pd.DataFrame,
+    sources: list[Source],
+    emotions: Sequence[str],
+    drop_unknown_emotions: bool,
+    on_bad_row: str,
+    cleaned: bool = False,
 ) -> pd.Series:
     """Replaces the column emotion by label ids (-1: unknown), and returns a mask of the usable annotations."""
     ids = {_normalise_label(name): i for i, name in enumerate(emotions)}
@@ -187,7 +216,7 @@ def check_rows(
 
     problems = {
         "no art_style or painting": rows["painting"].str.strip() == "",
-        "the utterance is empty": rows["utterance"].str.strip().str.lower().isin(["", "nan"]),
+        f"the {'cleaned ' * cleaned}utterance is empty": rows["utterance"].str.strip().str.lower().isin(["", "nan"]),
     }
     if "repetition" in rows:
         counts = pd.to_numeric(rows["repetition"], errors="coerce")
@@ -217,18 +246,25 @@ def _warn_about_copies(rows: pd.DataFrame, sources: list[Source]) -> None:
         logger.warning(message, len(forms), _some(map(ascii, forms)))
 
 
-def assign_splits(rows: pd.DataFrame, sources: list[Source], max_repetition: int | None) -> pd.DataFrame:
-    """Adds the columns repetition (per painting) and split: those of the data, or those drawn by ArtEmis' rules."""
+def assign_splits(
+    rows: pd.DataFrame, sources: list[Source], max_repetition: int | None, v2_rules: str | None = None
+) -> pd.DataFrame:
+    """Adds the columns repetition (per painting) and split: those of the data, or those drawn by ArtEmis' rules.
+
+    With the v2 rules "authors", repetition is each row's own: a painting may be in "rest" and in another split.
+    """
     counts = rows.groupby("painting", sort=False)
-    # The maximum, because in v2 each of the two files counts only its own annotations of a painting.
-    repetition = counts["repetition"].transform("max") if "repetition" in rows else counts["row"].transform("size")
-    rows = rows.assign(repetition=repetition)
+    if "repetition" not in rows:
+        rows = rows.assign(repetition=counts["row"].transform("size"))
+    elif v2_rules != "authors":
+        # The maximum, because in v2 each of the two files counts only its own annotations of a painting.
+        rows = rows.assign(repetition=counts["repetition"].transform("max"))
     if "split" not in rows:
-        rest = repetition > (np.inf if max_repetition is None else max_repetition)
+        rest = rows["repetition"] > (np.inf if max_repetition is None else max_repetition)
         ids = {name: name.replace("/", "", 1) for name in rows["painting"][~rest].unique()}
         drawn = draw_splits(ids.values())
         splits = {name: drawn[painting_id] for name, painting_id in ids.items()}
-        return rows.assign(split=rows["painting"].map(splits).fillna("rest"))
+        return rows.assign(split=rows["painting"].map(splits).where(~rest, "rest"))
 
     splits = rows["split"].str.strip().str.lower().replace(["val", "valid", "dev"], "validation")
     unknown = rows.index[~splits.isin(SPLITS)]
@@ -241,38 +277,72 @@ def assign_splits(rows: pd.DataFrame, sources: list[Source], max_repetition: int
     return rows.assign(split=splits)
 
 
-def select_v2(rows: pd.DataFrame) -> pd.DataFrame:
+def select_rows(
+    rows: pd.DataFrame,
+    v2_rules: str | None,
+    min_tokens: int | None,
+    max_length_percentile: float | None,
+    cleaned: bool,
+) -> tuple[pd.DataFrame, Callable[[pd.Series], pd.Series]]:
+    """Selects the rows of v2 (`v2_rules` None: v1). Also returns the filter on length: utterances -> mask."""
+
+    def count_tokens(texts: pd.Series) -> pd.Series:
+        return texts.map(lambda text: len(text.split() if cleaned else re.findall(r"\w+", text)))
+
+    def length_filter() -> Callable[[pd.Series], pd.Series]:
+        train = rows["utterance"][rows["split"] == "train"]
+        if min_tokens is None and max_length_percentile is None:
+            return lambda texts: pd.Series(True, texts.index)
+        longest = np.inf
+        if max_length_percentile is not None and len(train):
+            longest = np.percentile(count_tokens(train), max_length_percentile)
+        return lambda texts: count_tokens(texts).between(min_tokens or 0, longest)
+
+    if v2_rules == "authors":
+        has_length = length_filter()
+        return select_v2(rows, has_length(rows["utterance"])), has_length
+    rows = rows if v2_rules is None else select_v2(rows)
+    return rows, length_filter()
+
+
+def select_v2(rows: pd.DataFrame, candidates: pd.Series | None = None) -> pd.DataFrame:
     """Selects ArtEmis v2's "combined" set from all annotations, new (contrastive) and old (v1).
 
     Train and validation: all new annotations and a sample of as many old ones. Test: all new annotations, and the old
     ones of a random half of the test paintings. The half is drawn from a sorted list (ArtEmis v2: an unordered set).
+
+    Each split has its own sample. With `candidates`, a mask of the rows that the filter on length keeps, there is one
+    sample for all splits, as in ArtEmis v2's code. It is as large as the number of new candidates, and is drawn from
+    the old ones in file order, with "rest" last. Only its annotations in train and validation are used. The test
+    paintings are then those of the candidates.
     """
     is_new = rows["version"] == "new"
     keep = is_new | (rows["split"] == "rest")
-    for split in ("train", "validation"):
-        old, new = rows[(rows["split"] == split) & ~is_new], rows[(rows["split"] == split) & is_new]
-        keep[old.sample(min(len(new), len(old)), random_state=42).index] = True
+    if candidates is None:
+        candidates = pd.Series(True, rows.index)
+        groups = [rows[rows["split"] == split] for split in ("train", "validation")]
+    else:
+        groups = [rows[candidates].sort_values("split", key=lambda split: split == "rest", kind="stable")]
+    for group in groups:
+        new = group["version"] == "new"
+        drawn = group[~new].sample(min(new.sum(), (~new).sum()), random_state=42)
+        keep[drawn.index[drawn["split"].isin(["train", "validation"])]] = True
     old_test = rows[(rows["split"] == "test") & ~is_new]
-    paintings = np.array(sorted(old_test["painting"].unique()), dtype=object)
+    paintings = np.array(sorted(old_test["painting"][candidates[old_test.index]].unique()), dtype=object)
     half = np.random.RandomState(42).permutation(len(paintings))[: len(paintings) // 2]
     keep[old_test.index[old_test["painting"].isin(paintings[half])]] = True
     return rows[keep]
 
 
-def group_by_painting(
-    rows: pd.DataFrame, num_emotions: int, min_tokens: int | None = None, max_length_percentile: float | None = None
-) -> pd.DataFrame:
-    """Returns one row per split and painting, sorted, with the source and row of its first annotation."""
+def group_by_painting(rows: pd.DataFrame, num_emotions: int, has_length: pd.Series) -> pd.DataFrame:
+    """Returns one row per split and painting, sorted, with the source and row of its first annotation.
+
+    Annotations outside the mask `has_length` count in the histogram only.
+    """
     group = rows.groupby(["split", "painting"], sort=False).ngroup()
     if len(rows):
         histograms = np.bincount(group * num_emotions + rows["emotion"], minlength=(group.max() + 1) * num_emotions)
-        rows = rows.assign(group=group)
-        if min_tokens is not None or max_length_percentile is not None:
-            lengths, longest = rows["utterance"].map(lambda text: len(re.findall(r"\w+", text))), np.inf
-            train = lengths[rows["split"] == "train"]
-            if max_length_percentile is not None and len(train):
-                longest = np.percentile(train, max_length_percentile)
-            rows = rows[lengths.between(min_tokens or 0, longest)]
+        rows = rows.assign(group=group)[has_length]
     if len(rows) == 0:
         raise ValueError("No annotation is left. Loosen the filters on repetition and length, or extend `emotions`.")
     first = {name: (name, "first") for name in ("source", "row", "group")}
@@ -292,7 +362,7 @@ def _without_bad_images(
 ) -> pd.DataFrame:
     """Drops the paintings whose image is missing or damaged, or raises (see `on_bad_image`)."""
     bad: dict[int, str] = {}
-    encoded: Iterable[str | bytes]
+    encoded: Iterable[str | dict]
     if folder is not None:
         missing = paintings["painting"][paintings["image"].isna()]
         bad = {i: f"{os.path.join(folder, name)}.jpg: no such file" for i, name in missing.items()}
@@ -317,12 +387,11 @@ def _without_bad_images(
     return paintings.drop(index=list(bad))
 
 
-def _encoded_images(paintings: pd.DataFrame, source_images: list[Dataset]) -> Iterator[str | bytes]:
+def _encoded_images(paintings: pd.DataFrame, source_images: list[Dataset]) -> Iterator[dict]:
     for source, images in enumerate(source_images):
         images = images.select(sorted(paintings["row"][paintings["source"] == source]))
         for batch in images.cast_column("image", Image(decode=False)).iter(64):
-            for image in batch["image"]:
-                yield b"" if image is None else image["path"] if image["bytes"] is None else image["bytes"]
+            yield from (image or {} for image in batch["image"])
 
 
 def _from_frame(part: pd.DataFrame, features: Features) -> Dataset:

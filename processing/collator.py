@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+from .image_column import read_by_project
 
 
 class SentencePairs(Dataset):
@@ -14,20 +17,30 @@ class SentencePairs(Dataset):
     second annotation has a different emotion than the first, as the contrastive loss needs (Sec. 4.2), if the painting
     has one. Otherwise it is any other annotation, or `None` if there is only one.
 
+    With `first="last"`, as in the authors' code, the first of the pair is always the painting's last annotation.
+
     Args:
         dataset: a split of [`load_artemis`] or [`load_toy_artemis`].
         seed: seed of the pairs.
+        first: how to choose the first annotation, "random" or "last".
         features: patch features of the images, `features[index]` a tensor `(K, d)`, such as
             [`feature_cache.CachedFeatures`]. Items then have these `image_features` and no image.
     """
 
-    def __init__(self, dataset, seed: int = 0, features=None):
+    def __init__(self, dataset, seed: int = 0, features=None, first: str = "random"):
+        if first not in ("random", "last"):
+            raise ValueError(f"first must be 'random' or 'last', not {first!r}.")
+        if not isinstance(dataset, datasets.Dataset):
+            given = type(dataset).__name__
+            raise ValueError(
+                f"SentencePairs needs a `datasets.Dataset`, such as a split of `load_artemis`, not {given}."
+            )
         if features is not None and len(features) != len(dataset):
             raise ValueError(f"{len(features)} features for {len(dataset)} paintings.")
         has_unused_images = features is not None and "image" in dataset.column_names
-        self.dataset = dataset.remove_columns("image") if has_unused_images else dataset
+        self.dataset = dataset.remove_columns("image") if has_unused_images else read_by_project(dataset)
         self.features = features
-        self.seed = seed
+        self.seed, self.first = seed, first
         self.names = dataset.features["emotions"].feature.names
         # In shared memory, so that persistent workers see each new epoch.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -45,7 +58,7 @@ class SentencePairs(Dataset):
         """Returns the positions of the two annotations of painting `index` in the current epoch."""
         emotions = self._emotions[index]
         draw = np.random.default_rng([self.seed, int(self._epoch), index])
-        first = int(draw.integers(len(emotions)))
+        first = int(draw.integers(len(emotions))) if self.first == "random" else len(emotions) - 1
         others = [i for i, emotion in enumerate(emotions) if emotion != emotions[first]]
         others = others or [i for i in range(len(emotions)) if i != first]
         return first, others[int(draw.integers(len(others)))] if others else None
@@ -79,6 +92,10 @@ class SEVLMCollator:
 
     def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
         cached = "image_features" in items[0]
+        needed = {"image_features" if cached else "image", "emotions", "explanations", "emotion_shares"}
+        if missing := sorted(needed - items[0].keys()):
+            remedy = "Wrap the rows in `SentencePairs`; with transformers' Trainer, set `remove_unused_columns=False`."
+            raise ValueError(f"An item has no {', '.join(missing)}. {remedy}")
         batch = self.processor(
             images=None if cached else [item["image"] for item in items],
             emotions=[item["emotions"] for item in items],

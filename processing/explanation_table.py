@@ -9,20 +9,16 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import pandas as pd
 import pyarrow as pa
+from filelock import FileLock, Timeout
 
 from .files import atomic_write
 
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 # Every part file starts with this, so that another program's file is not mistaken for one.
 PART_MARK, OLD_MARK = b'{"sevlm_explanations": 3, ', b'{"sevlm_explanations": 2, '  # OLD_MARK: version 0.1.0
@@ -57,12 +53,7 @@ def open_part_file(path: Path, settings: dict, overwrite: bool = False) -> Itera
     """Locks the part file and yields it with the rows (by file) of the finished batches. Stops if another run uses the
     file, if it is damaged or if it has other settings; in the last two cases `overwrite` discards the rows instead."""
     check_part_file(path, overwrite)
-    with open(path, "a+b") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit(f"error: another run is writing {path}.") from None
+    with _locked(path), open(path, "a+b") as file:
         file.seek(0)
         lines = file.read().split(b"\n")[:-1]
         try:
@@ -87,6 +78,27 @@ def open_part_file(path: Path, settings: dict, overwrite: bool = False) -> Itera
         yield file, {row["file"]: row for batch in batches for row in batch}
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock file of `path`, or stops if another run holds it."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise SystemExit(f"error: another run is writing {path}.") from None
+    try:
+        yield
+    finally:
+        try:
+            # While it is held, because afterwards it may be another run's.
+            os.unlink(lock.lock_file)
+        except OSError:  # Windows keeps a file that a run has open
+            lock.release()
+            with suppress(OSError):
+                os.unlink(lock.lock_file)
+        lock.release()
+
+
 def append_line(file: BinaryIO, content) -> None:
     """Appends a line of JSON; it is on disk when this returns."""
     file.write(json.dumps(content).encode() + b"\n")
@@ -109,11 +121,15 @@ def check_part_file(path: Path, overwrite: bool = False) -> None:
 
 def write_table(rows: list[dict], output: Path) -> None:
     """Writes one row per picture: file, emotion, explanation, alignment_score, a score for each label, vad (as JSON in
-    a CSV file)."""
-    table = pd.DataFrame([row | {"file": encodable(row["file"])} for row in rows])
-    scores = pd.DataFrame(list(table["emotion_scores"])).rename(columns=lambda label: label.replace(" ", "_"))
+    a CSV file), error. A row `{"file", "error"}` is a picture that cannot be read."""
+    names = ["emotion", "explanation", "alignment_score", "vad", "error"]
+    # A reason may name the target of a link.
+    rows = [row | {name: encodable(row[name]) for name in ("file", "error") if name in row} for row in rows]
+    table = pd.DataFrame([dict.fromkeys(names) | row for row in rows])
+    scores = pd.DataFrame([row.get("emotion_scores", {}) for row in rows])
+    scores = scores.rename(columns=lambda label: label.replace(" ", "_"))
     columns = table[["file", "emotion", "explanation", "alignment_score"]]
-    table = pd.concat([columns, scores.add_prefix("score_"), table["vad"]], axis=1)
+    table = pd.concat([columns, scores.add_prefix("score_"), table[["vad", "error"]]], axis=1)
     with atomic_write(output) as temporary:
         if output.suffix.lower() == ".csv":
             table["vad"] = table["vad"].map(json.dumps, na_action="ignore")
@@ -121,7 +137,7 @@ def write_table(rows: list[dict], output: Path) -> None:
             table.to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         else:
             # Explicit types, because a column of missing values has none.
-            texts = dict.fromkeys(("file", "emotion", "explanation"), pa.string())
+            texts = dict.fromkeys(("file", "emotion", "explanation", "error"), pa.string())
             words = pa.list_(
                 pa.struct({"word": pa.string()} | dict.fromkeys(("valence", "arousal", "dominance"), pa.float64()))
             )

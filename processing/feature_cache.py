@@ -31,23 +31,26 @@ import datasets
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from datasets.utils.file_utils import xopen
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .image_column import ImageColumn
+
 
 try:
     import fcntl
-except ImportError:  # Windows does not remove open files
+except ImportError:  # Windows, which does not remove open files
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 CACHE_DTYPES = ["float16", "bfloat16", "float32"]
-FORMAT = 1  # increment it when the preparation of images or the layout of shards changes
+FORMAT = 2  # increment it when the preparation of images or the layout of shards changes
 # Configuration fields that do not change the features, or that the hash of the weights covers (dtype).
 _NO_EFFECT = ("_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -80,7 +83,7 @@ def cache_features(
 
     @torch.no_grad()
     def encode(pixel_values: torch.Tensor) -> torch.Tensor:
-        return model.get_image_features(pixel_values.to(model.device))
+        return model.encode_images(pixel_values.to(model.device))
 
     cache = FeatureCache(directory, fingerprint(model.vision_tower, processor.image_processor), dtype=dtype)
     return [cache.fill(data, processor, encode, batch_size=batch_size, num_workers=num_workers) for data in splits]
@@ -169,7 +172,7 @@ class FeatureCache:
     def _encode(self, images: datasets.Dataset, processor, encode: Encode, batch_size: int, num_workers: int) -> None:
         if not len(images):
             return
-        with tempfile.TemporaryFile(dir=self.folder) as file:
+        with tempfile.NamedTemporaryFile(dir=self.folder) as file:
             file.write(bytes(4096))  # fails before the first image is encoded if the folder is not writable
         loader: DataLoader = DataLoader(
             images,  # type: ignore[arg-type]
@@ -202,12 +205,19 @@ class FeatureCache:
         content = save({"features": torch.stack(rows)}, metadata={"index": index})
         # Not `atomic_write`: concurrent runs may write the same shard, and a lock marks a file as in use.
         temporary = self.folder / f"{uuid.uuid4().hex}.tmp"
+        shard = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
         try:
             with _locked_file(temporary) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(temporary, self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors")
+            try:
+                os.replace(temporary, shard)  # after closing, for Windows
+            except FileNotFoundError:  # another run has removed it since it was closed
+                self._write(keys, rows)
+            except PermissionError:
+                if not shard.exists():  # Windows does not replace a file that another run reads; it has the same bytes
+                    raise
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -234,25 +244,28 @@ class FeatureCache:
                     self._places |= {key: (path.name, row) for row, key in enumerate(keys)}
 
     def _remove_if_damaged(self, missing: set[str], path: Path) -> None:
-        with suppress(FileNotFoundError), open(path, "rb") as file:
-            try:
-                keys, _ = self._open(path)
-                if missing.isdisjoint(keys) or hashlib.file_digest(file, "sha256").hexdigest() == path.stem:
-                    return
-                problem = "its checksum is wrong"
-            except (SafetensorError, ValueError, KeyError, TypeError) as error:
-                problem = str(error)
+        with suppress(FileNotFoundError):
+            with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                try:
+                    keys = self._open(path)[0]
+                    if missing.isdisjoint(keys) or hashlib.file_digest(file, "sha256").hexdigest() == path.stem:
+                        return
+                    problem = "its checksum is wrong"
+                except (SafetensorError, ValueError, KeyError, TypeError) as error:
+                    problem = str(error)
             logger.warning("%s is damaged (%s). It is removed and its images are encoded again.", path, problem)
             # Another run may have replaced it by a complete one.
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            if os.path.samestat(status, os.stat(path)):
                 path.unlink()
 
     def _remove_stale_files(self) -> None:
         """Removes the temporary files of killed runs, whose locks ended with the runs."""
         for path in self.folder.glob("*.tmp"):
-            with suppress(OSError), open(path, "r+b") as file:  # another process writes it or has removed it
+            with suppress(OSError):  # another process writes it or has removed it
                 if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with open(path, "r+b") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
 
 
@@ -275,8 +288,9 @@ class CachedFeatures:
 def _prepare(processor, mode: str | None, rows: list[dict]) -> tuple[list[str], torch.Tensor]:
     """Reads each image once, and returns the keys and the pixel values `(B, 3, H, W)`."""
     encoded = [_encoded_bytes(row["image"]) for row in rows]
-    decoder = datasets.Image(mode=mode)
-    images = [decoder.decode_example({"bytes": content, "path": None}) for content in encoded]
+    decoder = ImageColumn(mode=mode)
+    files = zip(encoded, rows, strict=True)
+    images = [decoder.decode_example({"bytes": content, "path": row["image"]["path"]}) for content, row in files]
     return [_key(mode, content) for content in encoded], processor(images=images, return_tensors="pt")["pixel_values"]
 
 
@@ -295,7 +309,10 @@ def _locked_file(path: Path) -> BinaryIO:
 
 
 def _encoded_bytes(image: dict) -> bytes:
-    return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    if image["bytes"] is not None:
+        return image["bytes"]
+    with xopen(image["path"], "rb") as file:  # the path may be an address: "zip://a.png::b.zip"
+        return file.read()
 
 
 def _key(mode: str | None, encoded: bytes) -> str:

@@ -8,23 +8,30 @@ libraries that open images (`datasets`, during training).
 
 import asyncio
 import base64
+import functools
 import io
 import math
 import os
+import re
 import ssl
 import threading
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import islice
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
+import fsspec.core
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from tqdm.auto import tqdm
+
+from .image_metadata import ORIENTATION, TRANSPOSED, exif_with, orientation_of, without_metadata
+from .image_values import grey_to_uint8, to_uint8, with_all_bits
 
 
 try:  # huggingface_hub requires one of the two: httpx2 from version 2.0 on, httpx before
@@ -39,6 +46,7 @@ TIMEOUT = 60.0  # seconds
 MAX_MEGABYTES = 256.0
 _CONNECT_TIMEOUT = 15.0  # seconds
 _LARGE = 40_000_000  # pixels
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _one_large_at_a_time = threading.Lock()
 _opening = threading.Lock()
 
@@ -66,27 +74,44 @@ def set_max_megapixels(megapixels: float) -> None:
 
 
 def open_image(
-    source: Any, timeout: float | None = None, max_megapixels: float | None = None, max_megabytes: float | None = None
+    source: Any,
+    timeout: float | None = None,
+    max_megapixels: float | None = None,
+    max_megabytes: float | None = None,
+    *,
+    draft: bool = False,
 ) -> Image.Image:
     """Returns an image as the model sees it: the first frame, 8-bit RGB, in its EXIF orientation, on white.
 
+    Other metadata is ignored, even if it is damaged.
+
     Args:
-        source: a path, URL or base64 text; a PIL image of any mode; an array or tensor `(H, W)`, `(H, W, C)` or
-            `(C, H, W)` with 1, 3 or 4 channels and values from 0 to 255 or fractions from 0 to 1.
+        source: a path, URL, base64 text, or address that fsspec knows ("hf://...", "zip://a.png::b.zip"); a file's
+            content as bytes, or a file opened for reading bytes, which is read from its start and keeps its position;
+            `{"bytes", "path"}` as in an undecoded row of `datasets`; a PIL image of any mode; an array or tensor
+            `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels and fractions from 0 to 1 or whole numbers.
+            Whole numbers have 8, 10, 12, 14 or 16 bits: the fewest that hold the largest value, or as many as a TIFF
+            file says.
         timeout: seconds for a whole download (default: 60).
         max_megapixels: largest image; not for arrays and PIL images (default: see the top of this file).
         max_megabytes: largest download (default: 256).
+        draft: decode a JPEG at an eighth of its size, which is faster and fails on the same files.
 
     Raises:
         ValueError: the image cannot be read; the message says why.
     """
     try:
-        if isinstance(source, (str, os.PathLike)):
-            with _open(os.fsdecode(source), timeout, max_megabytes) as file, identify(file, max_megapixels) as image:
-                # Callers decode in threads, and one large image takes gigabytes.
-                with _one_large_at_a_time if image.width * image.height > _LARGE else nullcontext():
-                    return _as_rgb(image)
-        return _as_rgb(source if isinstance(source, Image.Image) else _from_array(source))
+        if isinstance(source, Image.Image):
+            return _as_rgb(source)
+        if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)):
+            if not hasattr(source, "read"):
+                return _as_rgb(_from_array(source))
+        with _open(source, timeout, max_megabytes) as file, identify(file, max_megapixels) as image:
+            if draft:
+                image.draft(None, (1, 1))  # type: ignore[arg-type]
+            # Callers decode in threads, and one large image takes gigabytes.
+            with _one_large_at_a_time if image.width * image.height > _LARGE else nullcontext():
+                return _as_rgb(with_all_bits(image, lambda: identify(file, math.inf)))
     except Exception as error:  # Pillow's plug-ins raise many types on damaged data
         raise ValueError(_reason(error)) from error
 
@@ -102,9 +127,12 @@ def read_image(source: Any, *limits: float | None) -> Image.Image:
     try:
         return open_image(source, *limits)
     except ValueError as error:
-        is_name = isinstance(source, (str, os.PathLike))
-        name = repr(os.fsdecode(source)[:200]) if is_name else f"({type(source).__name__})"
-        raise ValueError(f"Cannot read the picture {name}: {error}") from error
+        name = source.get("path") if isinstance(source, Mapping) else source
+        if not isinstance(name, (str, os.PathLike)):
+            name = getattr(name, "name", name)  # of an open file
+        is_name = isinstance(name, (str, os.PathLike))
+        shown = repr(os.fsdecode(name)[:200]) if is_name else f"({type(source).__name__})"
+        raise ValueError(f"Cannot read the picture {shown}: {error}") from error
 
 
 def flatten_images(images: Any) -> Iterator[Any]:
@@ -118,13 +146,16 @@ def flatten_images(images: Any) -> Iterator[Any]:
 
 def identify(
     file: BinaryIO, max_megapixels: float | None = None, formats: tuple[str, ...] | None = None
-) -> Image.Image:
-    """Reads the header of an image file and returns a PIL image whose pixels are not read yet.
+) -> ImageFile.ImageFile:
+    """Reads the header of an image file and returns a PIL image whose pixels are not read yet. Of its metadata, only
+    the orientation is kept.
 
     Raises:
         TooManyPixels: it is larger than `max_megapixels` (None: Pillow's limit).
-        Exception: it is an EPS file (ValueError), or Pillow cannot read it (any type).
+        Exception: it is an EPS or IPTC file (ValueError), or Pillow cannot read it (any type).
     """
+    register_heif()
+    file, orientation = without_metadata(file)
     with _opening:
         pillow_limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -142,7 +173,22 @@ def identify(
         raise TooManyPixels(*image.size, limit)
     if image.format == "EPS":
         raise ValueError("EPS is not supported, because it is a program: save it as a PNG")
+    if image.format == "IPTC":
+        raise ValueError("IPTC is not supported, because it may contain a program (EPS): save it as a PNG")
+    if image.format != "TIFF" or orientation is not None:
+        metadata = {name: image.info.pop(name, None) or b"" for name in ("exif", "xmp")}
+        image.info["exif"] = exif_with(orientation or orientation_of(**metadata))
     return image
+
+
+@functools.cache
+def register_heif() -> None:
+    """Lets Pillow open HEIC and HEIF files if pillow-heif is installed (the extra `heif`)."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return
+    register_heif_opener()
 
 
 def open_file(name: str | os.PathLike) -> BinaryIO:
@@ -155,7 +201,19 @@ class _Unmapped(io.BufferedReader):
         raise io.UnsupportedOperation("fileno")
 
 
-def _open(name: str, timeout: float | None, max_megabytes: float | None) -> BinaryIO:
+def _open(source: Any, timeout: float | None, max_megabytes: float | None) -> BinaryIO:
+    if isinstance(source, Mapping):
+        found = [source[name] for name in ("bytes", "path") if source.get(name) is not None]
+        if not found:
+            raise ValueError("there is no file: neither 'bytes' nor 'path' is given")
+        source = found[0]
+    if hasattr(source, "read"):
+        source = _content(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if not len(source):
+            raise ValueError("the file is empty")
+        return io.BytesIO(source)
+    name = os.fsdecode(source)
     if name.startswith(("http://", "https://")):
         content, kind = download(name, timeout, max_megabytes)
         try:
@@ -173,6 +231,8 @@ def _open(name: str, timeout: float | None, max_megabytes: float | None) -> Bina
         raise ValueError("a folder")
     if os.path.exists(name):  # reading could block forever
         raise ValueError("not a file but a pipe, a socket or a device")
+    if _ADDRESS.match(name):
+        return io.BytesIO(_read_address(name, max_megabytes))
     text = name.partition(",")[2] if name.startswith("data:") else name
     try:
         content = base64.decodebytes(text.encode())
@@ -182,15 +242,45 @@ def _open(name: str, timeout: float | None, max_megabytes: float | None) -> Bina
     return io.BytesIO(content)
 
 
+def _read_address(address: str, max_megabytes: float | None) -> bytes:
+    limit = MAX_MEGABYTES if max_megabytes is None else max_megabytes
+    system, path = fsspec.core.url_to_fs(address)
+    with system.open(path, "rb") as file:
+        content = file.read(int(limit * 2**20) + 1)
+    if len(content) > limit * 2**20:
+        raise ValueError(f"it has more than {limit:g} MB, the limit: see --max_megabytes")
+    return content
+
+
+def _content(file: Any) -> bytes:
+    is_seekable = hasattr(file, "seekable") and file.seekable()
+    place = file.tell() if is_seekable else 0
+    if is_seekable:
+        file.seek(0)
+    try:
+        content = b"" if isinstance(file, io.TextIOBase) else file.read()
+    finally:
+        if is_seekable:
+            file.seek(place)
+    if isinstance(file, io.TextIOBase) or not isinstance(content, bytes):
+        raise ValueError('a file that does not give bytes: open it with `open(name, "rb")`')
+    return content
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise ValueError("it has no pixels")
-    image = ImageOps.exif_transpose(image)
+    if not isinstance(image.info.get("xmp", b""), bytes):
+        del image.info["xmp"]  # with such metadata, Pillow cannot load a TIFF file that the caller opened
+    image.load()
+    orientation = 1
+    with suppress(Exception):  # the metadata of an image that the caller opened may be damaged
+        orientation = image.getexif().get(ORIENTATION)
+    if orientation in TRANSPOSED:
+        image = image.transpose(TRANSPOSED[orientation])
     # Pillow's conversion clips values above 255: 16-bit images would turn white.
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        image = Image.fromarray(_to_uint8(np.asarray(image)))
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        image = grey_to_uint8(image)
     if image.has_transparency_data:
         # Transparent pixels have arbitrary colours.
         image = image.convert("RGBA")
@@ -209,20 +299,7 @@ def _from_array(source: Any) -> Image.Image:
         values = values[..., 0]
     if not values.size or (values.ndim != 2 and (values.ndim != 3 or values.shape[2] not in (3, 4))):
         raise ValueError(f"an array of shape {shape}; an image has shape (H, W), (H, W, 3) or (3, H, W)")
-    return Image.fromarray(np.ascontiguousarray(_to_uint8(values)))
-
-
-def _to_uint8(values: np.ndarray) -> np.ndarray:
-    """Scales values of unknown range: 0 to 255, fractions from 0 to 1, or 16-bit integers."""
-    if values.dtype in (np.uint8, np.bool_):
-        return values if values.dtype == np.uint8 else values * np.uint8(255)
-    low, high = values.min().item(), values.max().item()
-    is_fraction = values.dtype.kind == "f"
-    if not low >= 0 or not high <= (255 if is_fraction else 65535):
-        raise ValueError(f"its values go from {low:g} to {high:g}; an image has 0 to 255, or fractions from 0 to 1")
-    if is_fraction:
-        return np.rint(values.astype(np.float32) * (255 if high <= 1 else 1)).astype(np.uint8)
-    return (values if high <= 255 else values >> 8).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(to_uint8(values)))
 
 
 def download(url: str, timeout: float | None = None, max_megabytes: float | None = None) -> tuple[bytes, str]:
@@ -237,7 +314,7 @@ def download(url: str, timeout: float | None = None, max_megabytes: float | None
         ValueError: the server cannot be reached, refuses, sends too much, takes too long, or stops too early.
     """
     timeout = TIMEOUT if timeout is None else timeout
-    fetch = _fetch(url, timeout, MAX_MEGABYTES if max_megabytes is None else max_megabytes)
+    fetch = _fetch(_with_plain_host(url), timeout, MAX_MEGABYTES if max_megabytes is None else max_megabytes)
     try:
         if not _in_event_loop():
             return asyncio.run(fetch)
@@ -249,6 +326,13 @@ def download(url: str, timeout: float | None = None, max_megabytes: float | None
         raise ValueError(f"the server takes too long: {limits}. {remedy}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ValueError(f"the download failed ({type(error).__name__}: {error}): check the URL") from error
+
+
+def _with_plain_host(url: str) -> str:
+    """Composes and unquotes the letters of the host ("z%C3%BCrich.ch"), which httpx then writes in ASCII (xn--)."""
+    start, host, rest = re.fullmatch(r"((?:https?://)?(?:[^/?#]*@)?)([^/?#]*)(.*)", url, re.DOTALL).groups()
+    plain = nfc(unquote(host))
+    return url if set(plain) & set("/?#@:\\ ") - set(host) else start + plain + rest
 
 
 def _in_event_loop() -> bool:
@@ -346,8 +430,8 @@ def find_images(folder: str | os.PathLike, names: Iterable[str]) -> list[str | N
     return [find(*name.partition("/")) for name in names]
 
 
-def check_images(images: Iterable[str | bytes], total: int) -> Iterator[str | None]:
-    """Decodes every image (a path, or a file's bytes) once and yields, in order, why it cannot be decoded, or None.
+def check_images(images: Iterable[Any], total: int) -> Iterator[str | None]:
+    """Decodes every image (see [`open_image`]) once and yields, in order, why it cannot be read, or None.
 
     With a `total` above 1000, a progress bar is shown.
     """
@@ -361,17 +445,12 @@ def check_images(images: Iterable[str | bytes], total: int) -> Iterator[str | No
             progress.update(len(chunk))
 
 
-def check_image(image: str | bytes) -> str | None:
-    """Returns why an image (a path, or a file's bytes) cannot be decoded, or None if it can."""
+def check_image(image: Any) -> str | None:
+    """Returns why [`open_image`] cannot read an image, or None if it can."""
     try:
-        if not (os.path.getsize(image) if isinstance(image, str) else image):
-            return "the file is empty"
-        with open_file(image) if isinstance(image, str) else io.BytesIO(image) as file, identify(file) as opened:
-            # Decodes a JPEG at an eighth of its size: faster, and still finds truncated files.
-            opened.draft(None, (1, 1))  # type: ignore[arg-type]
-            opened.load()
-    except Exception as error:
-        return _reason(error)
+        open_image(image, draft=True)
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -14,15 +14,18 @@ import math
 import os
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import HfApi
+from PIL.Image import Resampling
 from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, ProcessorMixin
-from transformers.utils import cached_file, logging
+from transformers.utils import ModelOutput, cached_file, logging
 
 from .images import flatten_images, read_image
+from .processor_arguments import check_row_length, flatten_groups, image_settings, prompt_length
 from .vad_lexicon import VADLexicon
 
 
@@ -51,6 +54,10 @@ class SEVLMProcessor(ProcessorMixin):
         emotions (`list[str]`): the emotion labels (default: ArtEmis' nine).
         prompt (`str`): text before the label, with a leading space.
         max_length (`int`): length in tokens at which a training sentence is cut (default: the paper's 30).
+        pad_to_max_length (`bool`): fill training sentences to `max_length` and count the padding as text, as the
+            authors' code does: the emotion encoder and the means of Eq. 6 see it. It has no label and no VAD.
+        explanation_after (`str`): `read` cuts a text at its `"first"` " because", or at its `"last"` as the authors
+            do (3.9 % of ArtEmis' explanations contain the word).
     """
 
     def __init__(
@@ -61,12 +68,18 @@ class SEVLMProcessor(ProcessorMixin):
         emotions=ARTEMIS_EMOTIONS,
         prompt=PROMPT,
         max_length=30,
+        pad_to_max_length=False,
+        explanation_after="first",
         chat_template=None,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.emotions = list(emotions)
         self.prompt = prompt
         self.max_length = max_length
+        self.pad_to_max_length = pad_to_max_length
+        if explanation_after not in ("first", "last"):
+            raise ValueError(f"explanation_after must be 'first' or 'last', not {explanation_after!r}.")
+        self.explanation_after = explanation_after
         self._ids = _TokenIds(tokenizer, self.emotions, prompt)
         self._spelled = {" ".join(emotion.lower().split()): emotion for emotion in emotions}
         if "" in self._spelled or len(self._spelled) < len(self.emotions):
@@ -79,19 +92,29 @@ class SEVLMProcessor(ProcessorMixin):
 
     @classmethod
     def from_tokenizer(
-        cls, tokenizer, *, image_size: int = 224, image_statistics: str | tuple = "clip", **kwargs
+        cls,
+        tokenizer,
+        *,
+        image_size: int = 224,
+        image_statistics: str | tuple = "clip",
+        resample: str = "bicubic",
+        **kwargs,
     ) -> "SEVLMProcessor":
         """Adds SEVLM's tokens to `tokenizer` and pairs it with the default image processor.
 
-        Images are resized to `image_size` x `image_size` without a crop and normalised with the statistics `"clip"`,
-        `"imagenet"` or a pair (mean, standard deviation).
+        Images are resized to `image_size` x `image_size` without a crop, with Pillow's filter `resample`, and
+        normalised with the statistics `"clip"`, `"imagenet"` or a pair (mean, standard deviation).
         """
         if isinstance(image_statistics, str) and image_statistics not in IMAGE_STATISTICS:
             raise ValueError(f"image_statistics must be one of {sorted(IMAGE_STATISTICS)}, not {image_statistics!r}.")
         mean, std = IMAGE_STATISTICS[image_statistics] if isinstance(image_statistics, str) else image_statistics
         add_sevlm_tokens(tokenizer)
         image_processor = CLIPImageProcessorPil(
-            size={"height": image_size, "width": image_size}, do_center_crop=False, image_mean=mean, image_std=std
+            size={"height": image_size, "width": image_size},
+            do_center_crop=False,
+            image_mean=mean,
+            image_std=std,
+            resample=Resampling[resample.upper()],
         )
         return cls(image_processor, tokenizer, **kwargs)
 
@@ -120,15 +143,14 @@ class SEVLMProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images=None,
-        text=None,
-        emotions=None,
-        explanations=None,
-        return_tensors=None,
-        timeout=None,
-        max_megapixels=None,
-        max_megabytes=None,
-        **image_kwargs,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        emotions: str | Sequence | None = None,
+        explanations: str | Sequence | None = None,
+        timeout: float | None = None,
+        max_megapixels: float | None = None,
+        max_megabytes: float | None = None,
+        **kwargs,
     ) -> BatchFeature:
         """
         Args:
@@ -136,40 +158,73 @@ class SEVLMProcessor(ProcessorMixin):
             text: a prompt or a list of prompts, in place of `emotions`.
             emotions: a label or a list of B labels; with `explanations` also a list of B lists of P labels.
             explanations: sentences in the shape of `emotions`. `None` in both leaves a slot empty.
-            return_tensors: `"pt"` for tensors (default: numpy arrays).
             timeout, max_megapixels, max_megabytes: limits on images, see [`images.open_image`].
+            kwargs: `return_tensors`: `"pt"` for tensors, `"np"` for numpy arrays (default). `max_length` for prompts,
+                which are not cut but refused above it; `padding="max_length"` fills them. Settings of the image
+                processor for this call, such as `size`. All of them also in `images_kwargs`, `text_kwargs` or
+                `common_kwargs`.
 
         Returns:
             `pixel_values` `(B, 3, H, W)` for images. For prompts, `input_ids` and `attention_mask` `(B, L)`, padded
             on the left. For training rows, these and `token_type_ids`, `labels` (-100 on `<bos>` and padding) of shape
             `(B, L)` or `(B, P, L)`, and `vad_values` `(..., L, 3)`, padded on the right and cut at `max_length`.
+
+        Raises:
+            ValueError: an argument that is unknown, has no effect, or would be applied wrongly;
+                images that cannot be read; labels, explanations or prompts that do not fit together.
         """
         if explanations is not None and (emotions is None or text is not None):
             raise ValueError("`explanations` need `emotions`, one label per explanation, and no `text`.")
         if images is None and text is None and emotions is None:
             raise ValueError("Pass `images`, or `emotions` (with `explanations` for training rows).")
-        if text == [] or emotions == []:
-            raise ValueError("`text` or `emotions` is empty.")
-        image_kwargs.pop("padding", None)  # passed by transformers' pipelines, but the kind of rows decides
-        data = {}
-        if images is not None:
-            limits = (timeout, max_megapixels, max_megabytes)
-            opened = [read_image(image, *limits) for image in flatten_images(images)]
-            if not opened:
-                raise ValueError("`images` is empty.")
-            data["pixel_values"] = self.image_processor(opened, return_tensors="np", **image_kwargs)["pixel_values"]
+        for given in (text, emotions):
+            if given is not None and not isinstance(given, str) and not len(given):
+                raise ValueError("`text` or `emotions` is empty.")
+        kwargs = flatten_groups(kwargs)
+        return_tensors = kwargs.pop("return_tensors", None)
+        if return_tensors not in (None, "np", "pt"):
+            raise ValueError(f"`return_tensors` must be 'pt' or 'np', not {return_tensors!r}.")
+        if explanations is None:
+            max_length, is_filled = prompt_length(kwargs)
+        else:
+            check_row_length(kwargs, self.max_length, self.pad_to_max_length)
+        limits = (timeout, max_megapixels, max_megabytes)
+        settings = image_settings(kwargs, self.image_processor)
+        if images is None and (settings or limits != (None, None, None)):
+            names = [*settings] or "limits of images"
+            raise ValueError(f"There are no images for {names}: pass `images`, or omit these arguments.")
+        data = {} if images is None else {"pixel_values": self._pixel_values(images, limits, settings)}
         if explanations is not None:
             data |= self._training_rows(emotions, explanations)
-        elif emotions is not None or text is not None:
-            data |= self._pad(self._prompts(text, emotions), "left")
         else:
-            data |= self._pad([self._ids.prompt_token_ids] * len(data["pixel_values"]), "left")
+            prompts = self._prompts(text, emotions, len(data.get("pixel_values", ())))
+            if max_length is not None and (longest := max(map(len, prompts))) > max_length:
+                problem = f"A prompt has {longest} tokens, more than max_length={max_length}."
+                raise ValueError(f"{problem} Prompts are never cut: shorten it, or omit `max_length`.")
+            data |= self._pad(prompts, "left", max_length if is_filled else 0)
         num_images, num_rows = len(data.get("pixel_values", ())), len(data["input_ids"])
         if num_images and (num_rows % num_images if explanations is None else num_rows != num_images):
             raise ValueError(f"{num_images} images for {num_rows} rows of text; pass as many rows as images.")
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _prompts(self, text, emotions) -> list[list[int]]:
+    def _pixel_values(self, images, limits: tuple, settings: dict[str, Any]) -> np.ndarray:
+        sources = list(flatten_images(images))
+        if not sources:
+            raise ValueError("`images` is empty.")
+        do_rescale, factor = (
+            settings.get(name, getattr(self.image_processor, name)) for name in ("do_rescale", "rescale_factor")
+        )
+        if (factor if do_rescale else 1) != 1 / 255 and any(map(_has_fractions, sources)):
+            raise ValueError("`do_rescale` and `rescale_factor` are for values from 0 to 255, not for fractions.")
+        pixels = self.image_processor([read_image(source, *limits) for source in sources], **settings)["pixel_values"]
+        if len(shapes := {array.shape[-2:] for array in pixels}) > 1:
+            sizes = ", ".join(f"{width} x {height}" for height, width in sorted(shapes))
+            raise ValueError(f"The images have different sizes, {sizes}: resize them alike, or pass one at a time.")
+        return np.stack(pixels)
+
+    def _prompts(self, text, emotions, num_images: int) -> list[list[int]]:
+        if text is None and emotions is None:
+            return [self._ids.prompt_token_ids] * num_images
         if text is None:
             return [self._opening(emotion) for emotion in ([emotions] if isinstance(emotions, str) else emotions)]
         if emotions is not None:
@@ -198,9 +253,9 @@ class SEVLMProcessor(ProcessorMixin):
         # Special tokens spelled out in a sentence are plain text.
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def _pad(self, sequences: list[list[int]], side: str) -> dict[str, np.ndarray]:
+    def _pad(self, sequences: list[list[int]], side: str, width: int = 0) -> dict[str, np.ndarray]:
         lengths = np.array([[len(ids)] for ids in sequences])
-        width = lengths.max()
+        width = max(width, lengths.max())
         positions = np.arange(width)
         is_token = positions < lengths if side == "right" else positions >= width - lengths
         input_ids = np.full(is_token.shape, self._ids.pad_token_id)
@@ -230,7 +285,7 @@ class SEVLMProcessor(ProcessorMixin):
             sequences.append(ids[: self.max_length])
             emotion_lengths.append([emotion_length])
 
-        rows = self._pad(sequences, "right")
+        rows = self._pad(sequences, "right", self.max_length if self.pad_to_max_length else 0)
         is_token = rows["attention_mask"] == 1
         in_emotion = np.arange(is_token.shape[1]) < np.array(emotion_lengths)
         rows["token_type_ids"] = np.where(in_emotion, self._ids.emotion_segment_id, self._ids.explanation_segment_id)
@@ -239,15 +294,27 @@ class SEVLMProcessor(ProcessorMixin):
         rows["vad_values"] = np.zeros((*is_token.shape, 3), dtype=np.float32)
         if self._read_vad is not None:
             rows["vad_values"][is_token] = np.concatenate([self._read_vad(ids) for ids in sequences])
+        if self.pad_to_max_length:
+            rows["attention_mask"][np.array([label is not None for label in labels.flat])] = 1
         return {name: array.reshape(*shape, *array.shape[1:]) for name, array in rows.items()}
 
     def read(self, generated_ids) -> list[dict[str, str | None]]:
         """Turns generated sequences, prompt included, into `[{"emotion": ..., "explanation": ...}]`.
 
-        The emotion is `None` if the text before " because" is not a label (case is ignored). The explanation is empty
-        if there is no " because".
+        `generated_ids` are `(N, L)`: a tensor, an array, lists, or the result of `generate` with
+        `return_dict_in_generate=True`. The emotion is `None` if the text before " because" is not a label (case is
+        ignored). The explanation is empty if there is no " because".
+
+        Raises:
+            ValueError: `generated_ids` are not token ids `(N, L)`.
         """
-        rows = generated_ids.tolist() if hasattr(generated_ids, "tolist") else generated_ids
+        ids = generated_ids.get("sequences") if isinstance(generated_ids, ModelOutput) else generated_ids
+        rows = ids.tolist() if hasattr(ids, "tolist") else ids
+        rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows] if isinstance(rows, list) else None
+        if rows is None or not all(isinstance(row, (list, tuple)) and all(map(_is_token_id, row)) for row in rows):
+            shape = f" of shape {tuple(ids.shape)}" if hasattr(ids, "shape") else ""
+            kind = type(generated_ids).__name__
+            raise ValueError(f"`read` takes token ids (N, L) as `generate` returns them, not {kind}{shape}.")
         return [self._read_row(row) for row in rows]
 
     def _read_row(self, ids: Sequence[int]) -> dict[str, str | None]:
@@ -259,9 +326,10 @@ class SEVLMProcessor(ProcessorMixin):
         prompt = self._ids.prompt_token_ids[1:]
         if ids[: len(prompt)] == prompt:
             ids = ids[len(prompt) :]
-        cut = ids.index(self._ids.because_token_id) if self._ids.because_token_id in ids else len(ids)
-        emotion = self._spelled.get(self._decode_words(ids[:cut]).lower())
-        return {"emotion": emotion, "explanation": self._decode_words(ids[cut + 1 :])}
+        cuts = [place for place, token in enumerate(ids) if token == self._ids.because_token_id] or [len(ids)]
+        emotion = self._spelled.get(self._decode_words(ids[: cuts[0]]).lower())
+        start = cuts[0 if self.explanation_after == "first" else -1] + 1
+        return {"emotion": emotion, "explanation": self._decode_words(ids[start:])}
 
     def _decode_words(self, ids: list[int]) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -328,6 +396,14 @@ class SEVLMProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["pixel_values", "input_ids", "attention_mask", "token_type_ids", "vad_values", "labels"]
+
+
+def _has_fractions(image) -> bool:
+    return "float" in str(getattr(image, "dtype", "")) or getattr(image, "mode", None) == "F"
+
+
+def _is_token_id(value) -> bool:
+    return isinstance(value, Integral) and int(value) >= 0
 
 
 def add_sevlm_tokens(tokenizer) -> int:

@@ -8,6 +8,7 @@ from typing import Literal
 from datasets import DatasetDict
 from transformers import HfArgumentParser
 
+from .annotations import is_cleaned
 from .artemis import EMOTIONS, load_artemis
 from .images import set_max_megapixels
 from .toy_artemis import load_toy_artemis
@@ -43,6 +44,18 @@ class DataArguments:
     max_length_percentile: float | None = field(
         default=None, metadata={"help": "Longest utterance, as a percentile of the train split (ArtEmis: 95)."}
     )
+    text_column: str | None = field(
+        default=None,
+        metadata={"help": "Column in place of utterance, such as utterance_spelled of ArtEmis' preprocessed file."},
+    )
+    clean_text: bool = field(default=False, metadata={"help": "Clean the utterances as ArtEmis' preprocessing does."})
+    drop_single_emotion: bool = field(
+        default=False, metadata={"help": "Leave out training paintings whose annotations have one emotion."}
+    )
+    v2_rules: Literal["per_split", "authors"] = field(
+        default="per_split",
+        metadata={"help": "v2: a sample of old annotations per split, or as in ArtEmis v2's code."},
+    )
     vad_lexicon: str | None = field(
         default=None,
         metadata={"help": "Lexicon file (NRC-VAD, Warriner, or word-v-a-d), 'embedded' (a small one) or 'none'."},
@@ -68,13 +81,28 @@ def load_data(args: DataArguments, emotions: list[str], *, with_images: bool = T
     if args.is_embedded:
         if list(emotions) != list(EMOTIONS):
             raise ValueError(f"The embedded data have the labels {', '.join(EMOTIONS)}. Other labels need other data.")
+        if args.text_column:
+            raise ValueError(
+                "The embedded data have no columns to choose: leave out --text_column, or give --annotations."
+            )
         splits = load_toy_artemis(args.num_paintings)
+        filters = ("clean_text", "min_tokens", "max_length_percentile", "drop_single_emotion")
+        options = {name: getattr(args, name) for name in filters}
+        if any(options.values()):
+            splits = load_artemis(dataset=splits, verify_images=False, **options)
         return splits if with_images else splits.remove_columns("image")
     names = (
         "annotations images version dataset drop_unknown_emotions on_bad_row on_bad_image verify_images min_tokens "
-        "max_length_percentile image_column painting_column emotion_column explanation_column"
+        "max_length_percentile text_column clean_text drop_single_emotion v2_rules image_column painting_column "
+        "emotion_column explanation_column"
     ).split()
     return load_artemis(emotions=emotions, with_images=with_images, **{name: getattr(args, name) for name in names})
+
+
+def text_form(args) -> str:
+    """Names the form of the texts that `DataArguments` or `EmotionTextArguments` select: raw, cleaned, or a column."""
+    column = None if args.text_column == "utterance" else args.text_column
+    return "cleaned" if is_cleaned(column, args.clean_text) else column or "raw"
 
 
 def load_lexicon(name: str | None) -> VADLexicon | None:

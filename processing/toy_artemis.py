@@ -20,6 +20,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from .artemis import EMOTIONS
+from .image_column import read_by_project
 from .toy_paintings import MOTIFS, PLACES, SETTINGS, SIZES, Scene, paint_scene
 
 
@@ -129,7 +130,9 @@ def load_toy_artemis(num_paintings: int = 720, *, image_size: int = 64, seed: in
     held_out = num_paintings // 12
     train, rest = rows[: num_paintings - 2 * held_out], rows[num_paintings - 2 * held_out :]
     splits = {"train": train, "validation": rest[:held_out], "test": rest[held_out:]}
-    return DatasetDict({split: Dataset.from_list(part, features=features) for split, part in splits.items()})
+    return DatasetDict(
+        {split: read_by_project(Dataset.from_list(part, features=features)) for split, part in splits.items()}
+    )
 
 
 def _row(scene: Scene, image_size: int) -> dict:

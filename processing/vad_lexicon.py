@@ -12,6 +12,9 @@ token ids their VAD: `VADTokenReader`, and the model with the tensors of `VADLex
 
 A token's VAD never depends on later tokens: "fun", "eral" has the VAD of "fun", then of "funeral".
 
+With `matching="piece"`, as in the authors' code, every piece counts as a word of its own: most words of several pieces
+then have no VAD, and a part such as "fun" in "funeral" has its own.
+
 Known formats are NRC-VAD (Mohammad 2018, ACL; https://saifmohammad.com/WebPages/nrc-vad.html) and the norms of
 Warriner, Kuperman and Brysbaert (2013, Behavior Research Methods). Both belong to their authors.
 """
@@ -54,9 +57,11 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         license: its terms, in words.
         redistributable: whether the terms let a saved model or processor include a copy.
         inflected: words of `entries` that are only inflected forms of words in the published list.
+        matching: "word" or "piece", see the top of this module.
 
     Raises:
-        ValueError: for a word that is not a run of letters, a value outside [-1, 1], or two values for one word.
+        ValueError: for a word that is not a run of letters, a value outside [-1, 1], two values for one word, or an
+            unknown `matching`.
     """
 
     def __init__(
@@ -68,7 +73,11 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         license: str = "",
         redistributable: bool = False,
         inflected: Collection[str] = (),
+        matching: str = "word",
     ):
+        if matching not in ("word", "piece"):
+            raise ValueError(f"matching={matching!r}: choose 'word' or 'piece'")
+        self.matching = matching
         # Without line breaks, because a saved file has one header line for each.
         self.name, self.version, self.license = (" ".join(text.split()) for text in (name, version, license))
         self.redistributable = redistributable
@@ -105,6 +114,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
             "redistributable": self.redistributable,
             "num_listed": len(self) - len(self.inflected),
             "num_inflected": len(self.inflected),
+            **({} if self.matching == "word" else {"matching": self.matching}),
         }
 
     @classmethod
@@ -117,6 +127,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         name: str | None = None,
         license: str | None = None,
         redistributable: bool | None = None,
+        matching: str = "word",
     ) -> "VADLexicon":
         """Reads NRC-VAD (v1 and v2), Warriner's csv, a table of word, valence, arousal, dominance, or a saved lexicon.
 
@@ -130,6 +141,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
             expand_inflections: whether unlisted plurals, verb forms and comparatives get the values of their base
                 form. Needs `lemminflect`. A saved file keeps the forms that it was saved with.
             name, license, redistributable: override what the file says; a table is not redistributable by default.
+            matching: "word" or "piece", see the top of this module. A saved file keeps its own.
 
         Raises:
             ValueError: for an empty file, a malformed line, a value off the scale, an unknown scale, or a word with
@@ -154,7 +166,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
             forms = _inflected_forms(entries) if expand_inflections else {}
             entries |= {form: entries[word] for form, word in sorted(forms.items())}
             inflected = set(forms)
-            about = _about_table(path, columns)
+            about = _about_table(path, columns) | {"matching": matching}
 
         override = {"name": name, "license": license, "redistributable": redistributable}
         about |= {key: value for key, value in override.items() if value is not None}
@@ -207,8 +219,9 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
         Raises:
             ValueError: if the tokenizer's tokens lose their leading space when decoded one by one.
         """
-        token_texts, starts_word = _word_pieces(tokenizer)
-        edges = _trie_edges(self._vad, {text for text in token_texts if text is not None})
+        token_texts, starts_word = _word_pieces(tokenizer, self.matching)
+        longest = MAX_WORD_TOKENS if self.matching == "word" else 1
+        edges = _trie_edges(self._vad, {text for text in token_texts if text is not None}, longest)
         # Sorted, so that the order of the entries does not matter.
         states = sorted({end for _, _, end in edges}, key=lambda text: (len(text), text))
         state_ids = {text: state for state, text in enumerate(["", *states])}
@@ -227,7 +240,7 @@ class VADLexicon(Mapping[str, tuple[float, float, float]]):
             "transition_states": torch.from_numpy(targets[order]),
             "state_vad": torch.from_numpy(np.rint(state_vad).astype(np.int32)),
             "num_pieces": num_pieces,
-            "max_word_tokens": MAX_WORD_TOKENS,
+            "max_word_tokens": longest,
         }
 
 
@@ -238,7 +251,7 @@ class VADTokenReader:
     """
 
     def __init__(self, lexicon: VADLexicon, tokenizer: Any):
-        self._pieces, self._starts_word = _word_pieces(tokenizer)
+        self._pieces, self._starts_word = _word_pieces(tokenizer, lexicon.matching)
         # Row 0 is for tokens that do not complete a word.
         self._row_of = {word: row for row, word in enumerate(lexicon, start=1)}
         self._values = np.array([(0, 0, 0), *lexicon.values()], dtype=np.float32)
@@ -261,8 +274,8 @@ class VADTokenReader:
         return self._values[np.array(rows, dtype=np.int64)]
 
 
-def _word_pieces(tokenizer: Any) -> tuple[list[str | None], list[bool]]:
-    """Returns each token's casefolded piece (None: not a word piece), and whether it has a leading space."""
+def _word_pieces(tokenizer: Any, matching: str) -> tuple[list[str | None], list[bool]]:
+    """Returns each token's casefolded piece (None: not a word piece), and whether it starts a word."""
     unchanged = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))], **unchanged)
     if "".join(texts[i] for i in tokenizer.encode(" a a", add_special_tokens=False)).count(" ") < 2:
@@ -272,12 +285,13 @@ def _word_pieces(tokenizer: Any) -> tuple[list[str | None], list[bool]]:
     bare = ["" if token_id in not_text else text.removeprefix(" ") for token_id, text in enumerate(texts)]
     # U+FFFD, for broken UTF-8, is not a letter.
     pieces = [text.casefold() if text.isalpha() else None for text in bare]
-    starts_word = [piece is not None and text.startswith(" ") for piece, text in zip(pieces, texts, strict=True)]
+    is_first = [matching == "piece" or text.startswith(" ") for text in texts]
+    starts_word = [piece is not None and first for piece, first in zip(pieces, is_first, strict=True)]
     return pieces, starts_word
 
 
-def _trie_edges(words: Collection[str], pieces: Collection[str]) -> list[tuple[str, str, str]]:
-    """Returns all edges (prefix, piece, longer prefix) on a path to a word of <= MAX_WORD_TOKENS pieces."""
+def _trie_edges(words: Collection[str], pieces: Collection[str], most_pieces: int) -> list[tuple[str, str, str]]:
+    """Returns all edges (prefix, piece, longer prefix) on a path to a word of at most `most_pieces` pieces."""
     longest = max(map(len, pieces), default=0)
     beginnings = sorted({word[:end] for word in words for end in range(1, len(word) + 1)}, key=len)
     edges = [
@@ -293,7 +307,7 @@ def _trie_edges(words: Collection[str], pieces: Collection[str]) -> list[tuple[s
         before[end] = min(before[end], before[start] + 1)
     for start, _, end in reversed(edges):
         after[start] = min(after[start], after[end] + 1)
-    return [edge for edge in edges if before[edge[0]] + 1 + after[edge[2]] <= MAX_WORD_TOKENS]
+    return [edge for edge in edges if before[edge[0]] + 1 + after[edge[2]] <= most_pieces]
 
 
 class _Row(NamedTuple):
@@ -424,7 +438,8 @@ def _about_saved(path: Path, header: dict[str, str], num_listed: int, num_inflec
     if wrong := [key for key, value in expected.items() if header.get(key) != value]:
         found = ", ".join(f"{key} is {header.get(key)!r}, not {expected[key]}" for key in wrong)
         raise ValueError(f"{path}: {found}; the file is truncated or was edited: save it again")
-    about = {key: header.get(key, "") for key in ("name", "version", "license")}
+    about: dict[str, Any] = {key: header.get(key, "") for key in ("name", "version", "license")}
+    about["matching"] = header.get("matching", "word")
     return about | {"redistributable": permission == "true"}
 
 

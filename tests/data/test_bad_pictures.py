@@ -131,11 +131,11 @@ def test_a_call_may_have_a_higher_or_lower_limit_than_the_process(tmp_path, limi
 
 def test_the_environment_sets_the_limit_for_every_library_and_process(tmp_path, limit, monkeypatch):
     Image.new("1", (20_000, 15_000)).save(tmp_path / "scan.png")
-    program = "import sys, processing; from PIL import Image; sys.exit(str(Image.open(sys.argv[1]).size))"
+    program = "import sys, processing; from PIL import Image; print(Image.open(sys.argv[1]).size)"
     environment = os.environ | {"PYTHONPATH": str(ROOT), LIMIT_VARIABLE: "300"}
     command = [sys.executable, "-c", program, str(tmp_path / "scan.png")]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
-    assert ended.stderr == "(20000, 15000)\n"
+    assert ended.stdout == "(20000, 15000)\n", ended.stderr
     monkeypatch.setenv(LIMIT_VARIABLE, "299")
     reading._set_limit_from_environment()
     assert "above the limit of 299" in check_image(str(tmp_path / "scan.png"))
@@ -197,7 +197,9 @@ def test_a_folder_with_odd_names_and_special_files_is_explained_and_resumed(chec
     assert f"{len(NAMES)} pictures explained" in printed
     for file, reason in SPECIAL_FILES.items():
         assert any(f"odd/{file}: " in line and reason in line for line in printed.splitlines()), file
-    files = pd.read_parquet(output)["file"]
+    table = pd.read_parquet(output)
+    assert (table["error"].notna().sum(), len(table)) == (len(SPECIAL_FILES), len(NAMES) + len(SPECIAL_FILES))
+    files = table["file"][table["error"].isna()]
     expected = sorted(os.fsdecode(os.path.join(os.fsencode(folder), name)) for name in NAMES)
     assert files.tolist() == [explanation_table.encodable(name) for name in expected]
     assert files.nunique() == len(NAMES), "different names stay different"

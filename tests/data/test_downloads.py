@@ -3,6 +3,7 @@
 
 import asyncio
 import re
+import socket
 import time
 
 import pytest
@@ -53,3 +54,38 @@ def test_size_and_time_limits_can_be_raised(processor):
         assert processor(images=address, max_megabytes=1, timeout=float("inf"))["pixel_values"].shape[0] == 1
     with pytest.raises(ValueError, match="the download failed .ConnectError"):
         read_image("http://127.0.0.1:1/a.png", 5)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("http://kunsthalle-zürich.invalid/bild.jpg", "xn--kunsthalle-zrich-uzb.invalid", 80),
+        ("http://kunsthalle-zu\u0308rich.invalid/bild.jpg", "xn--kunsthalle-zrich-uzb.invalid", 80),
+        ("http://kunsthalle-z%C3%BCrich.invalid/bild.jpg", "xn--kunsthalle-zrich-uzb.invalid", 80),
+        ("http://xn--kunsthalle-zrich-uzb.invalid/bild.jpg", "xn--kunsthalle-zrich-uzb.invalid", 80),
+        ("https://me:pass%40word@MÜNCHEN.invalid:8443/ü.jpg?a=@b#ä", "xn--mnchen-3ya.invalid", 8443),
+        ("http://例え.invalid", "xn--r8jz45g.invalid", 80),
+        ("http://museum.invalid/@/a.jpg", "museum.invalid", 80),
+        ("http://museum.invalid%2F@other.invalid/a.jpg", "other.invalid", 80),
+        ("http://museum.invalid%2Fa.jpg", "museum.invalid%2fa.jpg", 80),
+    ],
+)
+def test_the_host_of_a_url_is_looked_up_in_ascii(monkeypatch, url, host, port):
+    asked = []
+
+    def look_up(host, port, *args, **kwargs):
+        asked.append((host.decode() if isinstance(host, bytes) else host, port))
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(ValueError, match="the download failed .ConnectError"):
+        download(url, 5)
+    assert asked == [(host, port)]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http:///a.jpg", "ftp://museum.invalid/a.jpg", "museum", "http://♥.invalid/"]
+)
+def test_a_url_that_cannot_be_looked_up_is_refused(url):
+    with pytest.raises(ValueError, match="the download failed .*check the URL"):
+        download(url, 5)

@@ -7,6 +7,7 @@ import pickle
 import resource
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def encoded(model, processor, dataset) -> torch.Tensor:
     """The features without a cache."""
     pixel_values = processor(images=[row["image"] for row in dataset], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        return model.get_image_features(pixel_values)
+        return model.encode_images(pixel_values)
 
 
 def fill(directory, model, processor, dataset, per_shard=4, **kwargs):
@@ -74,7 +75,7 @@ def fill(directory, model, processor, dataset, per_shard=4, **kwargs):
     identity = fingerprint(model.vision_tower, processor.image_processor)
     cache = FeatureCache(directory, identity, dtype="float32", shard_bytes=per_shard * IMAGE_BYTES)
     with torch.no_grad():
-        return cache.fill(dataset, processor, model.get_image_features, **{"batch_size": 2} | kwargs)
+        return cache.fill(dataset, processor, model.encode_images, **{"batch_size": 2} | kwargs)
 
 
 def shards(features) -> list[Path]:
@@ -235,6 +236,17 @@ def test_only_a_changed_image_is_encoded_again(frozen, processor, tmp_path):
     assert_whole(features, frozen, processor, make_images(0, 1, 7, 3))
 
 
+def test_images_at_addresses_are_encoded_as_the_same_files(frozen, processor, tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for seed in range(3):
+            noise(seed).save(tmp_path / f"{seed}.bmp")
+            archive.write(tmp_path / f"{seed}.bmp", f"{seed}.bmp")
+    data = as_dataset([f"zip://{seed}.bmp::{tmp_path / 'all.zip'}" for seed in range(3)])
+    features = fill(tmp_path / "cache", frozen, processor, data)
+    assert features.cache.encoded == 3
+    assert_whole(features, frozen, processor, make_images(0, 1, 2))
+
+
 def test_equal_images_share_an_entry_per_mode(frozen, processor, tmp_path):
     data = make_images(0, 1, 0, 2, 1, 0)
     randomness = torch.get_rng_state()
@@ -373,7 +385,7 @@ def test_launched_processes_share_the_work_and_get_all_features(frozen, processo
 
         def encode(pixel_values):
             seen.append(1)
-            return frozen.get_image_features(pixel_values)
+            return frozen.encode_images(pixel_values)
 
         cache = FeatureCache(tmp_path, "two", dtype="float32")
         with torch.no_grad():
@@ -446,5 +458,5 @@ def test_a_shard_of_another_cache_is_not_read(frozen, processor, tmp_path, caplo
     other = FeatureCache(tmp_path / "b", "another tower", dtype="float16")
     other.folder.mkdir(parents=True)
     shutil.copy(file, other.folder)
-    features = other.fill(data, processor, lambda pixels: frozen.get_image_features(pixels).half(), batch_size=2)
+    features = other.fill(data, processor, lambda pixels: frozen.encode_images(pixels).half(), batch_size=2)
     assert (features.cache.encoded, features.cache.found) == (2, 0) and "another cache" in caplog.text

@@ -420,3 +420,22 @@ def test_tokens_are_added_once_and_in_the_order_of_the_authors():
     assert tokenizer.pad_token == "<pad>"
     with pytest.raises(ValueError, match="splits ' because' into 8 tokens"):
         SEVLMProcessor.from_tokenizer(train_tokenizer(SENTENCES, EMOTIONS, vocab_size=257))
+
+
+def test_an_explanation_follows_the_first_or_the_last_because():
+    texts = {"first": "it is calm because of the sea", "last": "of the sea"}
+    for after, wanted in texts.items():
+        processor = tiny_processor(explanation_after=after)
+        ids = processor.tokenizer(" the emotion is awe because it is calm because of the sea")["input_ids"]
+        assert processor.read([ids]) == [{"emotion": "awe", "explanation": wanted}]
+    with pytest.raises(ValueError, match="'first' or 'last', not 'second'"):
+        tiny_processor(explanation_after="second")
+
+
+def test_padding_to_the_maximum_counts_as_text_but_an_empty_slot_does_not():
+    processor = tiny_processor(pad_to_max_length=True, max_length=20)
+    rows = processor(emotions=[["awe", None]], explanations=[["calm", None]], return_tensors="pt")
+    assert rows["input_ids"].shape == (1, 2, 20)
+    assert rows["attention_mask"][0].sum(dim=-1).tolist() == [20, 1]
+    is_padding = rows["input_ids"].eq(processor.tokenizer.pad_token_id)
+    assert rows["labels"][is_padding].eq(-100).all() and rows["vad_values"][is_padding].eq(0).all()

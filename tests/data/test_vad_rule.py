@@ -61,6 +61,7 @@ TOKEN_IDS = {TOKENIZER.decode([i]): i for i in range(len(TOKENIZER))}
 LEXICON = VADLexicon(WORDS, name="made up")
 READER = LEXICON.token_reader(TOKENIZER)
 TABLES = LEXICON.compile(TOKENIZER)
+BY_PIECE = VADLexicon(WORDS, name="made up", matching="piece")
 
 
 def read(token_ids: list[int]) -> list[tuple[float, ...]]:
@@ -170,6 +171,27 @@ ANY_ID = st.integers(0, len(TOKENIZER) - 1) | st.sampled_from(KNOWN_PIECES) | st
 def test_tables_and_text_reader_agree_on_any_text(text):
     ids = TOKENIZER.encode(text)
     assert read_tables(TABLES, ids).tobytes() == READER(ids).tobytes()
+
+
+def test_by_piece_a_token_has_the_vad_of_its_own_text_only():
+    reader = BY_PIECE.token_reader(TOKENIZER)
+    tokens = ids_of(" fun", "fun", *"fun", "x", " happy")
+    assert [tuple(round(float(v), 4) for v in row) for row in reader(tokens)] == [FUN, FUN, *[NOTHING] * 4, HAPPY]
+
+
+@examples(100)
+@given(st.lists(ANY_ID, max_size=40))
+def test_by_piece_tables_and_text_reader_agree_on_any_token_ids(ids):
+    tables, reader = BY_PIECE.compile(TOKENIZER), BY_PIECE.token_reader(TOKENIZER)
+    assert read_tables(tables, ids).tobytes() == reader(ids).tobytes()
+
+
+def test_a_saved_lexicon_keeps_its_matching(tmp_path):
+    BY_PIECE.save(tmp_path / "lexicon.tsv")
+    assert VADLexicon.from_file(tmp_path / "lexicon.tsv").matching == "piece"
+    assert BY_PIECE.to_metadata()["matching"] == "piece" and "matching" not in LEXICON.to_metadata()
+    with pytest.raises(ValueError, match="choose 'word' or 'piece'"):
+        VADLexicon(WORDS, name="made up", matching="token")
 
 
 @examples(300)

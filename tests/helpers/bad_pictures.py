@@ -105,7 +105,7 @@ NAMES = [
     b"tab\t.png",
     b"-dash.png",
     b"--output.png",
-    b".hidden.png",
+    b"dots...png",
     b"comma, and; more.png",
     rb"back\slash.png",
     b"=1+1.png",

@@ -63,7 +63,10 @@ def explain(folder: Path, pictures: Path) -> tuple[str, set[str], dict[str, str]
         code, log = ended.returncode, ended.stderr.decode(errors="replace")
     except subprocess.TimeoutExpired as error:
         code, log = None, (error.stderr or b"").decode(errors="replace")
-    explained = set(pd.read_parquet(output)["file"]) if output.exists() else set()
+    explained = set()
+    if output.exists():
+        table = pd.read_parquet(output)
+        explained = set(table["file"][table["error"].isna()])
     lines = (line.strip() for line in log.splitlines() if line.startswith(f"  {pictures}"))
     reasons = dict(re.match(r"(.*?\.\w+): (.*)", line).groups() for line in lines)
     failures = [] if code == 0 else [f"the folder command ended with {code}: {log[-300:]}"]
