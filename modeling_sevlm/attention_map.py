@@ -55,7 +55,7 @@ def attention_map(
     sequence = torch.atleast_2d(sequence).to(model.device)
     if image_features is None:
         with torch.no_grad():
-            image_features = model.get_image_features(pixel_values.to(model.device))
+            image_features = model.encode_images(pixel_values.to(model.device))
     if len(sequence) != 1 or len(image_features) != 1:
         raise ValueError(f"One sentence and one image at a time, not {len(sequence)} and {len(image_features)}.")
     sequence = sequence[:, sequence[0].ne(model.config.pad_token_id)]

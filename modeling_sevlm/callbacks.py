@@ -14,21 +14,47 @@ from transformers.utils import logging
 from processing.files import atomic_write
 from processing.images import read_image
 
+from .training_folder import SHEETS
 from .views import gallery_sheet
 
 
 logger = logging.get_logger(__name__)
 
-FOLDER, TAG = "sheets", "explanations"
+FOLDER, TAG = SHEETS, "explanations"
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """Early stopping that holds after a resume. The patience comes from the arguments, not from the checkpoint."""
+    """Stops when no watched metric has improved in `early_stopping_patience` evaluations in a row (0: never).
+
+    Watches `metric_for_best_model` and `early_stopping_metrics`. Stopping holds after a resume. The patience comes
+    from the arguments, not from the checkpoint. `best` has the best value of each metric and its step.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.best: dict[str, list] = {}  # a list, because the checkpoint stores it as JSON
+
+    def state(self) -> dict:
+        state = super().state()
+        return state | {"attributes": state["attributes"] | {"best": self.best}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
         self.early_stopping_patience = args.early_stopping_patience
-        control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
+        self._stop_if_out_of_patience(control)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        improved = False
+        for name in dict.fromkeys([args.metric_for_best_model, *args.early_stopping_metrics]):
+            value = metrics.get(f"eval_{name.removeprefix('eval_')}")
+            sign = -1 if name.endswith(("loss", "nll")) else 1
+            if value is not None and (name not in self.best or sign * value > sign * self.best[name][0]):
+                self.best[name], improved = [value, state.global_step], True
+        self.early_stopping_patience_counter = 0 if improved else self.early_stopping_patience_counter + 1
+        self._stop_if_out_of_patience(control)
+
+    def _stop_if_out_of_patience(self, control) -> None:
+        patience = self.early_stopping_patience
+        control.should_training_stop |= 0 < patience <= self.early_stopping_patience_counter
 
 
 class ExplanationSheets(TrainerCallback):

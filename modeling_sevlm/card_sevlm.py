@@ -61,7 +61,12 @@ def weights_digest(folder: str | os.PathLike) -> str:
 
 def card_facts(folder: str | os.PathLike) -> dict:
     """Returns the facts about the model in `folder` that a card's metadata records."""
-    lexicon = json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("vad_lexicon")
+    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    return describe_weights(folder, config.get("vad_lexicon"))
+
+
+def describe_weights(folder: str | os.PathLike, lexicon: dict | None) -> dict:
+    """Returns the facts about the weights in `folder`, of a model or an adapter with this `config.vad_lexicon`."""
     facts = {"weights": weights_digest(folder), "vad_lexicon": "none", "includes_vad_lexicon": False}
     if lexicon:
         facts["vad_lexicon"] = describe_lexicon(training_lexicon(lexicon))

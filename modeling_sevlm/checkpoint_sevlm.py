@@ -63,13 +63,34 @@ class SEVLMPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # A checkpoint saved without its lexicon has no table.
     _keys_to_ignore_on_load_missing = [r"^vad_lookup\."]
+    # Version 0.1.0 saved empty tables.
+    _keys_to_ignore_on_load_unexpected = [r"^vad_lookup\."]
     # The losses are per-batch means; a trainer must not pass a count to divide by.
     accepts_loss_kwargs = False
+    saves_weights = True
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the inputs. Parts that accelerate keeps elsewhere are on "meta" until they are used."""
+        if not hasattr(self, "_hf_hook"):
+            return super().device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
+        devices = (getattr(hook, "execution_device", None) for hook in hooks)
+        return next((torch.device(device) for device in devices if device is not None), super().device)
+
+    def _initialize_weights(self, module, is_custom_code: bool = False):
+        # transformers would skip modules without parameters of their own, because code outside its package may
+        # overwrite loaded parameters. `_init_weights` does not: the functions of `init` leave them alone.
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, (SEVLMEmotionEncoder, SEVLMContrastiveHead)):
+        config, is_encoder = self.config, isinstance(module, SEVLMEmotionEncoder)
+        if is_encoder and config.emotion_encoder_position_std is not None:
+            init.normal_(module.positions.weight, std=config.emotion_encoder_position_std)
+        is_head = isinstance(module, SEVLMContrastiveHead) and config.contrastive_head_init == "uniform"
+        if is_encoder or is_head:
             # With std 0.02 the signal vanishes in layers of width 3 and in a deep MLP. This is PyTorch's own scale.
             for layer in module.modules():
                 if isinstance(layer, nn.Linear):
@@ -110,10 +131,14 @@ class SEVLMPreTrainedModel(PreTrainedModel):
                 raise PickledWeightsError(model.config.name_or_path, f"it refers to {os.path.basename(file)}")
         info, *rest = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         missing = sorted(name for name in info.missing_and_mismatched() if name.startswith(LEXICON_TABLE))
-        if missing and model.vad_lookup.has_table:
+        # The weights of an adapter, which are loaded into a complete model, lack everything else.
+        is_adapter = getattr(model, "_hf_peft_config_loaded", False)
+        if missing and model.vad_lookup.has_table and not is_adapter:
             # The library leaves missing buffers uninitialised.
             known = model.config.vad_lexicon
             model.vad_lookup, model.config.vad_lexicon = VADLookup(), known | {"table": None}
+            info.missing_keys.difference_update(missing)
+            info.mismatched_keys.difference_update([key for key in info.mismatched_keys if key[0] in missing])
             logger.warning(f"Missing: {', '.join(missing)} (part of the lexicon {known.get('name')!r}): {RESTORE}")
         return info, *rest
 
@@ -146,10 +171,6 @@ class SEVLMPreTrainedModel(PreTrainedModel):
         model.decoder.wte.weight.data[:base_vocab_size] = text.pop("wte.weight")
         if unexpected := model.decoder.load_state_dict(text, strict=False).unexpected_keys:
             raise ValueError(f"{text_name_or_path} has weights that SEVLM's decoder lacks: {unexpected}.")
-        if model.decoder.vad_fusion is not None:
-            # The fusion replaces the embeddings of the explanation. It starts as the identity plus a little VAD, so
-            # that the pretrained decoder still sees the words.
-            model.decoder.vad_fusion.weight.data[:, : text_config.n_embd] = torch.eye(text_config.n_embd)
         if model.vision_tower is not None:
             tower = load_vision_tower(vision_name_or_path, vision_config, dtype=model.dtype)
             model.vision_tower.load_state_dict(tower.state_dict())
@@ -194,10 +215,22 @@ class SEVLMPreTrainedModel(PreTrainedModel):
                 f"{describe_lexicon(given)}. To train with the new one, call `model.set_vad_lexicon(None)` first."
             )
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):
+        """Resizes as transformers does. Raises `ValueError` if a token that the config names would be lost."""
+        last = self.config.last_token_id
+        if new_num_tokens is not None and new_num_tokens < self.config.vocab_size and new_num_tokens <= last:
+            raise ValueError(
+                f"A vocabulary of {new_num_tokens} tokens would lose token {last}, which the model needs for prompt, "
+                f"labels, segments or padding: keep at least {last + 1}."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
     def save_pretrained(self, save_directory, *, include_vad_lexicon: bool = False, state_dict=None, **kwargs):
         """Saves as `PreTrainedModel.save_pretrained` does, without local paths of the towers and without a compiled
         lexicon whose owner does not allow redistribution. `include_vad_lexicon=True` saves that lexicon too, for
         folders that stay on your machine."""
+        if not self.saves_weights:
+            raise ValueError("This model's weights are transposed (`use_linear_layers`): save it before that call.")
         own, known, has_table = self.config, self.config.vad_lexicon or {}, self.vad_lookup.has_table
         saved = copy.deepcopy(own)
         # `register_for_auto_class` adds only one auto class to `auto_map`; `AutoModel` is added here.

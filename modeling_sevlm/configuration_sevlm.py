@@ -7,6 +7,7 @@ Sec. 4.1.
 """
 
 import copy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +19,16 @@ ARTEMIS_EMOTIONS = (
     *("anger", "disgust", "fear", "sadness"),
     "something else",
 )
+
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+class DtypeError(AttributeError):
+    """A dtype that a model cannot be loaded in.
+
+    It is not a ValueError, because `pipeline` of transformers loads in float32 after one.
+    """
 
 
 class SEVLMConfig(PreTrainedConfig):
@@ -48,10 +59,22 @@ class SEVLMConfig(PreTrainedConfig):
             Encode the VAD rows before the fusion; `False` fuses the raw rows (Fig. 6).
         emotion_encoder_attention (`str`):
             `"causal"`, or `"bidirectional"` as in the authors' release (decodes without a cache).
+        emotion_encoder_attention_dropout (`float`):
+            Dropout of the encoder's attention weights (the authors: 0.1).
+        emotion_encoder_position_std (`float`, *optional*):
+            Initial standard deviation of the encoder's positions (default: `initializer_range`; the authors: 1).
+        vad_fusion_init (`str`):
+            `"identity"`: the fusion starts as the words' embeddings plus a little VAD, so that a pretrained decoder
+            still sees the words. `"normal"`, as the authors: it starts at random and hides them.
+        explanation_start (`int`, *optional*):
+            Position where the explanation begins for the fusion, the emotion loss and the means of Eq. 6. By default
+            it begins after " because". The authors' code has 6, one too few for a label of two tokens.
         use_vad_head (`bool`):
             VAD head and emotion loss (Eq. 4-5; Fig. 5).
         contrastive_negatives (`list[str]`):
             Subset of `"emotion"` and `"image"` (Eq. 7; Fig. 7). Empty: no contrastive head (Fig. 5).
+        contrastive_head_init (`str`):
+            `"uniform"`, PyTorch's own; or `"normal"`, as the authors, whose scores start almost equal.
         language_loss_weight, emotion_loss_weight, contrastive_loss_weight (`float`):
             Weights of Eq. 8; the last one is the paper's alpha.
         label_loss_weight (`float`):
@@ -61,6 +84,8 @@ class SEVLMConfig(PreTrainedConfig):
             Name, version, licence and further facts of the VAD lexicon; under `"table"` the sizes of the compiled
             table in the weights; under `"trained_with"` the facts of the lexicon used in training, if it was another
             one. Written by `set_vad_lexicon`.
+        protocol (`dict`, *optional*):
+            Preset and text options of the training, which `evaluate_sevlm.py` repeats. Written by `train.py`.
     """
 
     model_type = "sevlm"
@@ -93,8 +118,13 @@ class SEVLMConfig(PreTrainedConfig):
     emotion_encoder_intermediate_size: int = 128
     emotion_encoder_max_positions: int = 5000
     emotion_encoder_dropout: float = 0.1
+    emotion_encoder_attention_dropout: float = 0.0
+    emotion_encoder_position_std: float | None = None
+    vad_fusion_init: str = "identity"
+    explanation_start: int | None = None
     use_vad_head: bool = True
     contrastive_negatives: list[str] | tuple[str, ...] = ("emotion", "image")
+    contrastive_head_init: str = "uniform"
 
     language_loss_weight: float = 1.0
     emotion_loss_weight: float = 1.0
@@ -102,6 +132,7 @@ class SEVLMConfig(PreTrainedConfig):
     label_loss_weight: float = 0.0
 
     vad_lexicon: dict[str, Any] | None = None
+    protocol: dict[str, Any] | None = None
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
 
@@ -115,18 +146,30 @@ class SEVLMConfig(PreTrainedConfig):
             setattr(self.text_config, name, getattr(self, name))
         self.emotions = list(self.emotions)
         self.contrastive_negatives = list(self.contrastive_negatives)
-        if self.emotion_encoder_attention not in ("causal", "bidirectional"):
-            attention = self.emotion_encoder_attention
-            raise ValueError(f"emotion_encoder_attention must be 'causal' or 'bidirectional', not {attention!r}.")
+        choices = {
+            "emotion_encoder_attention": ("causal", "bidirectional"),
+            "vad_fusion_init": ("identity", "normal"),
+            "contrastive_head_init": ("uniform", "normal"),
+        }
+        for name, (first, second) in choices.items():
+            if (value := getattr(self, name)) not in (first, second):
+                raise ValueError(f"{name} must be {first!r} or {second!r}, not {value!r}.")
         if unknown := set(self.contrastive_negatives) - {"emotion", "image"}:
             raise ValueError(f"contrastive_negatives takes 'emotion' and 'image', not {sorted(unknown)}.")
         if self.emotion_token_ids is not None and len(self.emotion_token_ids) != len(self.emotions):
             entries = len(self.emotion_token_ids)
             raise ValueError(f"emotion_token_ids has {entries} entries for {len(self.emotions)} emotions.")
+        self._check_dtype()
         super().__post_init__(**kwargs)
         if self.dtype is None:
             # Without a dtype, transformers opens the weights to find it before we can refuse a pickle.
             self.dtype = torch.float32
+
+    def _check_dtype(self):
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        if self.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            name, choices = str(self.dtype).removeprefix("torch."), ", ".join(f'"{choice}"' for choice in DTYPES)
+            raise DtypeError(f'dtype="{name}" is not one that this model can be loaded in: use {choices} or "auto".')
 
     @staticmethod
     def _vision_config(config):
@@ -159,6 +202,14 @@ class SEVLMConfig(PreTrainedConfig):
     @vocab_size.setter
     def vocab_size(self, value: int):  # `resize_token_embeddings` writes it
         self.text_config.vocab_size = value
+
+    @property
+    def last_token_id(self) -> int:
+        """The largest token id that the model itself uses."""
+        special = (self.pad_token_id, self.bos_token_id, self.eos_token_id)
+        own = (self.because_token_id, self.emotion_segment_id, self.explanation_segment_id)
+        texts = chain(self.prompt_token_ids or (), *(self.emotion_token_ids or ()))
+        return max(token for token in (*special, *own, *texts) if token is not None)
 
     @property
     def hidden_size(self) -> int:

@@ -17,11 +17,13 @@ from transformers import AutoConfig, CLIPVisionConfig, GPT2Config, GPT2Tokenizer
 
 from processing import SEVLMProcessor, VADLexicon
 from processing.files import write_json
+from processing.protocol import authors_text
 from processing.script_utils import errors_as_exit, load_lexicon
 
 from .configuration_sevlm import SEVLMConfig
-from .model_card import TRAINING_FILE, write_model_card
+from .model_card import write_model_card
 from .modeling_sevlm import SEVLMForConditionalGeneration
+from .training_folder import TRAINING_FILE, check_free, clear_folder
 from .vision_sevlm import load_vision_tower, vision_feature_size
 
 
@@ -110,12 +112,17 @@ def convert(
     """Returns model and processor of the release's checkpoint `tag` ("best-acc", "best-bleu", ...). Raises
     `ValueError` if a file is missing, damaged or unsafe, or if the parts do not fit together."""
     release, weights, tokenizer_dir = load_release(Path(release_dir), tag)
+    if vad_lexicon is not None:
+        vad_lexicon.matching = "piece"
     processor = SEVLMProcessor.from_tokenizer(
         GPT2Tokenizer.from_pretrained(tokenizer_dir, clean_up_tokenization_spaces=False),
         image_size=release["img_size"],
         image_statistics="imagenet",
+        resample="bilinear",
         vad_lexicon=vad_lexicon,
         max_length=release["max_seq_len"],
+        pad_to_max_length=True,
+        explanation_after="last",
     )
     if (size := len(processor.tokenizer)) != (expected := len(weights["decoder.wte.weight"])):
         raise ValueError(f"{tokenizer_dir} has {size} tokens, but the weights have {expected}. {REMEDY}")
@@ -141,6 +148,9 @@ def convert(
         use_vad_features="decoder.vad_fusion.weight" in weights,
         use_emotion_encoder=bool(encoder),
         emotion_encoder_attention="bidirectional",
+        emotion_encoder_attention_dropout=0.1,
+        explanation_start=6,
+        protocol={"preset": "authors"} | authors_text(None),
         use_vad_head="vad_head.weight" in weights,
         contrastive_negatives=["emotion", "image"] if "contrastive_head.mlp.0.weight" in weights else [],
         tie_word_embeddings=torch.equal(weights["lm_head.weight"], weights["decoder.wte.weight"]),
@@ -166,12 +176,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("release_dir", help="folder that contains nle_model_<tag>/, at any depth")
     parser.add_argument("--tag", default="best-acc", help="checkpoint of the release (default: best-acc)")
     parser.add_argument("--output_dir", required=True, help="folder to write")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace the model in that folder")
     parser.add_argument("--vad_lexicon", help="lexicon file (default: none, every word is neutral)")
     parser.add_argument("--vision_model", help="CLIP ViT-B/16 by name or path (default: no tower)")
     parser.add_argument("--include_vad_lexicon", action="store_true", help="save the lexicon in a private folder")
     args = parser.parse_args(argv)
     with errors_as_exit():
+        check_free(args.output_dir, args.overwrite_output_dir)
         model, processor = convert(args.release_dir, args.tag, load_lexicon(args.vad_lexicon), args.vision_model)
+    clear_folder(args.output_dir, None, args.overwrite_output_dir)
     model.save_pretrained(args.output_dir, include_vad_lexicon=args.include_vad_lexicon)
     processor.save_pretrained(args.output_dir, include_vad_lexicon=args.include_vad_lexicon)
     source = {"tag": args.tag, "vision_model": args.vision_model}

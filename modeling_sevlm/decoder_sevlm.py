@@ -4,6 +4,7 @@
 import torch
 from torch import nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, GPT2Config, GPT2Model
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -94,6 +95,14 @@ class SEVLMCrossAttention(GPT2Attention):
         return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
 
+class SEVLMFusion(nn.Linear):
+    """`Linear([embedding ; emotion feature])` of Eq. 2."""
+
+    def __init__(self, width: int, starts_as_identity: bool):
+        super().__init__(width + VAD_SIZE, width)
+        self.starts_as_identity = starts_as_identity
+
+
 class SEVLMDecoder(GPT2Model):
     """GPT-2's embeddings, blocks and final LayerNorm, with the paper's VAD fusion between embeddings and blocks.
 
@@ -101,15 +110,26 @@ class SEVLMDecoder(GPT2Model):
     of the explanation by `Linear([embedding ; emotion feature])` (Eq. 2).
     """
 
-    def __init__(self, config: GPT2Config, use_vad_features: bool):
+    def __init__(self, config: GPT2Config, use_vad_features: bool, fusion_starts_as_identity: bool = True):
         super().__init__(config)
         for layer_idx, block in enumerate(self.h):
             block.crossattention = SEVLMCrossAttention(config, layer_idx)
             if config.activation_function == "gelu_new":
                 # The same formula in one operation instead of eight.
                 block.mlp.act = ACT2FN["gelu_pytorch_tanh"]
-        self.vad_fusion = nn.Linear(config.n_embd + VAD_SIZE, config.n_embd) if use_vad_features else None
+        self.vad_fusion = SEVLMFusion(config.n_embd, fusion_starts_as_identity) if use_vad_features else None
         self.post_init()
+
+    def _initialize_weights(self, module, is_custom_code: bool = False):
+        super()._initialize_weights(module)  # see `SEVLMPreTrainedModel`
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, SEVLMFusion) and module.starts_as_identity:
+            weight = torch.eye(*module.weight.shape, device=module.weight.device)
+            vad = torch.empty_like(weight[:, -VAD_SIZE:]).normal_(std=self.config.initializer_range)
+            init.copy_(module.weight, torch.cat([weight[:, :-VAD_SIZE], vad], dim=1).to(module.weight.dtype))
 
     @capture_outputs
     def forward(

@@ -42,21 +42,26 @@ class VADLookup(nn.Module):
         self.num_pieces = table.get("num_pieces", 0)
         self.max_word_tokens = table.get("max_word_tokens", 0)
         vocab_size, transitions = table.get("vocab_size", 0), table.get("num_transitions", 0)
-        self.register_buffer("token_pieces", torch.zeros(vocab_size, dtype=torch.int32))
-        self.register_buffer("token_starts_word", torch.zeros(vocab_size, dtype=torch.bool))
-        self.register_buffer("transition_keys", torch.zeros(transitions, dtype=torch.int64))
-        self.register_buffer("transition_states", torch.zeros(transitions, dtype=torch.int32))
-        self.register_buffer("state_vad", torch.zeros(table.get("num_states", 0), VAD_SIZE, dtype=torch.int32))
+        buffers = {
+            "token_pieces": torch.zeros(vocab_size, dtype=torch.int32),
+            "token_starts_word": torch.zeros(vocab_size, dtype=torch.bool),
+            "transition_keys": torch.zeros(transitions, dtype=torch.int64),
+            "transition_states": torch.zeros(transitions, dtype=torch.int32),
+            "state_vad": torch.zeros(table.get("num_states", 0), VAD_SIZE, dtype=torch.int32),
+        }
+        for name, buffer in buffers.items():
+            # Empty tensors would all have the same address, as tied weights have.
+            self.register_buffer(name, buffer if table else None)
 
     @property
     def has_table(self) -> bool:
-        return self.transition_keys.numel() > 0
+        return self.transition_keys is not None and self.transition_keys.numel() > 0
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any]) -> "VADLookup":
         """Builds the look-up from the result of `VADLexicon.compile(tokenizer)`."""
         lookup = cls()
-        for name in lookup.state_dict():
+        for name in tuple(lookup._buffers):
             setattr(lookup, name, tables[name])
         lookup.num_pieces, lookup.max_word_tokens = tables["num_pieces"], tables["max_word_tokens"]
         return lookup
@@ -169,12 +174,14 @@ class SEVLMEmotionLayer(nn.Module):
         self.norm_attention = nn.LayerNorm(VAD_SIZE)
         self.norm_output = nn.LayerNorm(VAD_SIZE)
         self.dropout = nn.Dropout(config.emotion_encoder_dropout)
+        self.attention_dropout = nn.Dropout(config.emotion_encoder_attention_dropout)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`(B, L, 3)` -> `(B, L, 3)`; `mask` is boolean, `(L, L)` or `(B, L, L)`, true where a row may attend."""
         # No fused kernel takes heads of width 3, and the fallback of `scaled_dot_product_attention` is slower.
         scores = self.query(hidden) @ self.key(hidden).transpose(-1, -2) * VAD_SIZE**-0.5
-        attended = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1) @ self.value(hidden)
+        weights = self.attention_dropout(scores.masked_fill(~mask, float("-inf")).softmax(dim=-1))
+        attended = weights @ self.value(hidden)
         attended = self.norm_attention(hidden + self.dropout(attended))
         transformed = self.fc_out(nn.functional.relu(self.fc_in(attended)))
         return self.norm_output(attended + self.dropout(transformed))

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from processing.explanation_table import append_line, open_part_file, version, write_table
 
-from .pipeline_sevlm import PREPROCESS_DEFAULTS, SEVLMPipeline
+from .pipeline_sevlm import LIMIT_DEFAULTS, SEVLMPipeline
 
 
 GENERATION = ["emotion", "num_candidates", "do_sample", "max_new_tokens"]
@@ -31,7 +31,7 @@ def explain_batches(
     batches = [files[i : i + args.batch_size] for i in range(0, len(files), args.batch_size)]
     # A batch's first file seeds its samples, so that an interruption does not change them.
     todo = [(batch[0], rest) for batch in batches if (rest := [file for file in batch if file not in done])]
-    limits = {name: getattr(args, name) for name in PREPROCESS_DEFAULTS}
+    limits = {name: getattr(args, name) for name in LIMIT_DEFAULTS}
 
     def prepare(file: str) -> dict | str:
         before = version(file)
@@ -61,9 +61,15 @@ def explain_batches(
 
 
 def write_explanations(
-    explainer: SEVLMPipeline, files: list[str], args: Namespace, skipped: list[list[str]], part_path: Path
+    explainer: SEVLMPipeline,
+    files: list[str],
+    args: Namespace,
+    skipped: list[list[str]],
+    part_path: Path,
+    unreadable: list[list[str]],
 ) -> int:
-    """Writes the table `args.output`, continuing an interrupted run, and returns the number of its rows."""
+    """Writes the table `args.output`, continuing an interrupted run, and returns the number of explained pictures.
+    Skipped pictures and `unreadable` ones, in formats that cannot be read, have a row with the reason."""
     # Taken before any file is read: a file that changes later is explained again when the run continues.
     versions = {file: version(file) for file in files}
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +85,11 @@ def write_explanations(
                     rows |= {row["file"]: row for row in batch}
                 progress.update(len(rows) + len(skipped) - progress.n)
         if rows:
-            write_table([rows[file] for file in files if file in rows], args.output)
+            errors = {file: {"file": file, "error": reason} for file, reason in skipped + unreadable}
+            order = [*files, *(file for file, _ in unreadable)]
+            write_table([(rows | errors)[file] for file in order], args.output)
             print(f"{len(rows):,} pictures explained in {args.output}.", file=sys.stderr)
+        part.close()  # Windows does not delete an open file
         part_path.unlink()
     return len(rows)
 

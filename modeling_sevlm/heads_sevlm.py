@@ -19,8 +19,12 @@ def language_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits: `(T, V)`.
         targets: `(T,)` token ids.
     """
-    total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    total = nn.functional.cross_entropy(_at_least_float32(logits), targets, reduction="sum")
     return total / max(1, targets.shape[0])
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def emotion_targets(vad_values: torch.Tensor, explanation_mask: torch.Tensor) -> torch.Tensor:
@@ -38,7 +42,8 @@ def emotion_loss(
         explanation_mask: `(N, L)`, true for tokens after " because", without padding.
     """
     targets = emotion_targets(vad_values, explanation_mask)[:, 1:].unsqueeze(-1)
-    errors = (vad_predictions[:, :-1].float() - vad_values[:, 1:].float()).square() * targets
+    predicted, wanted = _at_least_float32(vad_predictions[:, :-1]), _at_least_float32(vad_values[:, 1:])
+    errors = (predicted - wanted).square() * targets
     return errors.sum() / (targets.sum() * vad_values.shape[-1]).clamp(min=1)
 
 
@@ -111,6 +116,7 @@ class SEVLMContrastiveHead(nn.Module):
             scores.append(self(image, emotion, explanation.roll(-1, dims=0)))
             exists.append(present & present.roll(-1, dims=0))
         existing = torch.stack(exists, dim=-1)
-        log_softmax = torch.stack(scores, dim=-1).float().masked_fill(~existing, float("-inf")).log_softmax(dim=-1)
+        stacked = _at_least_float32(torch.stack(scores, dim=-1))
+        log_softmax = stacked.masked_fill(~existing, float("-inf")).log_softmax(dim=-1)
         counted = present & existing[..., 1:].any(dim=-1)
         return (-log_softmax[..., 0] * counted).sum() / counted.sum().clamp(min=1), matched

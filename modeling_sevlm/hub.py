@@ -9,6 +9,8 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from .training_folder import CONFIGS
+
 
 class PushError(ValueError):
     """A push that was refused or interrupted. The message says what to do."""
@@ -48,7 +50,7 @@ def find_destination(api: HfApi, repository: str, private: bool | None) -> tuple
             return repository, False
     if private and not info.private:
         raise PushError(f"{repository} is public. Make it private in its settings, or push without --private.")
-    return repository, any(file.rfilename == "config.json" for file in info.siblings)
+    return repository, any(file.rfilename in CONFIGS for file in info.siblings)
 
 
 def commit_folder(

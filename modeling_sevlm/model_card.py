@@ -17,10 +17,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from processing.files import write_text
 
+from .adapters import ADAPTER_CONFIG, load_config
 from .card_sevlm import (
     CARD_FILE,
     LEXICON_TABLE,
-    card_facts,
+    describe_weights,
     is_hub_name,
     license_link,
     read_facts,
@@ -28,13 +29,12 @@ from .card_sevlm import (
     stored_tensors,
     training_lexicon,
 )
-from .configuration_sevlm import SEVLMConfig
 from .paper_results import METRICS, PAPER_ROWS
-from .training_folder import STATE_FILE
+from .training_folder import EVALUATION_FILE, LOG_FILE, STATE_FILE, TRAINING_FILE
 
 
 Folder = str | os.PathLike
-EVALUATION_FILE, TRAINING_FILE, LOG_FILE = "evaluation_results.json", "training.json", "training_log.json"
+EMBEDDED = "embedded paintings"
 TEMPLATES = (Path(__file__).resolve().parents[1] / "model_card.md", Path(sys.prefix, "share/sevlm/model_card.md"))
 SETTINGS = {  # argument in `training.json`: label in the card
     "per_device_train_batch_size": "paintings per device and step",
@@ -53,32 +53,45 @@ def render_model_card(folder: Folder, repository: str | None = None, records: Fo
     """Renders the card of a checkpoint folder for `repository`, a name on the Hub (default: the folder's name).
     `records` is the folder of these files, or of a card of the same model (default: `folder`)."""
     folder, records = Path(folder), Path(records or folder)
-    repository, facts = repository or folder.name, card_facts(folder)
+    repository, adapter = repository or folder.name, _read(folder / ADAPTER_CONFIG)
+    # An adapter that is about to be published names a model on the Hub; the original may name a folder.
+    original = _read(records / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    config = load_config(records if is_hub_name(original) or os.path.isdir(original) else folder)
+    facts = describe_weights(folder, config.vad_lexicon)
+    if adapter:
+        facts["includes_vad_lexicon"] = False
     results, record = _read(records / EVALUATION_FILE), _read(records / TRAINING_FILE)
     if not results and not record and read_facts(records / CARD_FILE) == facts:
         return ModelCard(renamed_card(records / CARD_FILE, repository))
     if not record and (records / STATE_FILE).is_file():  # a checkpoint in the folder of its run
         record = _read(records.parent / TRAINING_FILE)
-    config = SEVLMConfig.from_pretrained(folder)
     names = (config.vision_config.name_or_path, config.text_config.name_or_path)
     vision_name, text_name = (name if is_hub_name(name) else None for name in names)
     lexicon = training_lexicon(config.vad_lexicon)
-    training_data = _data_name(record)
-    is_open = training_data == "embedded paintings"  # weights trained on other data carry the terms of that data
+    training_data = data_name(record)
+    # Weights trained on other data carry the terms of that data.
+    base = record.get("base_model", {})
+    is_open = training_data == EMBEDDED and (base.get("data") == EMBEDDED if base else not adapter)
     is_artemis = "converted" in record or record.get("data", {}).get("annotations")
     datasets = ["artemis"] if is_artemis else [training_data] if "/" in (training_data or "") else None
     base_model = ["jing5566/SEVLM"] if "converted" in record else [name for name in (vision_name, text_name) if name]
+    if base or adapter:
+        name = adapter.get("base_model_name_or_path") or base["name"]
+        base_model = [name] if is_hub_name(name) else []
+        link = f"[{name}](https://huggingface.co/{name})" if base_model else f"*{Path(name).name}*"
+        base |= {"link": link}
     return ModelCard.from_template(
         ModelCardData(
             language="en",
             license="apache-2.0" if is_open else "other",
             license_name=None if is_open else "research-only",
             license_link=None if is_open else license_link(repository),
-            library_name="transformers",
+            library_name="peft" if adapter else "transformers",
             pipeline_tag="image-text-to-text",
             tags=["sevlm", "art", "emotion", "affective-computing", "artemis", "vad"],
             datasets=datasets,
             base_model=base_model or None,
+            base_model_relation="adapter" if adapter else None,
             model_name=repository.split("/")[-1],
             eval_results=_eval_results(results) or None,
             sevlm=facts,
@@ -93,13 +106,15 @@ def render_model_card(folder: Folder, repository: str | None = None, records: Fo
             for name, file in stored_tensors(folder)
             if not name.startswith(LEXICON_TABLE)
         ),
+        adapter=adapter,
+        base=base,
         lexicon=lexicon,
         lexicon_file=_lexicon_file(lexicon) if lexicon else None,
         converted=record.get("converted"),
         training=_training(records, record),
         training_data=training_data,
         results=results,
-        data_name=_data_name(results),
+        data_name=data_name(results),
         table=_table(results),
     )
 
@@ -113,13 +128,13 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _data_name(record: dict) -> str | None:
+def data_name(record: dict) -> str | None:
     """Returns the name of the dataset in a `results.json` or `training.json`, without the path of a local folder."""
     if not (data := record.get("data")):
         return None
     if data.get("annotations"):
         return f"ArtEmis {data['version']}"
-    name = data.get("dataset") or "embedded paintings"
+    name = data.get("dataset") or EMBEDDED
     return name if is_hub_name(name) else Path(name).name
 
 
@@ -161,7 +176,7 @@ def _eval_results(results: dict) -> list[EvalResult]:
             task_type="image-text-to-text",
             task_name="Emotion and explanation",
             dataset_type="artemis" if results["data"].get("annotations") else "custom",
-            dataset_name=_data_name(results),
+            dataset_name=data_name(results),
             dataset_split=results["arguments"]["split"],
             metric_type=metric_type,
             metric_name=heading,

@@ -11,27 +11,32 @@
     vision_sevlm          pixel_values -> image_features (encode_patches) -> image_embeds (vision_projection)
     emotion_sevlm         input_ids -> VAD (VADLookup) -> emotion features f^E (SEVLMEmotionEncoder)
     decoder_sevlm         SEVLMDecoder.forward fuses word embeddings and f^E (Eq. 2), then runs GPT-2's blocks
+    generation_sevlm      generate
     heads_sevlm           losses and the contrastive head
     label_tree_sevlm      the one-pass scoring of all labels in emotion_scores
     packed_linear_sevlm   faster linear layers on CPU
     checkpoint_sevlm      the base class: loading, saving, pushing; card_sevlm compares weights with a model card
-    modeling_sevlm        this file: forward, generate, emotion_scores, alignment_score; pipeline_sevlm calls them
+    modeling_sevlm        this file: forward, emotion_scores, alignment_score; pipeline_sevlm calls them and generate
+    pipeline_inputs_sevlm   what the pipeline accepts
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, LogitsProcessor
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers import AutoModel, AutoModelForImageTextToText
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .checkpoint_sevlm import SEVLMPreTrainedModel
 from .configuration_sevlm import SEVLMConfig
 from .decoder_sevlm import SEVLMCache, SEVLMDecoder
 from .emotion_sevlm import VAD_SIZE, SEVLMEmotionEncoder, VADLookup
+from .generation_sevlm import SEVLMGenerationMixin
 from .heads_sevlm import SEVLMContrastiveHead, emotion_loss, language_loss, sentence_means
 from .label_tree_sevlm import build_label_tree
-from .packed_linear_sevlm import forget_packed, make_packable, packed_linears
+from .packed_linear_sevlm import forget_packed, make_packable, packed_linears, use_linear_layers
 from .vision_sevlm import build_vision_projection, encode_patches
 
 
@@ -65,18 +70,7 @@ class SEVLMOutput(ModelOutput):
     cross_attentions: tuple | None = None
 
 
-class ForbiddenTokens(LogitsProcessor):
-    """Gives `token_ids` the score -inf. transformers' `SuppressTokensLogitsProcessor` searches the vocabulary for them
-    at every step, which takes 0.6 ms on CPU."""
-
-    def __init__(self, token_ids: list[int], device: torch.device):
-        self.token_ids = torch.tensor(token_ids, dtype=torch.long, device=device)
-
-    def __call__(self, input_ids, scores):
-        return scores.index_fill(1, self.token_ids, float("-inf"))
-
-
-class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
+class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, SEVLMGenerationMixin):
     """Image encoder, GPT-2 decoder with VAD fusion, language head, VAD head and contrastive head (Fig. 4)."""
 
     _tied_weights_keys = {"lm_head.weight": "decoder.wte.weight"}
@@ -85,7 +79,8 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config) if config.use_vision_tower else None
         self.vision_projection = build_vision_projection(config)
-        self.decoder = SEVLMDecoder(config.text_config, config.use_vad_features)
+        as_identity = config.vad_fusion_init == "identity"
+        self.decoder = SEVLMDecoder(config.text_config, config.use_vad_features, as_identity)
         self.vad_lookup = VADLookup((config.vad_lexicon or {}).get("table"))
         use_encoder = config.use_vad_features and config.use_emotion_encoder
         self.emotion_encoder = SEVLMEmotionEncoder(config) if use_encoder else None
@@ -102,7 +97,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         self.warn_if_lexicon_missing()
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # `position_ids` is one of `TransformersKwargs`, too
         self,
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -119,12 +114,12 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         logits_to_keep: int = 0,
         skip_logits: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SEVLMOutput:
         """
         Args:
             input_ids: `(B, L)`, or `(B, P, L)` for P sentences about each of B images; the config's prompt by default.
-            pixel_values: `(B, 3, H, W)`; or `image_features`: `(B, K, d)`, the output of `get_image_features`.
+            pixel_values: `(B, 3, H, W)`; or `image_features`: `(B, K, d)`, the output of `encode_images`.
             attention_mask: `(B, [P,] L)`, zero for padding.
             token_type_ids: `(B, [P,] L)` ids of the segment tokens; derived from the first " because" by default.
             vad_values: `(B, [P,] L, 3)` in [-1, 1], VAD of the tokens; looked up in the lexicon by default.
@@ -209,20 +204,28 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             cross_attentions=decoded.cross_attentions,
         )
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, H, W)` normalised images -> `(B, K, d)` patch features; no gradient if the tower is frozen."""
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Returns the tower's output for `(B, 3, H, W)` normalised images; `pooler_output` holds the patch features of
+        [`encode_images`], as generation in transformers expects. `kwargs` go to the tower."""
         if self.vision_tower is None:
             raise ValueError(
                 "This model was saved without its vision tower and cannot take `pixel_values`: pass `image_features` "
                 "(B, K, d), or convert it again with a vision model."
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.vision_tower_is_frozen):
-            return encode_patches(self.vision_tower, pixel_values.to(self.vision_tower.dtype))
+            return encode_patches(self.vision_tower, pixel_values.to(self.vision_tower.dtype), **kwargs)
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(B, 3, H, W)` normalised images -> `(B, K, d)` patch features; no gradient if the tower is frozen."""
+        return self.get_image_features(pixel_values, return_dict=True).pooler_output
 
     def _image_features(self, pixel_values, image_features) -> torch.Tensor:
         if (pixel_values is None) == (image_features is None):
             raise ValueError("Pass either `pixel_values` or `image_features`.")
-        return self.get_image_features(pixel_values) if image_features is None else image_features
+        if image_features is None:
+            return self.encode_images(pixel_values)
+        return getattr(image_features, "pooler_output", image_features)
 
     def _image_embeds(self, image_features: torch.Tensor, rows: int, past_key_values=None) -> torch.Tensor:
         """Returns `(B, K, n_embd)`, the features in the decoder's width, for `rows` sentences (a multiple of B)."""
@@ -243,8 +246,13 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         started = input_ids.eq(self.config.because_token_id).cumsum(dim=-1).gt(0)
         return torch.where(started, self.config.explanation_segment_id, self.config.emotion_segment_id)
 
-    def explanation_mask(self, token_type_ids: torch.Tensor) -> torch.Tensor:
-        """Returns a mask `(..., L)` of the explanation: its segment without the first token, " because"."""
+    def explanation_mask(self, token_type_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns a mask `(..., L)` of the explanation: its segment without the first token, " because"; or the
+        positions from `config.explanation_start` on (`position_ids` by default: 0 to L - 1)."""
+        if self.config.explanation_start is not None:
+            if position_ids is None:
+                position_ids = torch.arange(token_type_ids.shape[-1], device=token_type_ids.device)
+            return position_ids.ge(self.config.explanation_start).expand_as(token_type_ids)
         segment = token_type_ids.eq(self.config.explanation_segment_id)
         return segment & nn.functional.pad(segment[..., :-1], (1, 0))
 
@@ -272,7 +280,7 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         return {
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
-            "explanation_mask": self.explanation_mask(token_type_ids),
+            "explanation_mask": self.explanation_mask(token_type_ids, position_ids),
             "emotion_features": emotion_features,
         }
 
@@ -294,67 +302,6 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             other_emotion=label_tokens.ne(label_tokens.roll(-1, dims=1)).any(dim=-1),
             negatives=self.config.contrastive_negatives,
         )
-
-    @torch.no_grad()
-    def generate(self, inputs=None, *args, pixel_values=None, image_features=None, input_ids=None, **kwargs):
-        """Generates as in transformers, from `pixel_values` or `image_features` and optional left-padded prompts.
-
-        Each image goes through the tower once, for any number of beams, returned sequences or prompts per image.
-        Without `input_ids` the prompt is the config's. Segments and VAD are derived from the tokens. The model never
-        generates padding or segment tokens; only padding follows the end token.
-
-        Raises:
-            ValueError: if prompt and new tokens need more positions than the model has.
-        """
-        with self._packed(pixel_values):
-            image_features = self._image_features(pixel_values, image_features).to(self.device)
-            input_ids = inputs if input_ids is None else input_ids
-            if input_ids is None:
-                input_ids = self._prompt(image_features.shape[0])
-            if input_ids.shape[0] % image_features.shape[0]:
-                raise ValueError(f"{len(input_ids)} prompts are not a multiple of {len(image_features)} images.")
-            for unused in ("token_type_ids", "vad_values", "labels", "emotion_shares"):
-                kwargs.pop(unused, None)
-            if self.emotion_encoder is not None and not self.emotion_encoder.is_causal:
-                # Each new word changes the emotion features of all earlier ones.
-                if kwargs.get("use_cache"):
-                    raise ValueError("A bidirectional emotion encoder decodes without a cache: drop `use_cache=True`.")
-                kwargs["use_cache"] = False
-            config = self.config
-            segments = (config.emotion_segment_id, config.explanation_segment_id)
-            # GPT-2 has one token for the start and the end of a text.
-            special = {config.pad_token_id, config.bos_token_id, *segments} - {None, config.eos_token_id}
-            ids = sorted(token for token in special if token < config.vocab_size)
-            forbidden = ForbiddenTokens(ids, self.device)
-            kwargs["logits_processor"] = [forbidden, *(kwargs.get("logits_processor") or ())]
-            return super().generate(input_ids, *args, image_features=image_features, **kwargs)  # type: ignore[misc]
-
-    # `type: ignore` below: mypy rejects these calls, because GenerationMixin annotates `self` with a protocol.
-
-    def _validate_generated_length(self, generation_config, input_ids_length, *args):
-        super()._validate_generated_length(generation_config, input_ids_length, *args)  # type: ignore[misc]
-        if generation_config.max_length > self.config.max_positions:
-            # Without this check, an index error would end the longest sentences in the middle.
-            new = generation_config.max_length - input_ids_length
-            raise ValueError(
-                f"A prompt of {input_ids_length} tokens and {new} new ones need more positions than the "
-                f"{self.config.max_positions} of this model: shorten the prompt, or lower `max_new_tokens`."
-            )
-
-    def _expand_inputs_for_generation(self, *args, image_features=None, **kwargs):
-        # Beams and candidates of an image share its features.
-        input_ids, kwargs = super()._expand_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        return input_ids, kwargs | {"image_features": image_features}
-
-    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
-        # `input_ids` is the whole sequence, even if the cache holds all of it except the last token.
-        kwargs["attention_mask"] = attention_mask
-        prepared = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
-        new = prepared["input_ids"].shape[1]
-        for name, values in self._derived_inputs(input_ids, attention_mask).items():
-            # A slice's strides depend on the whole length, so `torch.compile` would compile again at every step.
-            prepared[name] = None if values is None else values[:, -new:].clone(memory_format=torch.contiguous_format)
-        return prepared
 
     @torch.no_grad()
     def emotion_scores(self, pixel_values=None, image_features=None) -> torch.Tensor:
@@ -419,6 +366,13 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
             means = sentence_means(embeds, hidden, present & ~explanation, present & explanation)
             return self.contrastive_head(*means).flatten()
 
+    def use_linear_layers(self):
+        """Prepares the model for quantisers that look for `nn.Linear`: replaces GPT-2's transposed layers, which hold
+        two thirds of the decoder's weights. The model cannot be saved afterwards. Returns the model."""
+        use_linear_layers(self)
+        self.saves_weights = False
+        return self
+
     def freeze_vision_tower(self):
         """Turns off the tower's gradient and keeps it in evaluation mode. Call this after loading a checkpoint:
         `from_pretrained` does not freeze the tower."""
@@ -446,6 +400,10 @@ class SEVLMForConditionalGeneration(SEVLMPreTrainedModel, GenerationMixin):
         self._pack_weights = value
         if not value:
             forget_packed(self)
+
+    def _apply(self, fn, recurse=True):
+        forget_packed(self)  # the weights are about to move or to change their dtype
+        return super()._apply(fn, recurse)
 
     def _packed(self, pixel_values):
         return packed_linears(self, self._pack_weights, without=self.vision_tower if pixel_values is None else None)

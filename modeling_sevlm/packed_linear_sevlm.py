@@ -16,6 +16,7 @@ a plain parameter. `model.pack_weights = False` turns packing off and frees the 
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from weakref import WeakKeyDictionary
 
 import torch
@@ -51,36 +52,55 @@ class _Packed:
 _cache: WeakKeyDictionary[nn.Module, _Packed] = WeakKeyDictionary()
 
 
-class _Packable(nn.Module):
-    bias: nn.Parameter | None
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        packed = _packed_weight(self, input)
-        return super().forward(input) if packed is None else _product(input, packed, self.bias)
-
-    def _apply(self, fn, recurse=True):
-        _cache.pop(self, None)  # the weights are about to move or change their dtype
-        return super()._apply(fn, recurse)
-
-
-class PackableLinear(_Packable, nn.Linear):
-    pass
-
-
-class PackableConv1D(_Packable, Conv1D):
-    """GPT-2's linear layer, which stores its weight transposed."""
-
-
 def make_packable(module: nn.Module):
-    """Makes the large linear layers of `module` able to use packed weights. Parameters keep their names."""
+    """Makes the large linear layers of `module` able to use packed weights.
+
+    Only the method `forward` of each layer changes. Tools that quantise, hook or adapt layers go by the class, which
+    stays `nn.Linear` or `Conv1D`.
+    """
     for layer in module.modules():
-        packable = {nn.Linear: PackableLinear, Conv1D: PackableConv1D}.get(type(layer))
-        if packable is not None and layer.get_parameter("weight").numel() >= MIN_WEIGHTS:
-            layer.__class__ = packable
+        if type(layer) in (nn.Linear, Conv1D) and layer.get_parameter("weight").numel() >= MIN_WEIGHTS:
+            layer.forward = MethodType(forward, layer)
+
+
+def forward(layer: nn.Module, input: torch.Tensor) -> torch.Tensor:
+    # A pickle finds the method by its name, `forward`. A layer read from a pickle is not packable.
+    packed = _packed_weight(layer, input)
+    if packed is None:
+        return type(layer).forward(layer, input)
+    return _product(input, packed, layer._parameters.get("bias"))
+
+
+def use_linear_layers(module: nn.Module):
+    """Replaces GPT-2's `Conv1D` layers by `nn.Linear` with the same weights, which most quantisers look for. The
+    weights are transposed then, so the model cannot be saved any more.
+
+    Raises:
+        ValueError: a layer has an adapter, or its weights are on another device until it is used.
+    """
+    layers = {name: layer for name, layer in module.named_modules() if type(layer) is Conv1D}
+    if any(name.endswith("base_layer") for name in layers):
+        raise ValueError("The layers have adapters: merge these, or call `use_linear_layers` before adding them.")
+    if any(layer.weight.is_meta for layer in layers.values()):
+        raise ValueError("The layers are offloaded: load the model without a device map before `use_linear_layers`.")
+    for parent in list(module.modules()):
+        for name, layer in parent.named_children():
+            if type(layer) is Conv1D:
+                linear = nn.Linear(layer.nx, layer.nf, device="meta")
+                linear.weight = nn.Parameter(layer.weight.detach().t().contiguous(), layer.weight.requires_grad)
+                linear.bias = layer.bias
+                setattr(parent, name, linear)
+    make_packable(module)
 
 
 def packable_layers(module: nn.Module) -> list[nn.Module]:
-    return [layer for layer in module.modules() if isinstance(layer, _Packable)]
+    return [layer for layer in module.modules() if _is_packable(layer)]
+
+
+def _is_packable(layer: nn.Module) -> bool:
+    own = layer.__dict__.get("forward")
+    # accelerate's hooks keep the method that they replace.
+    return any(getattr(method, "__func__", None) is forward for method in (own, layer.__dict__.get("_old_forward")))
 
 
 @contextmanager

@@ -4,26 +4,31 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from huggingface_hub import CommitInfo, HfApi
 from safetensors import SafetensorError
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import ProcessorMixin, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from processing import SEVLMProcessor
-from processing.collator import SentencePairs
+from processing.collator import SentencePairs, SEVLMCollator
 
 from . import training_folder
+from .adamw import EpsilonFirstAdamW
+from .adapters import is_adapter
+from .callbacks import EarlyStopping
+from .card_sevlm import CARD_FILE, is_hub_name
 from .finite_loss import FiniteWatch, NonFiniteError, Update
 from .heads_sevlm import emotion_targets
 from .hub import check_token, find_destination
@@ -41,10 +46,34 @@ PAINTINGS = "paintings"  # key of the names in a batch, which the trainer remove
 @dataclass(repr=False)
 class TokenSafeTrainingArguments(TrainingArguments):
     """`TrainingArguments` whose pickle lacks the Hub's token, because `Trainer` saves it with every model. Declare
-    subclasses with `@dataclass(repr=False)` to keep transformers' `repr`, which hides the token."""
+    subclasses with `@dataclass(repr=False)` to keep transformers' `repr`, which hides the token.
+
+    Scripts call `check_output_dir` before they load data, and `clear_output_dir` before they train."""
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace the model and the checkpoints in output_dir."}
+    )
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"hub_token": None}
+
+    def check_output_dir(self) -> None:
+        """Turns `resume_from_checkpoint` "true" into the newest checkpoint or `None`. Raises `ValueError` if the run
+        would replace a model or a run in `output_dir` (see [`training_folder.find_checkpoint`]), and [`SavingError`]
+        if it cannot be written."""
+        folder, resume = self.output_dir, self.resume_from_checkpoint
+        report = functools.partial(self.distributed_state.print, flush=True)
+        self.resume_from_checkpoint = training_folder.find_checkpoint(
+            folder, resume, report, self.overwrite_output_dir
+        )
+        self.distributed_state.wait_for_everyone()  # no process writes before all have looked
+        if self.should_save:
+            training_folder.check_writable(folder)
+
+    def clear_output_dir(self) -> None:
+        """Removes what `check_output_dir` allowed to replace."""
+        if self.should_save:
+            training_folder.clear_folder(self.output_dir, self.resume_from_checkpoint, self.overwrite_output_dir)
 
 
 @dataclass(repr=False)
@@ -54,9 +83,24 @@ class SEVLMTrainingArguments(TokenSafeTrainingArguments):
     output_dir: str | None = field(default="outputs/sevlm", metadata={"help": "Folder of checkpoints and results."})
     learning_rate: float = field(default=2e-5, metadata={"help": "For all except the emotion encoder and VAD fusion."})
     vad_learning_rate: float = field(default=4e-5, metadata={"help": "Rate of emotion encoder and VAD fusion."})
+    fusion_rate: str = field(
+        default="vad",
+        metadata={
+            "help": "The VAD fusion's rate: vad_learning_rate (the paper) or learning_rate (the authors' code).",
+            "choices": ["vad", "decoder"],
+        },
+    )
+    adam_epsilon_first: bool = field(
+        default=False, metadata={"help": "Add epsilon before Adam's bias correction, as transformers 4 did."}
+    )
     weight_decay: float = 0.0
     num_train_epochs: float = 35
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Paintings per step, two sentences each."})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Paintings per process and forward pass, two sentences each."}
+    )
+    total_batch_size: int | None = field(
+        default=None, metadata={"help": "Paintings per step, whatever the number of processes and accumulation steps."}
+    )
     per_device_eval_batch_size: int = 32
     eval_strategy: str = "steps"
     eval_steps: float | None = 2000
@@ -66,13 +110,33 @@ class SEVLMTrainingArguments(TokenSafeTrainingArguments):
     metric_for_best_model: str | None = "accuracy"
     greater_is_better: bool | None = True
     early_stopping_patience: int = field(default=10, metadata={"help": "Evaluations without progress; 0: no limit."})
-    generation_samples: int = field(default=500, metadata={"help": "Paintings to explain at evaluation; 0: none."})
+    early_stopping_metrics: list[str] = field(
+        default_factory=lambda: ["bleu_4"],
+        metadata={
+            "help": "Metrics whose improvement is progress, next to metric_for_best_model; their best "
+            "checkpoints are kept."
+        },
+    )
+    generation_samples: int | None = field(
+        default=None, metadata={"help": "Validation paintings to explain at evaluation (default: all); 0: none."}
+    )
     sheet_paintings: int = field(default=6, metadata={"help": "Paintings on each evaluation's sheet; 0: none."})
     logging_steps: float = 50
     logging_nan_inf_filter: bool = False  # True would hide NaN losses; this trainer must stop at them
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     restore_callback_states_from_checkpoint: bool = True  # the counter of early stopping
     remove_unused_columns: bool | None = False  # the collator needs every column
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.total_batch_size is not None:
+            parts = self.world_size * self.gradient_accumulation_steps
+            if self.total_batch_size < 1 or self.total_batch_size % parts:
+                raise ValueError(
+                    f"total_batch_size={self.total_batch_size} cannot be divided by {self.world_size} process(es) x "
+                    f"{self.gradient_accumulation_steps} accumulation step(s): change one of the three."
+                )
+            self.per_device_train_batch_size = self.total_batch_size // parts
 
 
 def collate_with_names(collator: Callable, items: list[dict]) -> dict:
@@ -84,10 +148,14 @@ class SEVLMTrainer(Trainer):
 
     Each part of the loss is a mean over its own items (label tokens, explanation words with VAD, paintings) in the
     accumulated batches of all processes. The contrastive loss takes its negatives from one device's batch.
-    `generation_metrics`, `model -> {name: value}`, is called at each evaluation.
+    `generation_metrics`, `model -> {name: value}`, is called at each evaluation. `data_collator` is by default a
+    `SEVLMCollator` of the processor `processing_class`. `eval_dataset` may be a dictionary of data sets.
 
     Raises:
-        ValueError: a push would not publish a complete repository, or processes have different numbers of batches.
+        TypeError: `args` are not `SEVLMTrainingArguments`, there is neither collator nor processor, or
+            `processing_class` is not a processor.
+        ValueError: a data set has no length, a push would not publish a complete repository, or processes have
+            different numbers of batches.
         NonFiniteError: a loss or gradient is NaN or infinite; raised before the next log, evaluation or save.
         SavingError: a checkpoint or the model cannot be written, for example because the disk is full.
     """
@@ -95,16 +163,26 @@ class SEVLMTrainer(Trainer):
     model: SEVLMForConditionalGeneration
     args: SEVLMTrainingArguments
     train_dataset: SentencePairs
-    eval_dataset: SentencePairs
+    eval_dataset: SentencePairs | dict[str, SentencePairs]  # type: ignore[assignment]
     processing_class: SEVLMProcessor | None
     push_in_progress: PushInProgress | None  # type: ignore[assignment]  # transformers infers None
 
-    def __init__(self, model, args, *, processing_class=None, generation_metrics=None, **kwargs):
+    def __init__(self, model, args, *, processing_class=None, generation_metrics=None, data_collator=None, **kwargs):
+        if not isinstance(args, SEVLMTrainingArguments):
+            given = type(args).__name__
+            raise TypeError(f"SEVLMTrainer needs `SEVLMTrainingArguments` (same module, same arguments), not {given}.")
         if args.push_to_hub:
-            check_push(args, processing_class)  # first: `Trainer` creates the repository
+            check_push(args, processing_class, model)  # first: `Trainer` creates the repository
         if args.label_smoothing_factor:
             raise ValueError("The paper's loss (Eq. 8) has no label smoothing. Leave label_smoothing_factor at 0.")
-        super().__init__(model, args, processing_class=processing_class, **kwargs)
+        if processing_class is not None and not isinstance(processing_class, ProcessorMixin):
+            given = type(processing_class).__name__
+            raise TypeError(f"`processing_class` is a {given}. Pass the `SEVLMProcessor`, which has the tokenizer.")
+        if data_collator is None and processing_class is None:
+            raise TypeError("Pass `data_collator=SEVLMCollator(processor)`, or the processor as `processing_class`.")
+        check_lengths(kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+        data_collator = SEVLMCollator(processing_class) if data_collator is None else data_collator
+        super().__init__(model, args, data_collator, processing_class=processing_class, **kwargs)
         if args.world_size > 1 and not args.accelerator_config.even_batches:
             raise ValueError("With `even_batches: false`, processes wait for others that have ended. Leave it out.")
         self.data_collator = functools.partial(collate_with_names, self.data_collator)
@@ -117,13 +195,18 @@ class SEVLMTrainer(Trainer):
         self._losses: list[torch.Tensor] = []  # one per batch
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        """Raises `ValueError` if the checkpoint has no safetensors or has a file that could execute code."""
-        folder = resume_from_checkpoint
+        """Raises `ValueError` if the checkpoint has no safetensors or has a file that could execute code, or if the
+        run would replace checkpoints that it does not continue. `overwrite_output_dir` removes these."""
+        folder, output_dir = resume_from_checkpoint or None, self.args.output_dir
         if isinstance(folder, str | os.PathLike) and not any(Path(folder).glob("*.safetensors")):
             raise ValueError(f"{folder} has no weights in safetensors; training cannot resume from it.")
         if self.args.should_save:
-            training_folder.clear_staging(self.args.output_dir)
+            training_folder.clear_staging(output_dir)
+            if self.args.overwrite_output_dir:
+                training_folder.clear_folder(output_dir, folder, overwrite=True)
         self.accelerator.wait_for_everyone()
+        if self.args.save_strategy != "no":
+            training_folder.check_later(output_dir, folder)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except UnpicklingError:  # its message recommends loading the file unsafely
@@ -138,9 +221,20 @@ class SEVLMTrainer(Trainer):
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
+    @property
+    def best_values(self) -> dict[str, list]:
+        """The best value of each metric that `EarlyStopping` watches, and its step; empty without that callback."""
+        # A resumed run replaces the callback that was passed in.
+        callbacks = [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStopping)]
+        return callbacks[0].best if callbacks else {}
+
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         if self.optimizer is None:
             optimizer_cls, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if self.args.adam_epsilon_first:
+                if optimizer_cls is not torch.optim.AdamW:
+                    raise ValueError(f"--adam_epsilon_first is for AdamW, not for --optim {self.args.optim}.")
+                optimizer_cls = EpsilonFirstAdamW
             self.optimizer = optimizer_cls(parameter_groups(self.model, self.args), **optimizer_kwargs)
         return self.optimizer
 
@@ -221,7 +315,13 @@ class SEVLMTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Gives every process whole batches: no row is repeated, and a batch has the same negatives with any number of
         processes."""
-        args, dataset = self.args, self.eval_dataset if eval_dataset is None else eval_dataset
+        args = self.args
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]  # type: ignore[index]  # the name of one of several
+        if dataset is None:
+            raise ValueError("There is nothing to evaluate on: pass an `eval_dataset`.")
+        check_lengths(dataset)
         batches = list(BatchSampler(range(len(dataset)), args.eval_batch_size, drop_last=False))
         batches = batches[args.process_index :: args.world_size]
         loading: dict = {"num_workers": args.dataloader_num_workers, "pin_memory": args.dataloader_pin_memory}
@@ -276,7 +376,9 @@ class SEVLMTrainer(Trainer):
         if args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if args.should_save:
-            training_folder.remove_old_checkpoints(final, args.save_total_limit, state.best_model_checkpoint)
+            best = [] if state.best_model_checkpoint is None else [Path(state.best_model_checkpoint)]
+            best += [final.with_name(f"{PREFIX_CHECKPOINT_DIR}-{step}") for _, step in self.best_values.values()]
+            training_folder.remove_old_checkpoints(final, args.save_total_limit, best)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
@@ -290,6 +392,11 @@ class SEVLMTrainer(Trainer):
                 training_folder.publish_model(staged, folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        if is_adapter(self.model):  # peft's draft of a card
+            Path(output_dir or self.args.output_dir, CARD_FILE).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _saving(self, target: Path) -> Iterator[None]:
@@ -350,11 +457,24 @@ def loss_sums(outputs, counts: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def check_push(args: SEVLMTrainingArguments, processor) -> None:
-    """Raises `ValueError` if a push would omit the processor, add pickles or put a private model in a public repo."""
+def check_lengths(*datasets) -> None:
+    """Raises `ValueError` if a data set, or one in a dictionary of data sets, has no length, as streams have none."""
+    for dataset in datasets:
+        for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+            if part is not None and not isinstance(part, Sized):
+                raise ValueError(
+                    f"A {type(part).__name__} has no length. Pass `SentencePairs` of a `datasets.Dataset`."
+                )
+
+
+def check_push(args: SEVLMTrainingArguments, processor, model) -> None:
+    """Raises `ValueError` if a push would omit the processor, publish an adapter without its model, add pickles or put
+    a private model in a public repository."""
     check_token(args.hub_token)
     if not isinstance(processor, SEVLMProcessor):
         raise ValueError("push_to_hub needs the processor: pass a `SEVLMProcessor` as `processing_class`.")
+    if is_adapter(model) and not is_hub_name(model.name_or_path):
+        raise ValueError(f"The adapter's model {model.name_or_path} is a local folder: push that first, and name it.")
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise ValueError("hub_strategy would publish optimizer states and pickles: use 'every_save' or 'end'.")
     if args.hub_private_repo:
@@ -368,9 +488,10 @@ def _report_failure(job: Future) -> None:
 
 
 def parameter_groups(model: SEVLMForConditionalGeneration, args: SEVLMTrainingArguments) -> list[dict]:
-    """Gives emotion encoder and fusion layer `vad_learning_rate`, other trainable parameters `learning_rate`."""
-    modules = [module for module in (model.emotion_encoder, model.decoder.vad_fusion) if module is not None]
-    vad = {parameter for module in modules for parameter in module.parameters()}
+    """Gives the emotion encoder and, with `fusion_rate="vad"`, the fusion layer `vad_learning_rate`, other trainable
+    parameters `learning_rate`."""
+    modules = [model.emotion_encoder, model.decoder.vad_fusion if args.fusion_rate == "vad" else None]
+    vad = {parameter for module in modules if module is not None for parameter in module.parameters()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p not in vad], "lr": args.learning_rate},

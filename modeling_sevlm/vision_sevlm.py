@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_sevlm import SEVLMConfig
 
@@ -52,27 +53,32 @@ def build_vision_projection(config: SEVLMConfig) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(image_width), linear, nn.Dropout(config.text_config.embd_pdrop))
 
 
-def encode_patches(tower: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Returns the features of the patches, without CLS or register tokens, after the tower's final LayerNorm.
+def encode_patches(tower: Any, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    """Runs the tower and selects the features of the patches, without CLS or register tokens.
 
     Args:
         tower: an image model of `AutoModel`.
         pixel_values: `(B, channels, height, width)`, normalised images.
+        kwargs: arguments of the tower, such as `output_hidden_states`.
 
     Returns:
-        `(B, K, d)` features f^I of Sec. 4.1: K patches in row-major order.
+        The tower's output. Its `pooler_output` holds `(B, K, d)` features f^I of Sec. 4.1: K patches in row-major
+        order, after the tower's final LayerNorm.
     """
     if tower.config.model_type == "siglip2_vision_model":
-        features = tower(**_siglip2_patches(pixel_values, tower.config.patch_size)).last_hidden_state
+        output = tower(**_siglip2_patches(pixel_values, tower.config.patch_size), **kwargs)
     else:
-        features = tower(pixel_values=pixel_values).last_hidden_state
+        output = tower(pixel_values=pixel_values, **kwargs)
+    features = output.last_hidden_state
     if features.dim() == 4:  # (B, d, h, w) of a convolutional tower
-        return features.flatten(2).transpose(1, 2).contiguous()
-    features = features[:, _num_prefix_tokens(tower.config, features.shape[1], pixel_values) :].contiguous()
+        features = features.flatten(2).transpose(1, 2).contiguous()
+    else:
+        features = features[:, _num_prefix_tokens(tower.config, features.shape[1], pixel_values) :].contiguous()
     if tower.config.model_type in ("clip_vision_model", "chinese_clip_vision_model"):
         # CLIP applies its last LayerNorm to the pooled CLS token only; the paper applies it to the patches.
         features = tower.post_layernorm(features)
-    return features
+    fields = {name: output.get(name) for name in ("last_hidden_state", "hidden_states", "attentions")}
+    return BaseModelOutputWithPooling(pooler_output=features, **fields)
 
 
 def _num_prefix_tokens(config: PreTrainedConfig, num_tokens: int, pixel_values: torch.Tensor) -> int:

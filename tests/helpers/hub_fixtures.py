@@ -25,10 +25,14 @@ from tests.helpers.tiny import WORDS
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = [ROOT, ROOT / "tests"]
 MODEL_FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
-MODULES = "card checkpoint configuration decoder emotion heads label_tree modeling packed_linear pipeline vision"
+MODULES = (
+    "card checkpoint configuration decoder emotion generation heads label_tree modeling packed_linear pipeline "
+    "pipeline_inputs vision"
+)
 MODEL_FILES |= {f"{name}_sevlm.py" for name in MODULES.split()}
 PROCESSOR_FILES = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-PROCESSOR_FILES |= {"images.py", "processing_sevlm.py", "vad_lexicon.py"}
+PROCESSOR_FILES |= {"image_metadata.py", "image_values.py", "images.py", "processing_sevlm.py"}
+PROCESSOR_FILES |= {"processor_arguments.py", "vad_lexicon.py"}
 COMPLETE = MODEL_FILES | PROCESSOR_FILES
 WITHOUT_PROJECT = "import sys; sys.modules.update(modeling_sevlm=None, processing=None)"
 

@@ -54,14 +54,18 @@ def tiny_config(processor: SEVLMProcessor, **kwargs) -> SEVLMConfig:
     return SEVLMConfig(**towers | processor.token_layout() | kwargs)
 
 
-def tiny_model(processor: SEVLMProcessor, seed: int = 0, **kwargs) -> SEVLMForConditionalGeneration:
+def tiny_model(processor: SEVLMProcessor, seed: int = 1, **kwargs) -> SEVLMForConditionalGeneration:
     """A model with random weights, enlarged so that different inputs give different outputs."""
     torch.manual_seed(seed)
     model = SEVLMForConditionalGeneration(tiny_config(processor, **kwargs))
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and name.startswith("vision_tower."):
                 parameter.mul_(4)
+            elif parameter.dim() > 1:
+                parameter.normal_(std=0.08)
+                if name.startswith("contrastive_head."):
+                    parameter.mul_(2)
     if processor.vad_lexicon is not None:
         model.set_vad_lexicon(processor.vad_lexicon, processor.tokenizer)
     return model.eval()

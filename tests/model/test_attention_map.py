@@ -23,7 +23,7 @@ def sentence(processor):
 
 
 def test_the_weights_are_those_of_eager_attention(processor, model, sentence):
-    features, row = model.get_image_features(pixels(1)), sentence[None]
+    features, row = model.encode_images(pixels(1)), sentence[None]
     patches, text = patch_shares(model, row, features, measure="attention")
     assert model.config.text_config._attn_implementation == "sdpa"
     model.set_attn_implementation("eager")
@@ -35,7 +35,7 @@ def test_the_weights_are_those_of_eager_attention(processor, model, sentence):
 def test_the_map_of_a_word_is_the_attention_of_the_steps_that_predicted_its_tokens(processor, model, sentence):
     """Computed by hand: the attention of the last position of the sentence before a token, averaged over layers, heads
     and tokens."""
-    features = model.get_image_features(pixels(1))
+    features = model.encode_images(pixels(1))
     words, maps = attention_map(model, processor.tokenizer, sentence, image_features=features, measure="attention")
     positions = dict(explanation_words(model, processor.tokenizer, sentence.tolist()))
     model.set_attn_implementation("eager")
@@ -73,7 +73,7 @@ def test_layers_average_to_the_mean_and_differ_from_the_rollout(maps):
 def test_contributions_are_the_changes_of_the_attention_output(processor, model, sentence):
     """Computed by hand: the output of each head with all weight on one patch, minus that with equal weights, times the
     weight of the patch, summed over the heads."""
-    features = model.get_image_features(pixels(1))
+    features = model.encode_images(pixels(1))
     shares, _ = patch_shares(model, sentence[None], features, measure="contribution")
     attention = model.decoder.h[1].crossattention
     values = attention.c_attn(model._image_embeds(features, 1)).split(48, dim=-1)[1][0]
@@ -90,7 +90,7 @@ def test_contributions_are_the_changes_of_the_attention_output(processor, model,
 
 
 def test_a_value_common_to_all_patches_does_not_contribute(processor, model, sentence):
-    features = model.get_image_features(pixels(1))
+    features = model.encode_images(pixels(1))
     before, _ = patch_shares(model, sentence[None], features, measure="contribution")
     with torch.no_grad():
         for block in model.decoder.h[-1:]:  # the last layer's values do not change weights
@@ -137,7 +137,7 @@ def test_a_sentence_without_explanation_has_no_words(processor, model):
 
 def test_the_model_is_not_changed_and_other_threads_can_use_it(processor, model, sentence):
     inputs = processor(emotions=["awe", "fear"], return_tensors="pt")
-    features = model.get_image_features(pixels(2))
+    features = model.encode_images(pixels(2))
 
     def generate():
         return model.generate(**inputs, image_features=features, do_sample=False, max_new_tokens=8)

@@ -134,13 +134,65 @@ def test_files_folders_and_urls_are_found_once_each(tmp_path, monkeypatch, capsy
     (pictures / "linked.png").symlink_to(tmp_path / "elsewhere" / "hidden.png")
     monkeypatch.chdir(tmp_path)
     names = ["0000.png", "0001.png", "UPPER.JPG", "linked.png"]
-    found = command_line.find_pictures([url, "pictures/0001.png", "pictures", str(pictures), url])
+    found = command_line.find_pictures([url, "pictures/0001.png", "pictures", str(pictures), url], [])
     assert found == [url, "pictures/0001.png", "pictures/0000.png", *(f"pictures/{name}" for name in names[2:])]
     printed = capsys.readouterr().err.splitlines()
-    assert printed == [f"1 files of other types ignored in {name}." for name in ("pictures", pictures)]
+    assert printed == [f"1 files of other types ignored in {name}: 1 .txt." for name in ("pictures", pictures)]
     # A linked folder and a file of another type are read if they are named themselves.
-    found = command_line.find_pictures(["pictures/linked", "pictures/notes.txt"])
+    found = command_line.find_pictures(["pictures/linked", "pictures/notes.txt"], [])
     assert found == ["pictures/linked/hidden.png", "pictures/notes.txt"]
+
+
+COPIES = [
+    ".ipynb_checkpoints/0000-checkpoint.png",
+    ".thumbnails/large/0000.png",
+    ".Trash-1000/files/old.png",
+    "$RECYCLE.BIN/S-1-5/$R0.png",
+    "@eaDir/0000.png/SYNOPHOTO_THUMB_M.png",
+    "__MACOSX/._0000.png",
+    "inner/@eaDir/0001.png",
+    "._0000.png",
+    ".0000.png",
+]
+
+
+def test_hidden_copies_are_left_out_unless_they_are_named(tmp_path, monkeypatch, capsys):
+    folder = draw(tmp_path / ".cache" / "pictures", 2)
+    (folder / "inner").mkdir()
+    (folder / "0001.png").rename(folder / "inner" / "0001.png")
+    for name in COPIES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(folder / name)
+    expected = [str(folder / name) for name in ("0000.png", "inner/0001.png")]
+    assert command_line.find_pictures([str(folder)], []) == expected
+    assert f"{len(COPIES)} hidden files and folders left out in {folder}." in capsys.readouterr().err
+    named = [str(folder / name) for name in (".thumbnails/large", "._0000.png", "@eaDir/0000.png")]
+    found = command_line.find_pictures(named, [])
+    assert found == [str(folder / COPIES[i]) for i in (1, 7, 4)]
+    monkeypatch.chdir(folder / ".thumbnails")
+    assert command_line.find_pictures(["."], []) == ["./large/0000.png"]
+    (folder / "inner" / "0001.png").unlink()
+    with pytest.raises(SystemExit, match="no picture .* There are 1 hidden files and folders: name one to search it"):
+        command_line.find_pictures([str(folder / "inner")], [])
+
+
+@pytest.mark.parametrize("change", [str, str.upper, str.lower])
+def test_folders_of_copies_and_deleted_files_are_left_out_on_every_system(tmp_path, capsys, change):
+    folder = draw(tmp_path / "pictures", 1)
+    names = ["@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", "@__thumb", "__MACOSX", "lost+found"]
+    names += ["$RECYCLE.BIN", "RECYCLER", "System Volume Information", "FOUND.000", "FOUND.012", "LOST.DIR"]
+    names += ["Network Trash Folder", "Temporary Items", "~snapshot", "@sharesnap"]
+    for name in names:
+        draw(folder / change(name), 1)
+    assert command_line.find_pictures([str(folder)], []) == [str(folder / "0000.png")]
+    assert f"{len(names)} hidden files and folders left out" in capsys.readouterr().err
+
+
+def test_folders_with_names_like_those_of_copies_are_searched(tmp_path):
+    names = ["found.art", "found.0001", "Recycled", "thumb", "snapshot", "lost+found+more", "network"]
+    for name in names:
+        draw(tmp_path / name, 1)
+    assert len(command_line.find_pictures([str(tmp_path)], [])) == len(names)
 
 
 def test_folders_that_cannot_be_searched_are_reported(explain, tmp_path, monkeypatch, capsys):
@@ -164,13 +216,14 @@ def test_folders_that_cannot_be_searched_are_reported(explain, tmp_path, monkeyp
     assert "closed: Permission denied" in capsys.readouterr().err
 
 
-def test_help_lists_the_extensions_and_the_commands_and_version_the_versions(capsys):
+def test_help_names_formats_and_the_commands_and_version_the_versions(capsys):
     assert sevlm.main(["--help"]) == sevlm.main(["--version"]) == 0
     with pytest.raises(SystemExit):
         sevlm.main(["explain", "--help"])
     printed = capsys.readouterr().out
     assert all(words in printed for words in ("sevlm explain", "sevlm push", f"torch {torch.__version__}"))
-    assert all(words in printed for words in (*command_line.EXTENSIONS, "Linked files are", "linked folders"))
+    formats = (".jp2", ".avif", ".heic", "pillow-heif")
+    assert all(words in printed for words in (*formats, "Linked files are", "linked folders"))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +263,7 @@ def test_the_model_is_loaded_with_the_given_dtype(checkpoint, name, dtype):
 FOUND_BY_THE_MODEL = [
     (["--model", "/no/such/model"], "--model /no/such/model"),
     (["--emotion", "joy"], "Unknown emotion 'joy'"),
-    (["--max_new_tokens", "61"], "at most 60"),
+    (["--max_new_tokens", "61"], "at most 57"),
 ]
 
 

@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def tower(monkeypatch):
     """Records the number of pictures in each call of the vision tower."""
-    counts, encode = [], SEVLMForConditionalGeneration.get_image_features
+    counts, encode = [], SEVLMForConditionalGeneration.encode_images
     monkeypatch.setattr(
-        SEVLMForConditionalGeneration, "get_image_features", lambda self, x: counts.append(len(x)) or encode(self, x)
+        SEVLMForConditionalGeneration, "encode_images", lambda self, x: counts.append(len(x)) or encode(self, x)
     )
     return counts
 
@@ -62,8 +62,11 @@ def test_a_killed_run_of_a_thousand_pictures_continues_and_explains_none_twice(c
     assert command_line.main(arguments) == 0
     assert sum(tower) == 997 - len(done), "finished pictures are not explained again"
     table = pd.read_parquet(output)
-    expected = sorted([*(pictures / "early").iterdir(), *(pictures / "late").iterdir()])
-    assert table["file"].tolist() == list(map(str, expected))
+    assert table["file"].tolist() == sorted(str(path) for path in pictures.rglob("*.*"))
+    errors = table[table["error"].notna()].set_index("file")
+    assert list(errors.index) == [str(pictures / name) for name in sorted(CORRUPT)]
+    assert all(reason in errors["error"][str(pictures / name)] for name, reason in CORRUPT.items())
+    assert errors.drop(columns="error").isna().all(axis=None)
     kept = table.set_index("file").loc[done]
     assert kept["explanation"].tolist() == [row["explanation"] for batch in before for row in batch]
     assert list(tmp_path.glob("explanations*")) == [output]
@@ -72,6 +75,11 @@ def test_a_killed_run_of_a_thousand_pictures_continues_and_explains_none_twice(c
     assert "997 pictures explained" in printed and "3 left out" in printed
     for name, reason in CORRUPT.items():
         assert any(str(pictures / name) in line and reason in line for line in printed.splitlines()), name
+
+
+def explained(output: Path) -> pd.DataFrame:
+    table = pd.read_csv(output)
+    return table[table["error"].isna()]
 
 
 @pytest.fixture
@@ -120,7 +128,7 @@ def test_after_ctrl_c_the_same_command_continues_and_repeats_an_incomplete_line(
     tower.clear()
     assert run() == 0
     assert sum(tower) == 12 - (7 if torn else 11)
-    files = pd.read_csv(run.output)["file"]
+    files = explained(run.output)["file"]
     assert len(files) == 12 and files.is_unique and not run.part.exists()
 
 
@@ -153,7 +161,7 @@ def test_a_full_disk_when_the_table_is_written_loses_nothing(run, tower, monkeyp
     assert os.listdir(run.output.parent) == [run.part.name]
     tower.clear()
     assert run() == 0 and not tower
-    assert len(pd.read_csv(run.output)) == 12
+    assert len(explained(run.output)) == 12
 
 
 def test_an_interrupted_overwrite_continues_with_the_same_command(run, interrupt, tower):
@@ -163,7 +171,7 @@ def test_an_interrupted_overwrite_continues_with_the_same_command(run, interrupt
     assert len(batches(run.part)) == 2
     tower.clear()
     assert run("--overwrite", "--emotion", "fear") == 0
-    assert sum(tower) == 12 - 7 and set(pd.read_csv(run.output)["emotion"]) == {"fear"}
+    assert sum(tower) == 12 - 7 and set(explained(run.output)["emotion"]) == {"fear"}
     # --overwrite replaces a finished file and a run that began without it.
     for other in ((), ("--overwrite", "--emotion", "anger")):
         interrupt(*(other or ["--output", f"{run.output}.csv"]))
@@ -195,7 +203,7 @@ def test_another_model_with_the_same_name_is_refused(run, interrupt, checkpoint,
     shutil.copytree(checkpoint, model)
     interrupt("--model", str(model))
     if key is None:
-        tiny_model(tiny_processor(), seed=1).save_pretrained(model)
+        tiny_model(tiny_processor(), seed=2).save_pretrained(model)
     else:
         content = json.loads((model / file).read_text())
         if key == "vocab":
@@ -253,7 +261,7 @@ def test_a_continued_run_finds_changed_new_and_broken_pictures(run, interrupt, t
     tower.clear()
     assert run() == 0 and sum(tower) == 13 - 1, "only 0001.png is finished and unchanged"
     assert "0000.png: not an image" in capsys.readouterr().err
-    files = [Path(file).name for file in pd.read_csv(run.output)["file"]]
+    files = [Path(file).name for file in explained(run.output)["file"]]
     assert files == sorted(files) and len(files) == 13
     assert "0000.png" not in files and {"0000 new.png", "0001.jpg", "0002.png"} <= {*files}
 
@@ -313,12 +321,15 @@ def test_csv_and_parquet_have_the_same_columns(run):
     csv = pd.read_csv(run.output)
     labels = "amusement awe contentment excitement anger disgust fear sadness something_else".split()
     scores = [f"score_{label}" for label in labels]
-    assert list(csv) == ["file", "emotion", "explanation", "alignment_score", *scores, "vad"]
-    assert csv[scores].sum(axis=1).tolist() == pytest.approx([1] * 12)
+    assert list(csv) == ["file", "emotion", "explanation", "alignment_score", *scores, "vad", "error"]
+    assert csv["error"].notna().sum() == 1 and "not an image" in csv["error"][1]
+    assert csv[scores].sum(axis=1).tolist() == pytest.approx([1, 0] + [1] * 11)
     assert [set(entry) for entry in json.loads(csv["vad"][0])][0] == {"word", "valence", "arousal", "dominance"}
     parquet = run.output.with_suffix(".parquet")
     assert run("--output", str(parquet)) == 0
     table = pd.read_parquet(parquet)
     assert list(table) == list(csv)
     pd.testing.assert_frame_equal(table[["file", *scores]], csv[["file", *scores]], check_dtype=False)
+    pd.testing.assert_series_equal(table["error"], csv["error"], check_dtype=False)
+    assert table["vad"][1] is None
     assert [entry["word"] for entry in table["vad"][0]] == [entry["word"] for entry in json.loads(csv["vad"][0])]

@@ -100,13 +100,14 @@ def test_gradients_equal_the_authors(converted, outputs, golden):
         assert error < 1e-4, f"{parameter}: relative error {error:.2e}"
 
 
-def test_conditioned_greedy_continuation_equals_the_authors_token_for_token(converted, golden, monkeypatch):
+@pytest.mark.parametrize(("kind", "prompt_length"), [("conditioned", 6), ("free", 4)])
+def test_greedy_generation_equals_the_authors_token_for_token(converted, golden, monkeypatch, kind, prompt_length):
     model, _ = converted
     # The fixture's lexicon is a table by token; other tests cover words.
     monkeypatch.setattr(model.vad_lookup, "forward", lambda ids: golden["in.vad_by_token"][ids])
-    wanted = golden["out.generated.conditioned"]
+    wanted = golden[f"out.generated.{kind}"]
     generated = model.generate(
-        wanted[:, :6], image_features=golden["in.image_features"][::2], do_sample=False, max_new_tokens=20
+        wanted[:, :prompt_length], image_features=golden["in.image_features"][::2], do_sample=False, max_new_tokens=20
     )
     assert generated.tolist() == wanted.tolist()
 

@@ -1,8 +1,10 @@
 """Generation gives the same tokens with and without a cache and in any batch, and the tower runs once per image."""
 
+import copy
+
 import pytest
 import torch
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from modeling_sevlm import SEVLMConfig, SEVLMForConditionalGeneration
 from tests.helpers.tiny import pixels, tiny_model
@@ -18,6 +20,26 @@ DECODING = {
 def generate(model, seed=0, **kwargs):
     torch.manual_seed(seed)
     return model.generate(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "length"),
+    [
+        ({"max_length": 8}, 8),
+        ({"max_new_tokens": 3}, 7),
+        ({"max_length": 8, "max_new_tokens": 3}, 7),
+        ({"generation_config": GenerationConfig(max_length=8)}, 8),
+        ({"generation_config": GenerationConfig(max_length=8, max_new_tokens=3)}, 7),
+        ({"generation_config": GenerationConfig(max_new_tokens=3)}, 7),
+        ({"generation_config": GenerationConfig(max_new_tokens=3), "max_length": 9}, 9),
+        ({}, 29),
+    ],
+    ids=str,
+)
+def test_lengths_count_as_they_are_given(model, arguments, length):
+    assert model.generation_config.max_new_tokens == 25
+    endless = copy.deepcopy(arguments) | {"suppress_tokens": [model.config.eos_token_id], "do_sample": False}
+    assert model.generate(pixel_values=pixels(2), **endless).shape == (2, length)
 
 
 @pytest.mark.parametrize("decoding", DECODING)
@@ -111,7 +133,7 @@ def test_images_without_prompts_get_the_prompt_of_the_config(processor, model):
     from_config = model.generate(pixel_values=pixels(2), do_sample=False)
     prompt = processor(text=[processor.prompt] * 2, return_tensors="pt")
     assert torch.equal(from_config, model.generate(pixel_values=pixels(2), do_sample=False, **prompt))
-    from_features = model.generate(image_features=model.get_image_features(pixels(2)), do_sample=False)
+    from_features = model.generate(image_features=model.encode_images(pixels(2)), do_sample=False)
     assert torch.equal(from_features, from_config)
 
 

@@ -66,7 +66,7 @@ def test_training_computes_the_logits_of_label_tokens_only(processor):
 
 def test_sentences_that_share_an_image_give_the_same_logits_as_with_one_image_each(processor, model):
     batch = training_batch(processor)
-    features = model.get_image_features(batch.pop("pixel_values"))
+    features = model.encode_images(batch.pop("pixel_values"))
     flat = {name: batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask")}
     shared = model(**{name: batch[name] for name in flat}, image_features=features).logits.flatten(0, 1)
     torch.testing.assert_close(shared, model(**flat, image_features=features.repeat_interleave(2, dim=0)).logits)
@@ -135,7 +135,7 @@ def contrastive_reference(model, batch):
     """Computes Eq. 6-7 sentence by sentence, in plain Python."""
     images, sentences = batch["input_ids"].shape[:2]
     slots = [(image, sentence) for image in range(images) for sentence in range(sentences)]
-    features = model.vision_projection(model.get_image_features(batch["pixel_values"])).mean(dim=1)
+    features = model.vision_projection(model.encode_images(batch["pixel_values"])).mean(dim=1)
     present, labels, emotions, explanations = {}, {}, {}, {}
     for slot in slots:
         ids = batch["input_ids"][slot][batch["attention_mask"][slot].bool()]
@@ -223,7 +223,7 @@ def test_a_frozen_tower_gets_no_gradient_and_stays_in_evaluation_mode(processor,
 
 
 def test_emotion_scores_equal_one_pass_per_label(processor, model):
-    features = model.get_image_features(pixels(3))
+    features = model.encode_images(pixels(3))
     config, expected = model.config, []
     for tokens in config.emotion_token_ids:
         ids = torch.tensor([[*config.prompt_token_ids, *tokens, config.because_token_id]] * 3)

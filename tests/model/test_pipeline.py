@@ -1,37 +1,31 @@
-"""The pipeline "art-emotion-explanation": its inputs, results and errors, saved folders, and the Hub."""
+"""The pipeline "art-emotion-explanation": its inputs and results, saved folders, and the Hub."""
 
 import base64
+import io
 import json
 import math
 import os
 import subprocess
 import sys
 import threading
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from transformers import AutoConfig, GenerationConfig, pipeline, set_seed
+from transformers import AutoConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import modeling_sevlm
-from modeling_sevlm.configuration_sevlm import ARTEMIS_EMOTIONS
 from processing import VADLexicon
 from tests.helpers.hub_fixtures import COMPLETE, PROJECT, answers, has_rows, visit
+from tests.helpers.pipelines import GREEDY, TASK, painting, same
 from tests.helpers.tiny import IMAGE_SIZE, WORDS, tiny_lexicon, tiny_model, tiny_processor
-
-
-TASK = "art-emotion-explanation"
-GREEDY = {"do_sample": False, "max_new_tokens": 6}
-
-
-def painting(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8))
 
 
 @pytest.fixture
@@ -39,34 +33,16 @@ def explain(processor, model):
     return pipeline(TASK, model=model, processor=processor)
 
 
-@pytest.fixture
-def generated(model, monkeypatch):
-    """The arguments and results of the calls of `generate`."""
-    calls, generate = [], model.generate
-
-    def recording(**kwargs):
-        calls.append((kwargs, generate(**kwargs)))
-        return calls[-1][1]
-
-    monkeypatch.setattr(model, "generate", recording)
-    return calls
-
-
-def same(first: dict, second: dict) -> bool:
-    """Equal except for the last digits, which depend on the batch size."""
-    exact = all(first[name] == second[name] for name in ("emotion", "explanation", "vad"))
-    return exact and first["alignment_score"] == pytest.approx(second["alignment_score"], abs=1e-6)
-
-
 def test_a_folder_needs_no_trust_and_gives_the_results_of_model_and_processor(processor, model, checkpoint):
     explain = pipeline(TASK, model=checkpoint)
     assert type(explain) is modeling_sevlm.SEVLMPipeline
     inputs = processor(images=painting(0), return_tensors="pt")
-    ids = model.generate(**inputs, **GREEDY)
+    scores = model.emotion_scores(pixel_values=inputs["pixel_values"])[0].tolist()
+    likeliest = max(zip(scores, model.config.emotions, strict=True))[1]
+    ids = model.generate(**processor(images=painting(0), emotions=likeliest, return_tensors="pt"), **GREEDY)
     result = explain(painting(0), **GREEDY)
     assert list(result) == ["emotion", "emotion_scores", "explanation", "alignment_score", "vad"]
     assert {name: result[name] for name in ("emotion", "explanation")} == processor.read(ids)[0]
-    scores = model.emotion_scores(pixel_values=inputs["pixel_values"])[0].tolist()
     assert result["emotion_scores"] == pytest.approx(dict(zip(model.config.emotions, scores, strict=True)))
     fit = model.alignment_score(ids, pixel_values=inputs["pixel_values"]).item()
     assert result["alignment_score"] == pytest.approx(fit, abs=1e-6)
@@ -79,9 +55,34 @@ def every_input(folder: Path) -> dict:
         picture.save(path)
     table = datasets.Dataset.from_dict({"image": [str(path) for path in paths], "name": ["a", "b", "c"]})
     table = table.cast_column("image", datasets.Image())
+    rows = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+    undecoded = table.cast_column("image", datasets.Image(decode=False))
+    with zipfile.ZipFile(folder / "all.zip", "w") as archive:
+        for path in paths:
+            archive.write(path, path.name)
+    addresses = [f"zip://{path.name}::{folder / 'all.zip'}" for path in paths]
+    zipped = datasets.Dataset.from_dict({"image": addresses}).cast_column("image", datasets.Image())
     return {
+        "bytes": [row["bytes"] for row in rows],
+        "bytearrays": [bytearray(row["bytes"]) for row in rows],
+        "memory files": [io.BytesIO(row["bytes"]) for row in rows],
+        "files": [open(path, "rb") for path in paths],
+        "undecoded images": rows,
+        "undecoded paths": [{"bytes": None, "path": str(path)} for path in paths],
+        "undecoded rows": [{"image": row} for row in rows],
+        "undecoded dataset": undecoded,
+        "undecoded column": undecoded["image"],
+        "undecoded streaming dataset": undecoded.to_iterable_dataset(),
+        "undecoded KeyDataset": KeyDataset(undecoded, "image"),
+        "addresses": addresses,
+        "zipped dataset": zipped,
+        "zipped streaming dataset": zipped.to_iterable_dataset(),
+        "zipped undecoded dataset": zipped.cast_column("image", datasets.Image(decode=False)),
         "pictures": pictures,
         "tuple": tuple(pictures),
+        "table of bytes": pd.DataFrame({"image": [row["bytes"] for row in rows], "name": ["a", "b", "c"]}),
+        "table of paths": pd.DataFrame({"image": paths}, index=[5, 6, 7]),
+        "column of a table": pd.Series(pictures),
         "paths": [str(path) for path in paths],
         "path objects": paths,
         "arrays": [np.asarray(picture) for picture in pictures],
@@ -146,120 +147,6 @@ def test_a_url_is_fetched(explain, tmp_path):
         server.shutdown()
 
 
-def test_a_given_emotion_is_explained_and_an_unknown_one_refused(explain):
-    results = [explain(painting(0), emotion=emotion, **GREEDY) for emotion in ("awe", "something else")]
-    assert [result["emotion"] for result in results] == ["awe", "something else"]
-    assert results[0]["emotion_scores"] == results[1]["emotion_scores"]
-    with pytest.raises(ValueError, match="Unknown emotion 'joy'.*contentment"):
-        explain(painting(0), emotion="joy")
-
-
-def test_the_tower_encodes_each_image_once(explain, monkeypatch):
-    seen, encode = [], explain.model.get_image_features
-    monkeypatch.setattr(explain.model, "get_image_features", lambda x: seen.append(len(x)) or encode(x))
-    explain([painting(seed) for seed in range(3)], batch_size=2, emotion="fear", num_candidates=4)
-    assert seen == [2, 1]
-
-
-def test_candidates_are_sorted_by_the_scores_of_their_sentences(explain, generated):
-    pictures = [painting(seed) for seed in range(2)]
-    set_seed(0)
-    results = explain(pictures, batch_size=2, emotion="awe", num_candidates=5, return_candidates=True)
-    ids = generated[0][1]
-    pixel_values = explain.processor(images=pictures, return_tensors="pt")["pixel_values"]
-    fits = explain.model.alignment_score(ids, pixel_values=pixel_values).tolist()
-    for row, result in enumerate(results):
-        own = slice(5 * row, 5 * row + 5)
-        sentences = [read["explanation"] for read in explain.processor.read(ids[own])]
-        assert len(set(sentences)) > 1, "the samples differ"
-        expected = sorted(zip(fits[own], sentences, strict=True), reverse=True)
-        given = [(one["alignment_score"], one["explanation"]) for one in result["candidates"]]
-        assert [sentence for _, sentence in given] == [sentence for _, sentence in expected]
-        assert [fit for fit, _ in given] == pytest.approx([fit for fit, _ in expected], abs=1e-6)
-        assert (result["alignment_score"], result["explanation"]) == given[0]
-
-
-def test_greedy_candidates_are_refused_and_beams_accepted(explain):
-    with pytest.raises(ValueError, match="num_beams=3"):
-        explain(painting(0), num_candidates=3, do_sample=False)
-    options = {"num_candidates": 3, "num_beams": 3, "return_candidates": True, "emotion": "awe"}
-    result = explain(painting(0), **options, **GREEDY)
-    assert len({candidate["explanation"] for candidate in result["candidates"]}) == 3
-
-
-def test_return_all_scores_false_returns_the_likeliest(explain):
-    scores = explain(painting(0), **GREEDY)["emotion_scores"]
-    assert len(scores) == 9 and sum(scores.values()) == pytest.approx(1)
-    likeliest = max(scores, key=scores.get)
-    assert explain(painting(0), return_all_scores=False, **GREEDY)["emotion_scores"] == {likeliest: scores[likeliest]}
-
-
-def test_generation_arguments_of_a_call_are_merged_with_those_of_the_pipeline(processor, model, generated):
-    explain = pipeline(TASK, model=model, processor=processor, emotion="awe", do_sample=False, max_new_tokens=3)
-    explain(painting(0), generate_kwargs={"max_new_tokens": 4}, repetition_penalty=1.5)
-    expected = {"do_sample": False, "max_new_tokens": 4, "repetition_penalty": 1.5}
-    assert {name: generated[0][0][name] for name in expected} == expected
-    assert explain(painting(0), generation_config=GenerationConfig(max_new_tokens=2))["emotion"] == "awe"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_new_token": 4}, "Unknown arguments.*max_new_token"),
-        ({"num_return_sequences": 4}, "num_candidates"),
-        ({"num_candidates": 0}, "from 1"),
-        ({"num_candidates": True}, "from 1"),
-        ({"num_candidates": 2.0}, "from 1"),
-        ({"guidance_scale": 1.5}, "without the image.*guidance_scale.*omit it"),
-        ({"generation_config": GenerationConfig(guidance_scale=1.5)}, "guidance_scale"),
-        ({"negative_prompt_ids": torch.ones(1, 1)}, "Unknown arguments.*negative_prompt_ids"),
-        ({"generation_config": GenerationConfig(do_sample=True, num_return_sequences=2)}, "num_candidates"),
-        # 64 positions; the prompt is `<bos> the emotion is`, and `something else because`.
-        ({"max_new_tokens": 61}, "max_new_tokens=61 .*at most 60"),
-        ({"generation_config": GenerationConfig(max_length=65)}, "max_length=65 .*at most 64"),
-    ],
-)
-def test_wrong_arguments_are_refused_by_name(explain, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        explain(painting(0), **arguments)
-
-
-def test_all_positions_can_be_filled(processor, model):
-    explain = pipeline(TASK, model=model, processor=processor, emotion="something else")
-    options = {"do_sample": False, "eos_token_id": -1}
-    assert explain(painting(0), max_new_tokens=57, **options)["emotion"] == "something else"
-    with pytest.raises(ValueError, match="max_new_tokens=58 .*at most 57"):
-        explain(painting(0), max_new_tokens=58, **options)
-    assert explain(painting(0), max_new_tokens=60, emotion=None, **options)["emotion_scores"]
-
-
-def test_none_resets_a_default_of_the_pipeline(processor, model, generated):
-    defaults = {"emotion": "awe", "num_candidates": 3, "max_new_tokens": 3, "return_candidates": True}
-    explain = pipeline(TASK, model=model, processor=processor, return_all_scores=False, timeout=1, **defaults)
-    assert len(explain(painting(0))["candidates"]) == 3 and "input_ids" in generated[0][0]
-    reset = dict.fromkeys([*defaults, "return_all_scores", "timeout"])
-    result = explain(painting(0), **reset)
-    assert "candidates" not in result and len(result["emotion_scores"]) == 9
-    arguments = generated[1][0]
-    assert not arguments.keys() & {"input_ids", "max_new_tokens"} and arguments["num_return_sequences"] == 1
-
-
-def test_generation_stops_at_a_stop_string(explain):
-    wholes = {
-        emotion: explain(painting(0), emotion=emotion, do_sample=False)["explanation"] for emotion in ARTEMIS_EMOTIONS
-    }
-    emotion, whole = max(wholes.items(), key=lambda item: len(set(item[1].split())))
-    word = whole.split()[1]
-    stopped = explain(painting(0), emotion=emotion, do_sample=False, stop_strings=[word])["explanation"]
-    assert whole.startswith(stopped) and stopped.endswith(word) and len(stopped) < len(whole)
-
-
-def test_a_generation_config_that_returns_dictionaries_works_and_is_not_changed(explain):
-    config = GenerationConfig(**GREEDY, return_dict_in_generate=True, output_scores=True)
-    assert same(explain(painting(0), generation_config=config), explain(painting(0), **GREEDY))
-    assert config.return_dict_in_generate
-
-
 @pytest.mark.parametrize(
     ("sentence", "words"),
     [
@@ -306,6 +193,8 @@ def test_without_lexicon_and_head_vad_and_alignment_score_are_none():
         (__file__, "Cannot read the picture .*test_pipeline.py"),
         ({"picture": 17}, "'image'.*picture"),
         (datasets.Dataset.from_dict({"photo": ["a.jpg"]}), "photo.*KeyDataset"),
+        (pd.DataFrame({"photo": ["a.jpg"], 7: [0]}), r"no column 'image' but photo, 7: pass table.COLUMN."),
+        (pd.DataFrame({"image": ["nowhere/a.jpg"]}), "Cannot read the picture 'nowhere/a.jpg'.*no such file"),
     ],
 )
 def test_an_input_that_is_not_an_image_is_refused_by_name(explain, inputs, message):
@@ -339,6 +228,8 @@ def test_a_lexicon_that_may_not_be_redistributed_is_not_saved(tmp_path):
 def test_other_models_are_refused(explain, processor, monkeypatch):
     with pytest.raises(ValueError, match="no vision tower: convert it again"):
         pipeline(TASK, model=tiny_model(processor, use_vision_tower=False), processor=processor)
+    with pytest.raises(ValueError, match="no `emotion_token_ids`, .*processor.token_layout"):
+        pipeline(TASK, model=tiny_model(processor, emotion_token_ids=None), processor=processor)
     monkeypatch.setattr(type(explain.model.config), "model_type", "blip")
     with pytest.raises(ValueError, match="not for 'blip'"):
         pipeline(TASK, model=explain.model, processor=processor)
@@ -434,6 +325,7 @@ print(json.dumps(explain(sys.argv[1], emotion="awe", do_sample=False, max_new_to
 """
 PUBLISH_AGAIN = """
 import sys
+from tests.helpers.pipelines import GREEDY, TASK, painting, same
 from tests.helpers.tiny import tiny_lexicon, tiny_model, tiny_processor
 from transformers import pipeline
 

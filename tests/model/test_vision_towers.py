@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from modeling_sevlm import SEVLMForConditionalGeneration
-from modeling_sevlm.vision_sevlm import encode_patches, vision_feature_size
+from modeling_sevlm import SEVLMForConditionalGeneration, vision_sevlm
+from modeling_sevlm.vision_sevlm import vision_feature_size
 from processing import SEVLMProcessor
 from tests.helpers.tiny import (
     BLOCKS,
@@ -37,6 +37,10 @@ from tests.helpers.tiny import (
 
 PATCH, WIDTH = VISION_SIZES["patch_size"], VISION_SIZES["hidden_size"]
 GRID = IMAGE_SIZE // PATCH
+
+
+def encode_patches(tower, pixel_values):
+    return vision_sevlm.encode_patches(tower, pixel_values).pooler_output
 
 
 class RowTowerConfig(PreTrainedConfig):
@@ -126,7 +130,7 @@ def test_a_model_with_any_tower_trains_generates_and_survives_saving(processor, 
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).eval()
     assert type(loaded.vision_tower) is type(model.vision_tower)
-    assert torch.equal(loaded.get_image_features(pixels(2)), model.get_image_features(pixels(2)))
+    assert torch.equal(loaded.encode_images(pixels(2)), model.encode_images(pixels(2)))
     assert torch.equal(loaded.generate(pixel_values=pixels(2), do_sample=False, max_new_tokens=4), generated)
 
 
@@ -191,7 +195,7 @@ def test_siglip2_gets_the_patches_that_its_own_image_processor_makes(processor):
 @pytest.mark.parametrize("width", [WIDTH, 48], ids=["another width", "the decoder's width"])
 def test_only_a_tower_of_another_width_gets_a_projection(processor, width):
     model = model_with_tower(processor, tower_config("clip", hidden_size=width))
-    assert model.get_image_features(pixels(1)).shape == (1, GRID**2, width)
+    assert model.encode_images(pixels(1)).shape == (1, GRID**2, width)
     shapes = [tuple(parameter.shape) for parameter in model.vision_projection.parameters()]
     assert (shapes == []) == (width == model.config.hidden_size)
 
@@ -304,7 +308,7 @@ def test_towers_of_other_families_start_from_their_weights(backbones, family, tm
     _, model = start((str(tmp_path), backbones[1]))
     with torch.no_grad():
         expected = encode_patches(checkpoint.get_submodule(HALVES.get(family, "")), pixels(2))
-        assert torch.equal(model.get_image_features(pixels(2)), expected)
+        assert torch.equal(model.encode_images(pixels(2)), expected)
 
 
 def test_a_gpt2_may_be_saved_without_its_language_head_as_the_hubs_is(backbones, tmp_path):

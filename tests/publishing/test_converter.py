@@ -119,3 +119,15 @@ def test_weights_that_do_not_fit_the_config_are_an_error(release, tmp_path):
     file = release / "nle_model_best-acc" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"n_positions": 7}))
     assert "do not fit" in refusal(release, tmp_path / "out")
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_model(release, tmp_path):
+    output = tmp_path / "out"
+    convert_sevlm_checkpoint.main([str(release), "--output_dir", str(output)])
+    made = sorted(output.iterdir())
+    for name in ("training_log.json", "evaluation_results.json", "model.safetensors.index.json"):
+        (output / name).write_text("{}")
+    (output / "checkpoint-7").mkdir()
+    (output / "notes.txt").write_text("mine")
+    convert_sevlm_checkpoint.main([str(release), "--output_dir", str(output), "--overwrite_output_dir"])
+    assert sorted(output.iterdir()) == sorted([*made, output / "notes.txt"])

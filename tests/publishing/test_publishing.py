@@ -336,13 +336,13 @@ def test_training_publishes_complete_repositories_only(hub, trained, reader, ima
 
 def test_a_trainer_does_not_publish_pickles_or_a_model_without_a_processor(processor):
     arguments = {"output_dir": "unused", "push_to_hub": True, "use_cpu": True}
-    check_push(SEVLMTrainingArguments(**arguments), processor)
+    check_push(SEVLMTrainingArguments(**arguments), processor, None)
     for other in (None, processor.tokenizer):
         with pytest.raises(ValueError, match="processing_class"):
-            check_push(SEVLMTrainingArguments(**arguments), other)
+            check_push(SEVLMTrainingArguments(**arguments), other, None)
     for strategy in ("checkpoint", "all_checkpoints"):
         with pytest.raises(ValueError, match="optimizer states"):
-            check_push(SEVLMTrainingArguments(**arguments, hub_strategy=strategy), processor)
+            check_push(SEVLMTrainingArguments(**arguments, hub_strategy=strategy), processor, None)
 
 
 def test_a_trainer_that_cannot_push_creates_no_repository(model, processor, tmp_path, monkeypatch):

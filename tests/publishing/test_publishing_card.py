@@ -30,6 +30,10 @@ def test_the_card_states_the_origin_and_the_results_of_a_model(model, tmp_path):
     for line in ("| this model | 61.0 | 9.0 |", "| paper, SEVLM | 65.6 | 9.2 |", "| learning rate | 2e-05 |"):
         assert line in card.text
     assert "/home" not in card.content and "# name\n" in card.text
+    judge = {"judge": "org/judge", "judge_accuracy": 0.634, "judge_model": "lstm", "judge_text": "cleaned"}
+    (tmp_path / "evaluation_results.json").write_text(json.dumps(results | judge))
+    text = " ".join(render_model_card(tmp_path).text.split())
+    assert "*org/judge* (lstm, trained on cleaned text), which names" in text and "63.4 % of held-out" in text
 
     own_data = {"data": data | {"annotations": None, "dataset": "/home/me/art"}}
     (tmp_path / "training.json").write_text(json.dumps(own_data))

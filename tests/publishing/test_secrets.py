@@ -174,7 +174,7 @@ def test_training_arguments_do_not_print_their_token(tmp_path):
 @pytest.mark.parametrize("spoilt", [f"{TOKEN}\n", f"{TOKEN} x", f"{TOKEN}\x00", f"{TOKEN}é", f"{TOKEN}\nX-Other: 1"])
 def test_an_invalid_token_is_refused_without_repeating_it(processor, tmp_path, spoilt):
     arguments = SEVLMTrainingArguments(output_dir=str(tmp_path), push_to_hub=True, hub_token=spoilt, use_cpu=True)
-    for refuse in (lambda: push(tmp_path, "org/name", token=spoilt), lambda: check_push(arguments, processor)):
+    for refuse in (lambda: push(tmp_path, "org/name", token=spoilt), lambda: check_push(arguments, processor, None)):
         with pytest.raises(PushError, match="line break") as refused:
             refuse()
         assert TOKEN not in str(refused.value) and refused.value.__cause__ is None
