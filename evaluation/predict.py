@@ -60,7 +60,7 @@ def predict(
             image_features = features.batch(indices).to(model.device)
         else:
             pixel_values = processor(images=dataset["image"][indices], return_tensors="pt")["pixel_values"]
-            image_features = model.get_image_features(pixel_values.to(model.device))
+            image_features = model.encode_images(pixel_values.to(model.device))
         scores = model.emotion_scores(image_features=image_features).float().cpu()
         asked = None if emotions is None else [emotions[index] for index in indices]
         options = {"emotions": asked, "num_candidates": num_candidates} | generation

@@ -3,11 +3,14 @@
 A file of predictions is json (a list of objects, or one object that maps paintings to objects), jsonl (one object per
 line) or csv, with the fields
 
-    painting: "<art_style>/<painting>" as in the annotations, compared in Unicode's NFC;
+    painting: "<art_style>/<painting>" as in the annotations, compared in Unicode's NFC; the suffix of a picture's file
+        (.jpg, .jpeg, .png, .webp) is dropped if the painting is known only without it;
     emotion: one of the labels, or empty if the system named none; missing in the whole file if the system does not
         name emotions;
     explanation: the sentence;
     emotion_scores (optional): an object with a probability for every label.
+
+A list of paintings may also be a json list of names, or a text file with one name per line.
 
 Unknown, repeated or missing paintings and malformed entries raise a ValueError that names file, place and remedy.
 """
@@ -15,11 +18,11 @@ Unknown, repeated or missing paintings and malformed entries raise a ValueError 
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from processing.csv_files import csv_rows, not_utf8, shown
-from processing.images import nfc
+from processing.images import IMAGE_EXTENSIONS, nfc
 
 
 logger = logging.getLogger(__name__)
@@ -51,12 +54,15 @@ def read_records(path: str | Path, needed: Sequence[str]) -> list[dict]:
     return [record for _, record in records]
 
 
-def read_predictions(path: str | Path, paintings: Sequence[str], labels: Sequence[str]) -> list[dict]:
+def read_predictions(
+    path: str | Path, paintings: Sequence[str], labels: Sequence[str], *, complete: bool = True
+) -> list[dict]:
     """Reads predictions in the order of `paintings`, with `emotion_scores` as a list in the order of `labels`.
 
-    Emotions that are not in `labels` become `None` (unparsed), with one warning.
+    Unless `complete`, the file may have other paintings as well. Emotions that are not in `labels` become `None`
+    (unparsed), with one warning.
     """
-    records = _in_order(path, read_records(path, ("painting", "explanation")), paintings, complete=True)
+    records = _in_order(path, read_records(path, ("painting", "explanation")), paintings, complete)
     scores = _all_scores(path, records, paintings, labels)
     names_emotions = any("emotion" in record for record in records)
     predictions, unknown = [], []
@@ -95,9 +101,9 @@ def read_emotions(path: str | Path, paintings: Sequence[str], labels: Sequence[s
 
 
 def read_painting_list(path: str | Path, paintings: Sequence[str]) -> list[int]:
-    """Reads names of paintings, one per line or as in files of predictions. Returns their positions in `paintings`."""
+    """Reads a list of paintings or a file of predictions. Returns the positions of its paintings in `paintings`."""
     position = {nfc(name): index for index, name in enumerate(paintings)}
-    return [position[name] for name in _by_name(path, read_records(path, ("painting",)), position)]
+    return [position[name] for name in _by_name(path, read_records(path, ("painting",)), position, complete=True)]
 
 
 def find_label(text: str | None, labels: Sequence[str]) -> str | None:
@@ -134,7 +140,8 @@ def _records(path: Path, kind: str) -> list[tuple[str, dict]]:
         content = [{"painting": name} | value if isinstance(value, dict) else value for name, value in content.items()]
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a list of objects, found {type(content).__name__}.")
-    return [(f"entry {number}", value) for number, value in enumerate(content, 1)]
+    entries = [{"painting": value} if isinstance(value, str) else value for value in content]
+    return [(f"entry {number}", value) for number, value in enumerate(entries, 1)]
 
 
 def _load(where, text: str):
@@ -170,17 +177,23 @@ def _all_scores(path, records: list[dict], paintings: Sequence[str], labels: Seq
 def _in_order(path, records: list[dict], paintings: Sequence[str], complete: bool) -> list[dict]:
     """Returns the records in the order of `paintings`. If `complete`, the file must not have others."""
     needed = [nfc(name) for name in paintings]
-    found = _by_name(path, records, set(needed) if complete else None)
+    found = _by_name(path, records, set(needed), complete)
     _refuse(path, "without a prediction", [name for name in needed if name not in found])
     return [found[name] for name in needed]
 
 
-def _by_name(path, records: list[dict], known=None) -> dict[str, dict]:
-    names = [nfc(record["painting"]) for record in records]
-    if known is not None:
+def _by_name(path, records: list[dict], known: Container[str], complete: bool) -> dict[str, dict]:
+    names = [_known_name(nfc(record["painting"]), known) for record in records]
+    if complete:
         _refuse(path, "not in the chosen split", [name for name in names if name not in known])
     _refuse(path, "named twice", _repeated(names))
     return dict(zip(names, records, strict=True))
+
+
+def _known_name(name: str, known: Container[str]) -> str:
+    """Returns the name without the suffix of a picture's file, if only that is `known`; otherwise the name."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if name not in known and stem in known and (dot + suffix).lower() in IMAGE_EXTENSIONS else name
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

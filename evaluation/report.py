@@ -1,7 +1,8 @@
-"""Formats the figures next to the paper's, and records library versions and the commit."""
+"""Formats figures next to the paper's, as text or in Markdown, and records library versions and the commit."""
 
 import platform
 import subprocess
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +32,30 @@ def table(name: str, figures: dict, deviations: dict | None = None, version: str
     if version in PAPER_ROWS:
         lines.append(f"(The rows above {name!r} are the paper's, on {TESTED_ON[version]}.)")
     return "\n".join(lines)
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Formats rows of cells; the first column has no heading."""
+    head = [f"| | {' | '.join(headings)} |", "|---|" + "---|" * len(headings)]
+    return "\n".join([*head, *(f"| {' | '.join(cells)} |" for cells in rows)])
+
+
+def metric_cells(figures: dict, deviations: dict | None = None) -> list[str]:
+    """Formats the paper's metrics in percent, with ± the standard deviation where there is one."""
+    cells = []
+    for name, _ in COLUMNS:
+        spread = (deviations or {}).get(name)
+        cells.append(_percent(figures.get(name)) + (f" ± {_percent(spread)}" if spread is not None else ""))
+    return cells
+
+
+def paper_rows(version: str, systems: Sequence[str] | None = None) -> list[list[str]]:
+    """Formats the paper's rows for a key of `PAPER_ROWS`: all, or those of some systems."""
+    return [
+        [f"{name} (paper)", *("-" if value is None else f"{value:.1f}" for value in values)]
+        for name, values in PAPER_ROWS[version].items()
+        if systems is None or name in systems
+    ]
 
 
 def _percent(value: float | None) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import AutoConfig
 
+import evaluation.lstm_judge  # noqa: F401 (makes AutoConfig and the metric know LSTM judges)
 from metrics.emotion_prediction.emotion_prediction import emotion_prediction_scores
 from metrics.emotional_alignment.emotional_alignment import emotional_alignment_scores, read_judge_file
 from processing.images import nfc
@@ -71,16 +72,30 @@ def score(
     return figures, per_painting
 
 
+def bleu_4(predictions: Sequence[dict], dataset: Dataset) -> float:
+    """Returns corpus BLEU-4 of the explanations. Raises `ImportError` without pycocoevalcap."""
+    from metrics.coco_caption.coco_caption import coco_caption_scores
+
+    explanations = [prediction["explanation"] for prediction in predictions]
+    return coco_caption_scores(explanations, dataset["explanations"][:], meteor=False)["bleu_4"]
+
+
 def painting_digest(name: str) -> str:
     """Returns twelve hexadecimal digits that identify a painting's name in any Unicode normal form."""
     return hashlib.sha256(nfc(name).encode()).hexdigest()[:12]
 
 
-def check_judge(judge: str, labels: Sequence[str], paintings: Sequence[str]) -> None:
-    """Warns if the judge was trained on explanations of these paintings; ValueError if it has other labels."""
+def check_judge(judge: str, labels: Sequence[str], paintings: Sequence[str], text: str) -> None:
+    """Warns if the judge was trained on explanations of these paintings; ValueError if it has other labels, or was
+    trained on another form of the text than `text`, the data's (`text_form`)."""
     known = list(AutoConfig.from_pretrained(judge).id2label.values())
     if sorted(known) != sorted(labels):
         raise ValueError(f"the judge {judge} has the labels {', '.join(known)}; the data has {', '.join(labels)}.")
+    record = read_judge_file(judge, "judge.json")
+    if record is not None and record["text"] != text:
+        remedies = {"cleaned": "--clean_text true", "raw": "neither --clean_text nor --text_column"}
+        remedy = f"Pass {remedies.get(record['text'], '--text_column ' + record['text'])}, or train another judge."
+        raise ValueError(f"the judge {judge} was trained on {record['text']} text; the data has {text} text. {remedy}")
     trained_on = set(read_judge_file(judge, "train_paintings.json") or ())
     shared = sum(painting_digest(painting) in trained_on for painting in paintings)
     if shared:

@@ -3,11 +3,13 @@
     python -m evaluation.train_emotion_classifier                               # embedded data, a minute on a CPU
     python -m evaluation.train_emotion_classifier --annotations artemis.csv --model minilm --output_dir outputs/judge
     python -m evaluation.train_emotion_classifier --annotations artemis.csv        # bert-base-uncased, as in ArtEmis
+    python -m evaluation.train_emotion_classifier --annotations artemis.csv --model lstm           # the paper's judge
     python -m evaluation.train_emotion_classifier ... --more_annotations more.csv       # text without images as well
 
-`--model` is an encoder checkpoint, or one of two models that need no Hub: `minilm`, a pretrained encoder from a Python
-package (accuracy 0.65 on test paintings after training on 30,000 explanations of ArtEmis), and `tiny`, a small model
-with random weights (the default for the embedded data). All of transformers' `TrainingArguments` are accepted.
+`--model` is an encoder checkpoint, or one of three models that need no Hub: `minilm`, a pretrained encoder from a
+Python package (accuracy 0.65 on test paintings after training on 30,000 explanations of ArtEmis); `lstm`, ArtEmis' own
+classifier, trained as they did (evaluation/lstm_judge.py); and `tiny`, a small model with random weights (the default
+for the embedded data). All of transformers' `TrainingArguments` are accepted.
 
 The judge is trained on the captioner's train split, the best epoch is chosen on the validation split, and the test
 split gives its accuracy. The output folder is a checkpoint for `AutoModelForSequenceClassification`, with `judge.json`
@@ -17,8 +19,8 @@ with which an evaluation warns about paintings that the judge was trained on.
 
 import argparse
 import importlib.util
+import math
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ import torch
 from datasets import DatasetDict
 from safetensors import SafetensorError
 from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_matrix, f1_score
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -42,13 +45,20 @@ from transformers import (
     set_seed,
 )
 from transformers.hf_argparser import HfArg
-from transformers.trainer_utils import get_last_checkpoint
 
+from evaluation.lstm_judge import (
+    LSTMJudgeConfig,
+    LSTMJudgeForSequenceClassification,
+    build_word_tokenizer,
+    count_words,
+    read_word_vectors,
+)
 from evaluation.report import versions
 from evaluation.scoring import painting_digest
 from modeling_sevlm.trainer import TokenSafeTrainingArguments
+from modeling_sevlm.training_folder import checkpoints
 from processing.files import atomic_write, write_json
-from processing.script_utils import errors_as_exit, parse_arguments
+from processing.script_utils import errors_as_exit, parse_arguments, text_form
 
 from .emotion_text_data import EmotionTextArguments, load_emotion_texts
 
@@ -57,20 +67,34 @@ from .emotion_text_data import EmotionTextArguments, load_emotion_texts
 MODELS = {
     "minilm": {"learning_rate": 1e-4, "freeze_embeddings": True},
     "tiny": dict(output_dir="outputs/judge-tiny", learning_rate=2e-3, num_train_epochs=4, label_smoothing_factor=0.0),
+    # ArtEmis' settings. Without weight decay, AdamW is Adam.
+    "lstm": {
+        **{"output_dir": "outputs/judge-lstm", "num_train_epochs": 50, "per_device_train_batch_size": 1024},
+        **{"learning_rate": 5e-4, "lr_scheduler_type": "constant", "halve_at_epochs": [10, 20, 30], "warmup_steps": 0},
+        **{"weight_decay": 0.0, "max_grad_norm": 0.0, "label_smoothing_factor": 0.0},
+        "train_sampling_strategy": "random",
+    },
 }
 # The training arguments in judge.json: those that decide what is learned. The others are paths and logging.
 REPORTED_ARGUMENTS = (
-    "learning_rate lr_scheduler_type warmup_steps weight_decay label_smoothing_factor num_train_epochs max_steps "
-    "per_device_train_batch_size gradient_accumulation_steps train_sampling_strategy bf16 fp16"
+    "learning_rate lr_scheduler_type halve_at_epochs warmup_steps weight_decay max_grad_norm label_smoothing_factor "
+    "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps train_sampling_strategy bf16 "
+    "fp16"
 ).split()
 
 
 @dataclass
 class ModelArguments:
-    model: str = HfArg(default="bert-base-uncased", help="'minilm', 'tiny' (embedded data), a folder or a Hub name.")
+    model: str = HfArg(
+        default="bert-base-uncased", help="'minilm', 'lstm', 'tiny' (embedded data), a folder or a Hub name."
+    )
     max_length: int = HfArg(default=48, help="Maximum length of an explanation in tokens; the rest is cut off.")
     freeze_embeddings: bool = HfArg(default=False, help="Keep the word embeddings fixed.")
     vocab_size: int = HfArg(default=4000, help="Vocabulary size of the tokenizer of --model tiny.")
+    min_word_count: int = HfArg(default=5, help="Occurrences that a word needs to be known to --model lstm.")
+    word_vectors: str | None = HfArg(
+        default=None, help="Text file with fixed word embeddings of --model lstm (GloVe's format; ArtEmis: 6B.100d)."
+    )
 
 
 @dataclass(repr=False)
@@ -90,17 +114,29 @@ class JudgeTrainingArguments(TokenSafeTrainingArguments):
     load_best_model_at_end: bool | None = True
     metric_for_best_model: str | None = "accuracy"
     logging_steps: float = 50
+    halve_at_epochs: list[float] = HfArg(
+        default_factory=list, help="Epochs after which the learning rate is halved (--lr_scheduler_type constant)."
+    )
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
+
+
+class JudgeTrainer(Trainer):
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Adds the schedule of `halve_at_epochs`, which transformers does not have."""
+        args = self.args
+        if args.lr_scheduler_type != "constant" or not args.halve_at_epochs:
+            return super().create_scheduler(num_training_steps, optimizer)
+        rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps_per_epoch = math.ceil(len(self.train_dataset) / rows_per_step)
+        ends = [epoch * steps_per_epoch for epoch in args.halve_at_epochs]
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: 0.5 ** sum(step >= end for end in ends))
+        return self.lr_scheduler
 
 
 def build_tiny(explanations: Iterable[str], emotions: list[str], vocab_size: int):
     """Builds a small BERT with random weights. Its vocabulary (all characters and the most frequent words) is the same
     in every run, which the trainers of `tokenizers` do not guarantee."""
-    plain = BertTokenizer().backend_tokenizer
-    counts = Counter()
-    for explanation in explanations:
-        words = plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(explanation))
-        counts.update(word for word, _ in words)
+    counts = count_words(explanations, BertTokenizer().backend_tokenizer)
     characters = sorted(set("".join(counts)))
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *map("##{}".format, characters)]
     words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
@@ -115,6 +151,22 @@ def build_tiny(explanations: Iterable[str], emotions: list[str], vocab_size: int
         **label_fields(emotions),
     )
     return BertForSequenceClassification(config), tokenizer
+
+
+def build_lstm(explanations: Iterable[str], emotions: list[str], min_word_count: int, word_vectors: str | None):
+    """Builds ArtEmis' classifier, with the vectors of a file as word embeddings of the words that it has."""
+    tokenizer = build_word_tokenizer(explanations, min_word_count)
+    ids, more = tokenizer.get_vocab(), {}
+    vectors = read_word_vectors(word_vectors, ids) if word_vectors else {}
+    if vectors:
+        print(f"{len(vectors):,} of {len(ids):,} words have a vector; the others get a random one.")
+        more["embedding_size"] = len(next(iter(vectors.values())))
+    more |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = LSTMJudgeForSequenceClassification(LSTMJudgeConfig(vocab_size=len(ids), **more, **label_fields(emotions)))
+    with torch.no_grad():
+        for word, vector in vectors.items():
+            model.embeddings.weight[ids[word]] = vector
+    return model, tokenizer
 
 
 def load_pretrained(name: str, emotions: list[str]):
@@ -194,35 +246,41 @@ def main(argv: list[str] | None = None) -> dict:
     parser.set_defaults(model=None)
     named, _ = parser.parse_known_args(argv)
     model = named.model or ("bert-base-uncased" if named.annotations else "tiny")
-    parser.set_defaults(**MODELS.get(model, {}), model=model)
+    parser.set_defaults(**{"freeze_embeddings": named.word_vectors is not None} | MODELS.get(model, {}), model=model)
     model_args, data_args, training_args = parse_arguments(parser, argv)
-    output_dir, checkpoint = Path(training_args.output_dir), training_args.resume_from_checkpoint
+    output_dir = Path(training_args.output_dir)
     with errors_as_exit():
-        if checkpoint == "true":
-            checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
-            if checkpoint is None:
-                raise ValueError(f"no checkpoint to resume from in {output_dir}.")
+        if training_args.resume_from_checkpoint == "true" and not checkpoints(output_dir):
+            raise ValueError(f"no checkpoint to resume from in {output_dir}.")
+        training_args.check_output_dir()
+        if model_args.word_vectors and model_args.model != "lstm":
+            raise ValueError("--word_vectors needs --model lstm; other models have their own word embeddings.")
         splits = load_emotion_texts(data_args)
         missing = [name for name in ("train", "validation", "test") if name not in splits]
         if missing:
             raise ValueError(f"the data has no split {' and no split '.join(missing)}. Correct the column split.")
         set_seed(training_args.seed)
+        texts = splits["train"]["explanation"]
         if model_args.model == "tiny":
-            model, tokenizer = build_tiny(splits["train"]["explanation"], data_args.labels, model_args.vocab_size)
+            model, tokenizer = build_tiny(texts, data_args.labels, model_args.vocab_size)
+        elif model_args.model == "lstm":
+            options = {"min_word_count": model_args.min_word_count, "word_vectors": model_args.word_vectors}
+            model, tokenizer = build_lstm(texts, data_args.labels, **options)
         else:
             model, tokenizer = load_pretrained(model_args.model, data_args.labels)
     model.get_input_embeddings().requires_grad_(not model_args.freeze_embeddings)
     encoded = tokenize(splits, tokenizer, model_args.max_length)
     options = {"train_dataset": encoded["train"], "eval_dataset": encoded["validation"], "processing_class": tokenizer}
-    trainer = Trainer(
+    trainer = JudgeTrainer(
         model, training_args, DataCollatorWithPadding(tokenizer), compute_metrics=compute_metrics, **options
     )
     is_main = trainer.is_world_process_zero()
+    training_args.clear_output_dir()
     if is_main:
         # judge.json must never describe another judge than the one in the folder.
         (output_dir / "judge.json").unlink(missing_ok=True)
         print(f"{model.num_parameters(only_trainable=True):,} parameters; rows: {splits.num_rows}", flush=True)
-    seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
+    seconds = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics["train_runtime"]
     trainer.save_model()
     validation = trainer.evaluate()
     tested = trainer.predict(encoded["test"])
@@ -239,6 +297,7 @@ def main(argv: list[str] | None = None) -> dict:
         "validation_rows": len(splits["validation"]),
         "train_rows": len(splits["train"]),
         "model": model_args.model,
+        "text": text_form(data_args),
         "emotions": data_args.labels,
         "seed": training_args.seed,
         "train_seconds": seconds,

@@ -16,8 +16,9 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -41,7 +42,7 @@ NO_JAVA = (
 
 
 def coco_caption_scores(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], *, per_image: bool = False
+    predictions: Sequence[str], references: Sequence[Sequence[str]], *, per_image: bool = False, meteor: bool = True
 ) -> dict:
     """Computes BLEU-1 to BLEU-4, METEOR and ROUGE-L over all images.
 
@@ -53,6 +54,7 @@ def coco_caption_scores(
         references: the human explanations of each image, at least one.
         per_image: add "per_image" to the result: a row of integers per image for "bleu_statistics" (columns
             `BLEU_STATISTICS`), and a score per image for "meteor" (None without Java) and "rouge_l".
+        meteor: `False` leaves METEOR out, which takes the longest.
 
     Returns:
         bleu_1, bleu_2, bleu_3, bleu_4, meteor, rouge_l in [0, 1]; tokenizer, "ptb", or "simple" without Java. Then
@@ -64,21 +66,27 @@ def coco_caption_scores(
     """
     _check(predictions, references)
     java = find_java()
+    tokenize: Callable = simple_tokenize if java is None else partial(ptb_tokenize, java=java)
+    meteor_score, meteor_per_image = None, None
     if java is None:
         warnings.warn(NO_JAVA, stacklevel=2)
-        hypotheses, references = _tokenize(predictions, references, simple_tokenize)
+    if java is None or not meteor:
+        hypotheses, references = _tokenize(predictions, references, tokenize)
         bleu, statistics, rouge = _bleu_and_rouge(hypotheses, references)
-        meteor, meteor_per_image = None, None
     else:
         # METEOR loads and computes in its own process while this one computes BLEU and ROUGE-L.
         with ThreadPoolExecutor(max_workers=1) as pool, _Meteor(java) as scorer:
-            hypotheses, references = _tokenize(predictions, references, lambda texts: ptb_tokenize(texts, java))
+            hypotheses, references = _tokenize(predictions, references, tokenize)
             waiting = pool.submit(scorer.compute_score, references, hypotheses)
             bleu, statistics, rouge = _bleu_and_rouge(hypotheses, references)
-            meteor, meteor_per_image = waiting.result()
+            meteor_score, meteor_per_image = waiting.result()
 
     scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, start=1)}
-    scores |= {"meteor": meteor, "rouge_l": float(rouge.mean()), "tokenizer": "simple" if java is None else "ptb"}
+    scores |= {
+        "meteor": meteor_score,
+        "rouge_l": float(rouge.mean()),
+        "tokenizer": "simple" if java is None else "ptb",
+    }
     details = {"bleu_statistics": statistics, "meteor": meteor_per_image, "rouge_l": rouge.tolist()}
     return scores | ({"per_image": details} if per_image else {})
 

@@ -16,7 +16,7 @@ import datasets
 import evaluate
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
 
@@ -44,18 +44,21 @@ def emotional_alignment_scores(
         references: `(paintings, labels)` counts of human annotations, in the order of `emotions`.
         emotions: names of the labels (default: the nine of ArtEmis).
         classifier: folder or Hub name of the judge, a sequence classification checkpoint of transformers with the same
-            labels in any order. The judge's accuracy is read from `judge.json` in it: {"accuracy": ...}.
+            labels in any order. Facts about the judge are read from its `judge.json`: {"accuracy": ..., "model": ...,
+            "text": ...}.
         batch_size: explanations per forward pass.
         device: where the judge runs (default: the GPU if there is one).
         per_image: add "judged_emotions", the judge's label of each explanation, None for an empty one.
 
     Returns:
         emotional_alignment in [0, 1], None if no painting has a dominant emotion; num_dominant, the number of
-        paintings that have one; judge_accuracy, None (with a warning) if it is unknown; judge, `classifier` as given.
+        paintings that have one; judge_accuracy, None (with a warning) if it is unknown; judge_model, the kind of model
+        ("lstm", "minilm", ...), and judge_text, the form of the text that it was trained on ("raw", "cleaned"), None
+        if unknown; judge, `classifier` as given.
 
     Raises:
-        ValueError: no judge, a judge of other labels, lengths or shapes differ, there are no paintings, or a row does
-            not hold counts.
+        ValueError: no judge, a judge of unknown type or of other labels, lengths or shapes differ, there are no
+            paintings, or a row does not hold counts.
         OSError: the checkpoint does not exist.
     """
     emotions = list(emotions)
@@ -63,6 +66,10 @@ def emotional_alignment_scores(
         raise ValueError("`classifier` must be the folder or Hub name of a text-to-emotion classifier, the judge.")
     truth = _dominant_labels(references, len(predictions), emotions)
     judge = str(classifier)
+    model_type = PreTrainedConfig.get_config_dict(judge)[0].get("model_type")
+    if model_type is not None and model_type not in CONFIG_MAPPING:
+        remedy = "Import the module that defines it first: for lstm_judge, evaluation.lstm_judge of SEVLM's checkout."
+        raise ValueError(f"The judge {judge!r} is a {model_type!r}, which transformers does not know. {remedy}")
     model = AutoModelForSequenceClassification.from_pretrained(judge, dtype=torch.float32)
     names = [name for _, name in sorted(model.config.id2label.items())]
     if sorted(names) != sorted(emotions):
@@ -78,7 +85,7 @@ def emotional_alignment_scores(
     scores = {
         "emotional_alignment": float((judged == truth)[dominant].mean()) if dominant.any() else None,
         "num_dominant": int(dominant.sum()),
-        "judge_accuracy": judge_accuracy(judge),
+        **judge_facts(judge),
         "judge": judge,
     }
     if per_image:
@@ -107,19 +114,25 @@ def judge_texts(
     return labels
 
 
-def judge_accuracy(judge: str) -> float | None:
-    """Reads the accuracy from the checkpoint's `judge.json`; returns None, with a warning, if it has none."""
-    accuracy = (read_judge_file(judge, "judge.json") or {}).get("accuracy")
-    if accuracy is None:
+def judge_facts(judge: str) -> dict:
+    """Reads judge_accuracy, judge_model and judge_text from the checkpoint's `judge.json`; warns about an unknown
+    accuracy."""
+    record = read_judge_file(judge, "judge.json") or {}
+    facts = {f"judge_{name}": record.get(name) for name in ("accuracy", "model", "text")}
+    if facts["judge_accuracy"] is None:
         warnings.warn(f"The accuracy of the judge {judge!r} is unknown, so EA cannot be interpreted.", stacklevel=3)
-    return None if accuracy is None else float(accuracy)
+    return facts
 
 
 def read_judge_file(judge: str, name: str):
     """Reads a JSON file of the judge's checkpoint; returns None if it has no such file."""
     problems = ("gated_repo", "missing_entries", "connection_errors")
     path = cached_file(judge, name, **{f"_raise_exceptions_for_{problem}": False for problem in problems})
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    if path is None:
+        return None
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    # Earlier versions trained on raw text only and did not record it.
+    return {"text": "raw"} | content if name == "judge.json" else content
 
 
 def _dominant_labels(references, paintings: int, emotions: list[str]) -> np.ndarray:

@@ -167,9 +167,21 @@ def test_rows_repeated_in_a_larger_file_count_once(tmp_path):
     assert found == Counter(row["utterance"] for row in large)
 
 
-def test_a_resumed_run_and_one_with_the_same_seed_give_the_same_judge(tmp_path):
-    data = ["--annotations", write_csv(tmp_path / "artemis.csv", made_up("p", 60)), "--model", "tiny"]
-    run = [*data, "--num_train_epochs", 3, *SHORT, "--save_strategy", "epoch", "--save_total_limit", 5]
+@pytest.mark.parametrize("model", ["tiny", "lstm"])
+def test_a_resumed_run_and_one_with_the_same_seed_give_the_same_judge(tmp_path, model):
+    data = ["--annotations", write_csv(tmp_path / "artemis.csv", made_up("p", 60)), "--model", model]
+    run = [
+        *data,
+        "--num_train_epochs",
+        3,
+        "--per_device_train_batch_size",
+        32,
+        *SHORT,
+        "--save_strategy",
+        "epoch",
+        "--save_total_limit",
+        5,
+    ]
     accuracy = train_judge(tmp_path / "judge", *run)["accuracy"]
     first = min((tmp_path / "judge").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert train_judge(tmp_path / "resumed", *run, "--resume_from_checkpoint", first)["accuracy"] == accuracy

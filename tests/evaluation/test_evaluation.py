@@ -147,6 +147,22 @@ def test_predictions_read_from_the_written_file_give_the_same_figures(evaluated,
     assert written == given
 
 
+def test_raw_answers_are_cleaned_when_references_and_judge_are(evaluated, tmp_path, monkeypatch):
+    predictions = json.loads((evaluated[0] / "predictions.json").read_text())
+    predictions = [row | {"explanation": "It's RED, really!"} for row in predictions]
+    (tmp_path / "captions.json").write_text(json.dumps(predictions))
+    scored = []
+    keep = lambda rows, *args, **kwargs: scored.append(rows[0]["explanation"]) or score(rows, *args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(evaluate_sevlm, "score", keep)
+    arguments = ["--predictions", str(tmp_path / "captions.json"), "--output_dir", str(tmp_path / "out"), *NO_CAPTIONS]
+    arguments += ["--overwrite_output_dir"]
+    for options in ([], ["--clean_text", "true"], ["--preset", "authors"]):
+        evaluate_sevlm.main([*arguments, *options])
+    assert scored == ["It's RED, really!", "it is red really", "it is red really"]
+    written = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert written[0]["explanation"] == "It's RED, really!", "the file has what the system said"
+
+
 def test_a_wrong_file_of_predictions_is_an_error_line_and_nothing_is_written(evaluated, tmp_path):
     predictions = json.loads((evaluated[0] / "predictions.json").read_text())
     predictions[0]["painting"] = "toy/nowhere"
@@ -155,6 +171,15 @@ def test_a_wrong_file_of_predictions_is_an_error_line_and_nothing_is_written(eva
     with pytest.raises(SystemExit, match="error: .*captions.json: 1 paintings not in the chosen split: 'toy/nowhere'"):
         evaluate_sevlm.main(["--predictions", str(tmp_path / "captions.json"), "--output_dir", str(output), *EMBEDDED])
     assert not output.exists()
+
+
+def test_a_model_with_a_bidirectional_emotion_encoder_is_evaluated(processor, tmp_path):
+    model = tiny_model(processor, emotion_encoder_attention="bidirectional")
+    model.generation_config.use_cache = True  # as training saves it
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    arguments = [*NO_CAPTIONS, "--max_new_tokens", "3", "--output_dir", str(tmp_path / "out")]
+    assert evaluate_sevlm.main([str(tmp_path / "model"), *arguments])["num_paintings"] == 10
 
 
 def test_predictions_do_not_depend_on_the_batch_size(processor, model, toy):
@@ -186,7 +211,7 @@ def test_the_best_of_several_candidates_has_the_highest_alignment_score(processo
     chosen = predict(model, processor, dataset, num_candidates=4, seed=3, batch_size=32)
     # The same draws, scored one by one.
     pixel_values = processor(images=[row["image"] for row in dataset], return_tensors="pt")["pixel_values"]
-    features = model.get_image_features(pixel_values)
+    features = model.encode_images(pixel_values)
     torch.manual_seed(int(np.random.SeedSequence([3, 0]).generate_state(1)[0]))
     sequences = model.generate(image_features=features, num_return_sequences=4, do_sample=True)
     texts = [sentence["explanation"] for sentence in processor.read(sequences)]
@@ -211,7 +236,7 @@ def test_seeds_give_mean_and_deviation_and_a_later_evaluation_removes_their_file
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "seed-0", "seed-1", "seed-2"]
     assert (tmp_path / "seed-1" / "painting_scores.json").exists()
     (tmp_path / "notes.txt").write_text("mine")
-    evaluate_sevlm.main(arguments)
+    evaluate_sevlm.main([*arguments, "--overwrite_output_dir"])
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == ["notes.txt", "painting_scores.json", "predictions.json", "results.json"]
 
@@ -223,7 +248,7 @@ def test_predictions_are_written_before_they_are_scored(checkpoint, tmp_path, mo
     monkeypatch.setattr(evaluate_sevlm, "score", failing)
     with pytest.raises(RuntimeError, match="no Java"):
         evaluate_sevlm.main([checkpoint, *EMBEDDED, "--output_dir", str(tmp_path)])
-    assert len(json.loads((tmp_path / "predictions.json").read_text())) == 10
+    assert len(json.loads((tmp_path / "unfinished" / "predictions.json").read_text())) == 10
 
 
 def test_a_figure_that_a_seed_lacks_has_no_mean():
@@ -389,7 +414,7 @@ def test_another_image_text_model_gets_the_prompt_and_its_reply_is_read(llava, t
 
     monkeypatch.setattr(ImageTextToTextPipeline, "__call__", answering)
     arguments = [str(llava), *NO_CAPTIONS, "--max_new_tokens", "4", "--batch_size", "4"]
-    arguments += ["--max_paintings", "6", "--output_dir", str(tmp_path)]
+    arguments += ["--max_paintings", "6", "--output_dir", str(tmp_path), "--overwrite_output_dir"]
     evaluate_sevlm.main([*arguments, "--prompt", "One of {emotions}?"])
     predictions = json.loads((tmp_path / "predictions.json").read_text())
     assert [(p["emotion"], p["explanation"]) for p in predictions] == [("fear", "the dark sky")] * 6
@@ -450,6 +475,7 @@ def test_a_frozen_classifier_only_trains_its_last_layer(tmp_path):
 
 def test_an_empty_selection_of_paintings_is_refused_and_earlier_results_stay(tmp_path):
     (tmp_path / "results.json").write_text("{}")
+    arguments = ["--human", "--max_paintings", "0", "--output_dir", str(tmp_path), "--overwrite_output_dir"]
     with pytest.raises(SystemExit, match="no painting is left"):
-        evaluate_sevlm.main(["--human", "--max_paintings", "0", "--output_dir", str(tmp_path)])
+        evaluate_sevlm.main(arguments)
     assert (tmp_path / "results.json").read_text() == "{}"

@@ -144,7 +144,7 @@ def judge(tmp_path_factory):
     folder = tmp_path_factory.mktemp("judge")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "judge.json").write_text(json.dumps({"accuracy": 0.75, "rows": 3, "split": "test"}))
+    (folder / "judge.json").write_text(json.dumps({"accuracy": 0.75, "rows": 3, "model": "tiny"}))
     return str(folder)
 
 
@@ -156,6 +156,8 @@ def test_ea_is_the_share_of_explanations_judged_as_the_dominant_emotion(judge):
         "emotional_alignment": 2 / 4,
         "num_dominant": 4,
         "judge_accuracy": 0.75,
+        "judge_model": "tiny",
+        "judge_text": "raw",
         "judge": judge,
         "judged_emotions": ["amusement", "awe", "awe", "awe", "fear", None],
     }

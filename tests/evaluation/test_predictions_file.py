@@ -119,12 +119,31 @@ def test_a_painting_list_selects_and_orders(tmp_path):
     assert read_painting_list(tmp_path / "list.txt", ["Style/a", "Style/b", "Style/c"]) == [2, 0]
 
 
+def test_a_json_list_of_file_names_is_a_list_of_paintings(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps(["Style/c.jpg", "Style/a.PNG"]))
+    assert read_painting_list(tmp_path / "list.json", ["Style/a", "Style/b", "Style/c"]) == [2, 0]
+    with pytest.raises(ValueError, match="l.json, entry 1: explanation missing. The entry has painting"):
+        read(tmp_path, "l.json", '["a.jpg"]')
+
+
+def test_the_suffix_of_a_picture_is_dropped_only_if_the_painting_is_unknown_with_it(tmp_path):
+    names = ["Style/a", "Style/b.jpg", "Style/b", "Style/c.3"]
+    given = [GOOD | {"painting": name, "explanation": name} for name in ("Style/b.jpg", "Style/a.webp")]
+    given += [GOOD | {"painting": name, "explanation": name} for name in ("Style/b.jpeg", "Style/c.3")]
+    found = read(tmp_path, "p.json", json.dumps(given), names)
+    assert [entry["explanation"] for entry in found] == ["Style/a.webp", "Style/b.jpg", "Style/b.jpeg", "Style/c.3"]
+    (tmp_path / "e.csv").write_text("painting,emotion\na.jpg,awe\nother.jpg,fear\n")
+    assert read_emotions(tmp_path / "e.csv", ["a"], LABELS)[0] == ["awe"]
+
+
 @pytest.mark.parametrize(
     ("reader", "name", "content", "problem"),
     [
         (read_painting_list, "l.txt", b"a\nStyle/x\n", "1 paintings not in the chosen split: 'Style/x'"),
         (read_painting_list, "l.txt", "Style/caf\u00e9\n".encode("latin-1"), "l.txt, line 1: not UTF-8"),
         (read_painting_list, "l.json", b"[5]", "entry 1: expected an object"),
+        (read_painting_list, "l.json", b'["a.tar"]', "1 paintings not in the chosen split: 'a.tar'"),
+        (read_painting_list, "l.json", b'["a", "a.jpg"]', "1 paintings named twice: 'a'"),
         (read_emotions, "e.csv", b"painting,emotion\na,joy\n", "1 unknown emotions: 'joy'"),
     ],
 )

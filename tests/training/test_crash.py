@@ -2,6 +2,7 @@
 weights. tests/torture/crash.py tries many more moments."""
 
 import itertools
+import json
 import multiprocessing
 import os
 import resource
@@ -79,6 +80,15 @@ def test_a_killed_run_leaves_complete_files_and_resumes_to_the_same_bits(argumen
     train.main(argv)
     assert differing_weights(undisturbed, tmp_path) == []
     assert half_written(tmp_path) == [] and left_over(tmp_path) == []
+
+
+def test_a_resumed_run_records_the_best_values_of_all_its_parts(arguments, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoint-7")
+    train.main([*arguments, "--output_dir", str(tmp_path / "run"), *RESUME])
+    whole, resumed = (json.loads((run / "training.json").read_text()) for run in (undisturbed, tmp_path / "run"))
+    assert whole["best_values_and_steps"] and not whole["resumed"]
+    assert resumed["best_values_and_steps"] == whole["best_values_and_steps"] and resumed["resumed"]
 
 
 def test_a_finished_run_is_not_trained_further(arguments, undisturbed, tmp_path):

@@ -39,7 +39,8 @@ def test_two_processes_train_as_one_with_batches_of_twice_the_size(processor, tm
 
 
 def test_two_processes_that_resume_within_an_epoch_end_with_the_same_bits(processor, tmp_path):
-    setting = Setting(processes=2, arguments={"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"})
+    saving = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no", "overwrite_output_dir": True}
+    setting = Setting(processes=2, arguments=saving)
     whole = train_in(setting, processor, tmp_path)
     resumed = train_in(replace(setting, resume_at=2), processor, tmp_path)
     for rank in (0, 1):

@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -59,6 +60,25 @@ def test_the_gallery_prints_explanations_and_draws_a_sheet(trained, tmp_path, ca
     printed = capsys.readouterr().out
     assert "painting.png" in printed and all(emotion in printed for emotion in EMOTIONS)
     assert Image.open(tmp_path / "sheet.png").size[0] > 200
+
+
+def test_the_gallery_reads_pictures_as_the_model_does(trained, tmp_path, monkeypatch):
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.new("RGB", (30, 60), "red").save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(np.full((30, 60), 2048, dtype=np.uint16)).save(tmp_path / "deep.png")
+    shown: list[Image.Image] = []
+    draw = gallery.gallery_sheet
+    monkeypatch.setattr(
+        gallery, "gallery_sheet", lambda images, results: draw(shown.extend(images) or images, results)
+    )
+    names = [str(tmp_path / name) for name in ("turned.jpg", "deep.png")]
+    gallery.main([str(trained), *names, "--output", str(tmp_path / "sheet.png")])
+    assert [image.size for image in shown] == [(60, 30), (60, 30)] and shown[1].getpixel((0, 0)) == (128, 128, 128)
+    (tmp_path / "text.png").write_text("a painting")
+    for name, reason in {"gone.png": "there is no such file", "text.png": "not an image"}.items():
+        with pytest.raises(SystemExit, match=f"error: Cannot read the picture '.*{name}': {reason}"):
+            gallery.main([str(trained), str(tmp_path / name), "--output", str(tmp_path / "sheet.png")])
 
 
 def test_training_on_a_csv_and_evaluating_it(tmp_path):

@@ -57,7 +57,7 @@ def test_sheets_draw_the_predictions_of_the_generation_metrics(tmp_path, monkeyp
     monkeypatch.setattr(ExplanationSheets, "_draw", lambda self, *args: drawn.append(self.predictions))
     for paintings in (2, 5):
         sizes = ["--generation_samples", "3", "--sheet_paintings", str(paintings)]
-        trainer = train.main(["--output_dir", str(tmp_path), *RUN, "--eval_steps", "2", *sizes])
+        trainer = train.main(["--output_dir", str(tmp_path / str(paintings)), *RUN, "--eval_steps", "2", *sizes])
         (entry,) = (entry for entry in trainer.state.log_history if "eval_unique" in entry)
         metrics.append([entry[name] for name in ("eval_unique", "eval_label_nll", "eval_loss")])
     assert [len(predictions) for predictions in predicted] == [3, 5]
