@@ -13,13 +13,14 @@ import argparse
 import os
 import tempfile
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import pipeline, set_seed
+from transformers import set_seed
 
 
 # Gradio reads this on import. Otherwise the page asks a server for newer versions.
@@ -29,15 +30,17 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 import app_page  # noqa: E402
-import modeling_sevlm  # noqa: E402, F401 - registers model and pipeline
 from app_page import UploadError, UploadLimits, open_upload  # noqa: E402
 from modeling_sevlm.attention_map import attention_map, explanation_words, overlay_attention  # noqa: E402
-from modeling_sevlm.pipeline_sevlm import TASK  # noqa: E402
-from processing.script_utils import errors_as_exit  # noqa: E402
+from modeling_sevlm.lexicon import restore_lexicon  # noqa: E402
+from modeling_sevlm.loading import open_pipeline  # noqa: E402
+from processing.script_utils import errors_as_exit, load_lexicon  # noqa: E402
 
 
 MODEL_FILE = Path(__file__).resolve().parent / "model.txt"
-ONE_CALL_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model"}
+# "always_last": Gradio runs the newest click after the pending one; by default it drops it.
+ONE_CALL_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model", "trigger_mode": "always_last"}
+AT_ONCE = {"queue": False, "trigger_mode": "multiple", "show_progress": "hidden", "api_visibility": "private"}
 KEEP_UPLOADS = 3600  # seconds
 MAX_SESSIONS = 300  # visitors whose pictures are kept in memory, about 5 MB each
 DISPLAY_SIZE = 768  # pixels of the copy that attention maps are drawn on
@@ -48,9 +51,10 @@ SMALL_MODEL = 20_000_000  # parameters; the page warns about smaller models
 class Session:
     """One visitor's picture and the answers about it."""
 
+    path: str
     image: Image.Image  # at the size of the page
     pixel_values: torch.Tensor
-    named: dict | None = None  # the pipeline's result for the emotion that the model names
+    named: dict | None = None  # the pipeline's result for the likeliest emotion
     asked: dict | None = None  # the result for the emotion that the visitor chose
     sequence: torch.Tensor | None = None  # of the latest answer
     words: list[str] = field(default_factory=list)
@@ -62,25 +66,69 @@ class Session:
         return [self.named] if self.asked is None else [self.named, self.asked]
 
 
+@dataclass
+class Clicks:
+    """What a visitor chose last. It may be newer than the answers, which take a second."""
+
+    picture: str | None = None
+    emotion: str | None = None
+    word: int | None = None
+
+
+class LatestClicks:
+    """The latest clicks of the visitors' pages, so that an answer to an earlier click is not shown.
+
+    Clients of the API choose nothing on a page, so no answer to them is late.
+    """
+
+    def __init__(self):
+        self._clicks: OrderedDict[str, Clicks] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def record(self, request: gr.Request, **choices) -> None:
+        with self._lock:
+            clicks = self._clicks.setdefault(request.session_hash, Clicks())
+            vars(clicks).update(choices)
+            self._clicks.move_to_end(request.session_hash)
+            while len(self._clicks) > MAX_SESSIONS:
+                self._clicks.popitem(last=False)
+
+    def reset(self, request: gr.Request, *names: str) -> None:
+        """Forgets choices that an answer removes from the page."""
+        if request.session_hash in self._clicks:
+            self.record(request, **dict.fromkeys(names))
+
+    def of(self, request: gr.Request) -> Clicks | None:
+        return self._clicks.get(request.session_hash)
+
+    def are_newer(self, request: gr.Request, **about) -> bool:
+        """Whether the visitor has chosen something else than what an answer is about."""
+        clicks = self.of(request)
+        return clicks is not None and any(getattr(clicks, name) != value for name, value in about.items())
+
+
 class Explainer:
     """The pipeline of a checkpoint, which serves all visitors one call at a time. Sampling uses torch's global random
     state, and parallel calls would share the cores instead of being faster."""
 
-    def __init__(self, model: str, limits: UploadLimits, num_candidates: int = 8, **kwargs):
-        self.explain = pipeline(TASK, model=model, **kwargs)
+    def __init__(self, model: str, limits: UploadLimits, num_candidates: int = 8, lexicon=None, **kwargs):
+        self.explain = open_pipeline(model, **kwargs)
         self.model = self.explain.model
+        if lexicon is not None:  # loading has warned about a missing one
+            restore_lexicon(self.model, self.explain.processor, lexicon)
         self.name = Path(model).resolve().name if os.path.isdir(model) else model
         self.limits, self.num_candidates = limits, num_candidates
         self.is_small = self.model.num_parameters() < SMALL_MODEL
         self._lock = threading.Lock()
 
     def start_session(self, path: str | os.PathLike) -> Session:
-        """Opens an uploaded picture, names an emotion and explains it. Raises `UploadError`, see `open_upload`."""
+        """Opens an uploaded picture, names the likeliest emotion and explains it. Raises `UploadError`, see
+        `open_upload`."""
         with self._lock:  # decoding a large picture takes half a gigabyte
             image = open_upload(path, self.limits)
             pixel_values = self.explain.preprocess(image)["pixel_values"]
             image.thumbnail((DISPLAY_SIZE, DISPLAY_SIZE))
-            session = Session(image, pixel_values)
+            session = Session(os.fspath(path), image, pixel_values)
             session.named = self._answer(session)
         return session
 
@@ -90,17 +138,16 @@ class Explainer:
             session.asked = self._answer(session, emotion=emotion)
         return session.asked
 
-    def draw_candidates(self, session: Session) -> list[dict]:
-        """Samples explanations of the chosen emotion, if any, ranked by alignment score. Each draw of a session
-        differs; the n-th draw for a picture is the same for every visitor."""
+    def draw_candidates(self, session: Session, emotion: str | None = None) -> list[dict]:
+        """Samples explanations of an emotion (default: that of the latest answer), ranked by alignment score. Each
+        draw of a session differs; the n-th draw for a picture is the same for every visitor."""
         with self._lock:
             set_seed(session.draws)
             result, _ = self._run_pipeline(
                 session.pixel_values,
-                emotion=session.asked["emotion"] if session.asked else None,
+                emotion=emotion or session.answers[-1]["emotion"],
                 num_candidates=self.num_candidates,
                 return_candidates=True,
-                do_sample=True,
             )
         session.draws += 1
         return result["candidates"]
@@ -116,7 +163,7 @@ class Explainer:
         return overlay_attention(session.image, session.maps[number])
 
     def _answer(self, session: Session, **kwargs) -> dict:
-        answer, sequence = self._run_pipeline(session.pixel_values, do_sample=False, **kwargs)
+        answer, sequence = self._run_pipeline(session.pixel_values, **kwargs)
         words = explanation_words(self.model, self.explain.tokenizer, sequence.tolist())
         session.sequence, session.words, session.maps = sequence, [word for word, _ in words], None
         return answer
@@ -173,6 +220,7 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
         with gr.Accordion("What this is, and what it is not", open=False, elem_id="about"):
             gr.Markdown(app_page.about(explainer.is_small))
 
+        latest = LatestClicks()
         follow_ups = [comparison, candidates, word, attention, numbers]
 
         def words_of(current: Session):
@@ -189,47 +237,87 @@ def build(explainer: Explainer, examples: list[Path]) -> gr.Blocks:
             empty = [gr.Radio(choices=[]), "", None]
             return [None, alert_html, None, app_page.INVITATION, "", *hidden, "", app_page.EMPTY_CANDIDATES, *empty]
 
-        def on_picture(path: str | None):
+        def click_picture(path: str | None, request: gr.Request):
+            latest.record(request, picture=path, emotion=None, word=None)
+
+        def click_emotion(chosen: str | None, request: gr.Request):
+            latest.record(request, emotion=chosen, word=None)
+
+        def click_word(chosen: int | None, request: gr.Request):
+            latest.record(request, word=chosen)
+
+        def on_clear_button(request: gr.Request):
+            latest.reset(request, "picture", "emotion", "word")
+            return on_clear()
+
+        def on_picture(path: str | None, request: gr.Request):
             if path is None:
                 return on_clear()
+            refusal = ""
             try:
                 current = explainer.start_session(path)
             except UploadError as error:
-                return on_clear(app_page.alert(str(error)))
+                refusal = str(error)
+            if latest.are_newer(request, picture=path):
+                return [gr.skip()] * len(everything)
+            latest.reset(request, "emotion", "word")
+            if refusal:
+                latest.reset(request, "picture")
+                return on_clear(app_page.alert(refusal))
             cards = app_page.answer_card(current.named), app_page.scores(current.named)
             rest = ["", app_page.EMPTY_CANDIDATES, words_of(current), "", current.answers]
             return [current, "", gr.skip(), *cards, gr.Column(visible=True), None, *rest]
 
-        def on_emotion(current: Session | None, chosen: str | None):
+        def on_emotion(current: Session | None, chosen: str | None, request: gr.Request):
             current = current_session(current)
             if chosen is None:
                 raise gr.Error("Choose one of the emotions.")
-            explainer.explain_emotion(current, chosen)
+            about = {"picture": current.path, "emotion": chosen}
+            if not latest.are_newer(request, **about):
+                explainer.explain_emotion(current, chosen)
+            if latest.are_newer(request, **about):
+                return [gr.skip()] * (1 + len(follow_ups))
+            latest.reset(request, "word")
             cards = app_page.comparison(current.named, current.asked)
             return current, cards, app_page.EMPTY_CANDIDATES, words_of(current), "", current.answers
 
-        def on_draw(current: Session | None):
+        def on_draw(current: Session | None, request: gr.Request):
             current = current_session(current)
-            sampled = explainer.draw_candidates(current)
-            listed = app_page.candidates(sampled, current.asked["emotion"] if current.asked else None)
+            clicks = latest.of(request)
+            chosen = None if clicks is None else clicks.emotion
+            sampled = explainer.draw_candidates(current, chosen)
+            if clicks is not None and latest.are_newer(request, picture=current.path, emotion=chosen):
+                return [gr.skip()] * 3
+            listed = app_page.candidates(sampled, sampled[0]["emotion"])
             return current, listed, [*current.answers, {"candidates": sampled}]
 
-        def on_word(current: Session | None, chosen: int | None):
+        def on_word(current: Session | None, chosen: int | None, request: gr.Request):
             current = current_session(current)
+            asked = current.asked["emotion"] if current.asked else None
+            about = {"picture": current.path, "emotion": asked, "word": chosen}
+            if latest.are_newer(request, **about):
+                return gr.skip()
             if chosen not in range(len(current.words)):
                 raise gr.Error("Choose one of the words.")
             overlay = explainer.attention_overlay(current, chosen)
+            if latest.are_newer(request, **about):
+                return gr.skip()
             return app_page.attention(overlay, current.words[chosen], current.answers[-1]["emotion"])
 
         everything = [session, alert, painting, answer, scores, more, emotion, *follow_ups]
-        painting.upload(on_picture, painting, everything, api_name="explain", **ONE_CALL_AT_A_TIME)
-        gallery.load_input_event.then(on_picture, painting, everything, api_visibility="private", **ONE_CALL_AT_A_TIME)
-        painting.clear(on_clear, None, everything, api_visibility="private", queue=False)
-        emotion.input(
+        # Each click is recorded at once, before the model is asked.
+        uploaded = painting.upload(click_picture, painting, None, **AT_ONCE)
+        uploaded.then(on_picture, painting, everything, api_name="explain", **ONE_CALL_AT_A_TIME)
+        picked = gallery.load_input_event.then(click_picture, painting, None, **AT_ONCE)
+        picked.then(on_picture, painting, everything, api_visibility="private", **ONE_CALL_AT_A_TIME)
+        painting.clear(on_clear_button, None, everything, api_visibility="private", queue=False)
+        requested = emotion.input(click_emotion, emotion, None, **AT_ONCE)
+        requested.then(
             on_emotion, [session, emotion], [session, *follow_ups], api_name="explain_emotion", **ONE_CALL_AT_A_TIME
         )
         draw.click(on_draw, session, [session, candidates, numbers], api_name="candidates", **ONE_CALL_AT_A_TIME)
-        word.input(on_word, [session, word], attention, api_name="attention", **ONE_CALL_AT_A_TIME)
+        pointed = word.input(click_word, word, None, **AT_ONCE)
+        pointed.then(on_word, [session, word], attention, api_name="attention", **ONE_CALL_AT_A_TIME)
     return demo.queue(max_size=100)
 
 
@@ -272,6 +360,7 @@ def main(argv: list[str] | None = None) -> None:
     add, limits = parser.add_argument, UploadLimits()
     add("--model", help="checkpoint folder or name on the Hub (default: $SEVLM_MODEL)")
     add("--revision", help="branch, tag or commit of the model on the Hub")
+    add("--vad_lexicon", help="lexicon file of a checkpoint that was saved without it (default: words are neutral)")
     add("--device", help="for example cuda:1 or cpu (default: the first GPU, else the CPU)")
     add("--host", help="address to listen on; 0.0.0.0 accepts connections from other machines (default: this machine)")
     add("--port", type=int, help="port (default: the first free one from 7860)")
@@ -290,7 +379,8 @@ def main(argv: list[str] | None = None) -> None:
     if not all(limit > 0 for limit in limits):  # NaN is not
         parser.error("--max_megabytes and --max_megapixels must be above 0.")
     with errors_as_exit():
-        explainer = Explainer(model, limits, args.num_candidates, device=args.device, revision=args.revision)
+        options = {"lexicon": load_lexicon(args.vad_lexicon), "device": args.device, "revision": args.revision}
+        explainer = Explainer(model, limits, args.num_candidates, **options)
     with tempfile.TemporaryDirectory() as folder:
         launch(build(explainer, app_page.draw_examples(folder)), explainer, host=args.host, port=args.port)
 

@@ -30,7 +30,7 @@ EXAMPLE_SCENES = (676, 713, 705, 684, 708, 718, 706, 698)
 
 INVITATION = (
     '<div class="sevlm-card sevlm-empty"><p>Drop a picture on the left, or pick one of the examples. '
-    "The model names an emotion and says why.</p></div>"
+    "The model names the likeliest emotion and says why.</p></div>"
 )
 EMPTY_CANDIDATES = '<p class="sevlm-note">No explanations yet.</p>'
 SMALL_MODEL_NOTICE = (
@@ -42,7 +42,8 @@ The model learned from {data}. It predicts **what such viewers would write**. It
 there is no wrong feeling about a picture.
 
 - **Scores** are the model's probabilities of the nine labels, given the picture. They add up to 100 %.
-- **The explanation** is generated word by word. It can name things that are not in the picture.
+- **The emotion** that is named is the one with the highest score.
+- **The explanation** is generated for it, word by word. It can name things that are not in the picture.
 - **Shades** show how pleasant or unpleasant a psychologists' lexicon rates a word *without its context*: "happy" stays
   pleasant in "not happy". Words without a shade are not in the lexicon.
 - **Alignment** is the model's score of how well picture, emotion and explanation fit. It ranks explanations of *one*
@@ -83,13 +84,13 @@ def alert(text: str) -> str:
 
 def answer_card(answer: dict, title: str = "The model names") -> str:
     """Returns emotion, shaded explanation and alignment score of one result of the pipeline."""
-    emotion, fit = answer["emotion"] or "none of the nine emotions", answer["alignment_score"]
+    emotion, fit = answer["emotion"], answer["alignment_score"]
     explanation = "<p>(the explanation is empty)</p>"
     if answer["explanation"]:
         explanation = f"because {shaded_explanation(answer['explanation'], answer['vad'])}"
     note = "" if fit is None else f'<p class="sevlm-note">alignment <b class="sevlm-fit">{fit:+.2f}</b></p>'
     return (
-        f'<article class="sevlm-card" style="--emotion: {emotion_style(answer["emotion"]).colour}">'
+        f'<article class="sevlm-card" style="--emotion: {emotion_style(emotion).colour}">'
         f'<p class="sevlm-note">{escape(title)}</p><h2 class="sevlm-emotion">{escape(emotion)}</h2>'
         f'<div class="sevlm-because">{explanation}</div>{note}</article>'
     )
@@ -107,29 +108,29 @@ def scores(answer: dict) -> str:
     return f'<section class="sevlm-card sevlm-plain" aria-label="Scores of the emotions">{bars}</section>'
 
 
-def candidates(sampled: Sequence[dict], emotion: str | None) -> str:
-    """Returns the sampled explanations, best fit first; repeated ones are listed once with their count."""
-    counts = Counter((c["alignment_score"], c["emotion"], c["explanation"]) for c in sampled)
+def candidates(sampled: Sequence[dict], emotion: str) -> str:
+    """Returns the sampled explanations of `emotion`, best fit first; repeated ones once with their count."""
+    counts = Counter((c["alignment_score"], c["explanation"]) for c in sampled)
+    colour, label = emotion_style(emotion).colour, escape(emotion)
     rows = "".join(
-        f'<li style="--emotion: {emotion_style(label).colour}"><b class="sevlm-fit">{fit:+.2f}</b>'
-        f'<span><span class="sevlm-label">{escape(label or "no emotion")}</span> because {escape(explanation)}'
+        f'<li style="--emotion: {colour}"><b class="sevlm-fit">{fit:+.2f}</b>'
+        f'<span><span class="sevlm-label">{label}</span> because {escape(explanation)}'
         + (f' <span class="sevlm-note">({count} times)</span>' if count > 1 else "")
         + "</span></li>"
-        for (fit, label, explanation), count in counts.items()
+        for (fit, explanation), count in counts.items()
     )
-    subject = f" of {escape(emotion)}" if emotion else ""
     return (
-        f'<p class="sevlm-note">{len(sampled)} sampled explanations{subject}, the best fit first. '
+        f'<p class="sevlm-note">{len(sampled)} sampled explanations of {label}, the best fit first. '
         f'The number is the alignment score.</p><ol class="sevlm-candidates">{rows}</ol>'
     )
 
 
-def attention(image: Image.Image, word: str, emotion: str | None) -> str:
+def attention(image: Image.Image, word: str, emotion: str) -> str:
     """Returns the image of an attention map. It is part of the page, so that no visitor's file can be requested."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=88)
     alt = f"The picture, brighter where the model looked while it wrote {word!r}"
-    caption = f"Brighter: the decoder’s cross-attention while it wrote “{word}” ({emotion or 'no emotion'})."
+    caption = f"Brighter: the decoder’s cross-attention while it wrote “{word}” ({emotion})."
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<figure class="sevlm-figure"><img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}">'
