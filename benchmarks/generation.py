@@ -86,7 +86,7 @@ def make_peer(name: str, size: str):
 def image_features(model, pixel_values: torch.Tensor) -> torch.Tensor:
     """The tower as it runs in `generate`."""
     with torch.no_grad(), packed_linears(model, model.pack_weights):
-        return model.get_image_features(pixel_values)
+        return model.encode_images(pixel_values)
 
 
 def measure_steps(inputs: Inputs, models: dict, args) -> dict:

@@ -84,7 +84,7 @@ def write_annotations(words: list[str], file: str, paintings: int) -> None:
         "utterance": make_sentences(words, len(index)),
         "repetition": counts[index],
     }
-    pd.DataFrame(columns).to_csv(file, index=False)
+    pd.DataFrame(columns).to_csv(file, index=False, lineterminator="\n")
 
 
 @dataclass

@@ -39,7 +39,7 @@ class Recompute:
         self, pixel_values: torch.Tensor, new_tokens: int, input_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         """`(B, 3, H, W)` and prompts `(B, L)` without padding (default: the config's) -> `(B, L + new_tokens)`."""
-        image_features = encode_patches(self.model.vision_tower, pixel_values)
+        image_features = encode_patches(self.model.vision_tower, pixel_values).pooler_output
         if input_ids is None:
             prompt = [self.model.config.prompt_token_ids] * len(pixel_values)
             input_ids = torch.tensor(prompt, device=pixel_values.device)
@@ -101,7 +101,7 @@ class Recompute:
             values = values.flatten(0, 1)
             rows[name] = pad(values, (0, 0) * (values.dim() - 2) + (0, missing), value=fills.get(name, 0))
         with torch.no_grad():
-            image_features = encode_patches(model.vision_tower, pixel_values.repeat_interleave(2, dim=0))
+            image_features = encode_patches(model.vision_tower, pixel_values.repeat_interleave(2, dim=0)).pooler_output
 
         segments, vad, present = rows["token_type_ids"], rows["vad_values"], rows["attention_mask"].bool()
         explanation = segments.eq(config.explanation_segment_id)

@@ -78,7 +78,7 @@ def make_steps(inputs: Inputs, variants: dict[str, tuple[str, str]], args) -> di
     batch = inputs.training_text(args.batch_size) | {"pixel_values": inputs.pixel_values(args.batch_size)}
     batch = {name: values.to(args.device) for name, values in batch.items()}
     with torch.no_grad():
-        batch["image_features"] = model.get_image_features(batch["pixel_values"]).half()
+        batch["image_features"] = model.encode_images(batch["pixel_values"]).half()
     return {name: Step(model, inputs.processor, batch, *variant) for name, variant in variants.items()}
 
 

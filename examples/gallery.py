@@ -7,13 +7,13 @@ python examples/gallery.py MODEL painting.jpg other.jpg --output gallery.png
 import argparse
 from pathlib import Path
 
-from PIL import Image
-from transformers import pipeline
-
-import modeling_sevlm  # noqa: F401 - registers the model and the task
 import processing  # noqa: F401 - registers the processor
+from modeling_sevlm.lexicon import restore_lexicon
+from modeling_sevlm.loading import open_pipeline
 from modeling_sevlm.views import gallery_sheet, in_fixed_order
 from processing.files import atomic_write
+from processing.images import read_image
+from processing.script_utils import errors_as_exit, load_lexicon
 from processing.toy_artemis import load_toy_artemis
 
 
@@ -22,14 +22,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", help="checkpoint folder or name on the Hub")
     parser.add_argument("images", nargs="*", help="image files (default: three held-out embedded images)")
     parser.add_argument("--output", type=Path, default=Path("gallery.png"), help="file of the sheet")
+    parser.add_argument("--vad_lexicon", help="lexicon file of a checkpoint that was saved without it")
     args = parser.parse_args(argv)
-    explain = pipeline("art-emotion-explanation", model=args.model)
-    if args.images:
-        names, images = args.images, [Image.open(path).convert("RGB") for path in args.images]
-    else:
+    with errors_as_exit():
+        explain = open_pipeline(args.model)
+        restore_lexicon(explain.model, explain.processor, load_lexicon(args.vad_lexicon))
+        names, images = args.images, [read_image(path) for path in args.images]
+    if not images:
         rows = load_toy_artemis()["test"].select(range(3))
         names, images = rows["painting"][:], rows["image"][:]
-    results = explain(images, do_sample=False)
+    results = explain(images)
     for name, result in zip(names, results, strict=True):
         print(f"\n{name}: {result['emotion']}, because {result['explanation']}")
         for emotion, score in in_fixed_order(result["emotion_scores"]).items():

@@ -101,6 +101,7 @@ def main(argv: list[str] | None = None) -> dict:
     if args.vision_model is None:
         args.vision_model = "tiny" if data_args.is_embedded else "google/vit-base-patch16-224-in21k"
     with errors_as_exit():
+        training_args.check_output_dir()
         splits, _ = load_inputs(data_args, emotions)
         if not {"train", "validation"} <= set(splits):
             raise ValueError(f"the data needs the splits train and validation; it has {sorted(splits)}.")
@@ -115,6 +116,7 @@ def main(argv: list[str] | None = None) -> dict:
         data_collator=partial(collate, image_processor),
         processing_class=image_processor,
     )
+    training_args.clear_output_dir()
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()
     results = {}
@@ -126,7 +128,7 @@ def main(argv: list[str] | None = None) -> dict:
         predicted = [emotions[label] for label in scores.argmax(axis=1)]
         table = pd.DataFrame({"painting": dataset["painting"][:], "emotion": predicted})
         table["emotion_scores"] = [json.dumps(dict(zip(emotions, row, strict=True))) for row in scores.tolist()]
-        write_text(folder / f"emotions-{split}.csv", table.to_csv(index=False))
+        write_text(folder / f"emotions-{split}.csv", table.to_csv(index=False, lineterminator="\n"))
         figures = emotion_prediction_scores(predicted, dataset["emotion_histogram"][:], emotions, scores=scores)
         results[split] = {"num_paintings": len(dataset)} | figures
         accuracy = "-" if figures["accuracy"] is None else f"{figures['accuracy']:.4f}"

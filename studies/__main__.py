@@ -1,32 +1,33 @@
-"""The paper's studies: trains the variants, scores them, tests the differences, writes a table and a plot.
+r"""The paper's studies: trains the variants, scores them, tests the differences, writes a table and a plot.
 
     python -m studies ablation --seeds 3                                   # Fig. 5, on the embedded data
     python -m studies emotion_encoder|negatives|alpha --seeds 3            # Figs. 6, 7, 8
+    python -m studies protocol --seeds 3 --evaluation_preset paper ...     # our recipe and the authors' protocol
     python -m studies ablation --seeds 3 --judge JUDGE --annotations artemis.csv --images wikiart/ \
         --vad_lexicon NRC-VAD-Lexicon.txt --vision_model ... --text_model ...
 
 All other arguments go to `train.py`. A run is a variant with a seed. A run with a `results.json` is not repeated, and
-an interrupted run continues from its newest checkpoint. `--part 1/2` and `--part 2/2` divide the runs between two
-machines with a common folder. Writes `table.md`, `table.json`, `plot.png` and `plot.svg` to `OUTPUT_DIR/STUDY`.
+an interrupted run continues from its newest checkpoint. A run that another study of the output folder has finished
+with the same arguments (the full system is in several studies) is copied without its weights. `--part 1/2` and
+`--part 2/2` divide the runs between two machines with a common folder. Writes `table.md`, `table.json`, `plot.png` and
+`plot.svg` to `OUTPUT_DIR/STUDY`.
 """
 
 import argparse
 import json
-import re
 import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
-
 import evaluate_sevlm
 import train
+from modeling_sevlm.training_folder import check_free, checkpoints, defect
 from processing.files import write_json, write_text
-from processing.script_utils import DataArguments
+from processing.script_utils import DataArguments, errors_as_exit
 
 from .figures import ablation_figure, save_figure
-from .summary import markdown, summarise
+from .summary import markdown, slug, summarise
 
 
 # Study -> variant -> arguments of train.py. The first variant is the paper's choice; the others are compared with it.
@@ -49,6 +50,7 @@ STUDIES = {
         "other image only": ["--contrastive_negatives", "image"],
         "no negatives": ["--contrastive_negatives", "none"],
     },
+    "protocol": {"paper": ["--preset", "paper"], "authors": ["--preset", "authors"]},
     "alpha": {f"alpha = {value:g}": ["--contrastive_loss_weight", str(value)] for value in (2, 0.1, 0.5, 1, 4, 8)},
 }
 
@@ -61,7 +63,15 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=int, default=3, help="runs per variant (default: 3)")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="variants to run with the first (default: all)")
     parser.add_argument("--judge", help="text-to-emotion checkpoint for EA")
-    parser.add_argument("--split", default="test", help="split to score (default: test)")
+    parser.add_argument("--split", help="split to score (default: test; for alpha, which the paper tunes, validation)")
+    parser.add_argument(
+        "--baseline_epochs", type=int, help="epochs of the baseline (the paper: 15; default: as others)"
+    )
+    parser.add_argument(
+        "--evaluation_preset",
+        choices=["paper", "authors"],
+        help="score on raw texts (paper) or on the authors' (default: as each variant was trained)",
+    )
     parser.add_argument("--do_sample", action="store_true", help="score nucleus samples instead of greedy decoding")
     parser.add_argument("--draws", type=int, default=2000, help="draws of the significance tests (default: 2000)")
     parser.add_argument("--part", default="1/1", metavar="K/N", help="only every Nth run, from the Kth on")
@@ -72,6 +82,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         parser.error(f"--part {args.part}: write K/N, such as 1/2 and 2/2 for two machines.")
     args.part = int(part), int(parts)
+    args.split = args.split or ("validation" if args.study == "alpha" else "test")
+    if args.baseline_epochs and "baseline" not in STUDIES[args.study]:
+        parser.error(f"--baseline_epochs: the study {args.study} has no baseline.")
     unknown = set(args.variants or ()) - set(STUDIES[args.study])
     if unknown:
         parser.error(f"no variant {sorted(unknown)}; this study has {', '.join(STUDIES[args.study])}.")
@@ -79,21 +92,22 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def data_arguments(arguments: list[str]) -> list[str]:
-    """Returns the arguments of train.py that an evaluation also needs: the data and the feature cache."""
+    """Returns the arguments of train.py that an evaluation also needs: data, feature cache, the preset "authors"."""
     names = {f"--{entry.name}" for entry in fields(DataArguments)} | {"--cache_features", "--cache_dtype"}
     chosen, name = [], None
     for argument in arguments:
         name = argument.split("=")[0] if argument.startswith("--") else name
         chosen += [argument] if name in names else []
-    return chosen
+    authors = "--preset=authors" in arguments or ("--preset", "authors") in zip(arguments, arguments[1:], strict=False)
+    return chosen + (["--preset", "authors"] if authors else [])
 
 
 def check_settings(folder: Path, variant: list[str], args: argparse.Namespace, train_arguments: list[str]) -> dict:
     """Returns the settings of a run; refuses a folder that was made with other settings."""
     settings = {"train_arguments": train_arguments, "variant": variant}
-    settings |= {name: vars(args)[name] for name in ("split", "judge", "do_sample")}
+    settings |= {name: vars(args)[name] for name in ("split", "judge", "do_sample", "evaluation_preset")}
     file = folder / "settings.json"
-    if file.is_file() and json.loads(file.read_text()) != settings:
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
         raise SystemExit(f"error: {folder} was made with other arguments. Use another --output_dir, or remove it.")
     return settings
 
@@ -103,13 +117,26 @@ def run(folder: Path, variant: list[str], seed: int, args: argparse.Namespace, t
     settings = check_settings(folder, variant, args, train_arguments)
     if (folder / "results.json").is_file():
         return
+    for other in sorted(args.output_dir.glob(f"*/*/{folder.name}/settings.json")):
+        if (other.parent / "results.json").is_file() and json.loads(other.read_text(encoding="utf-8")) == settings:
+            print(f"Copied from {other.parent}.", flush=True)
+            ignore = shutil.ignore_patterns("model", "results.json")
+            shutil.copytree(other.parent, folder, dirs_exist_ok=True, ignore=ignore)
+            shutil.copy(other.parent / "results.json", folder)  # last, because it marks a finished run
+            return
+    is_ours, model = (folder / "settings.json").is_file(), folder / "model"
+    if not is_ours:
+        with errors_as_exit():
+            check_free(model)
+            evaluate_sevlm.check_results(folder, overwrite=False)
     write_json(folder / "settings.json", settings)
-    model = folder / "model"
-    resume = ["--resume_from_checkpoint", "true"] if model.is_dir() and get_last_checkpoint(str(model)) else []
-    train.main([*train_arguments, *variant, *resume, "--seed", str(seed), "--output_dir", str(model)])
-    more = ["--split", args.split, "--output_dir", str(folder)]
+    resume = ["--resume_from_checkpoint", "true"] if any(defect(path) is None for path in checkpoints(model)) else []
+    replace = ["--overwrite_output_dir"] if is_ours else []
+    train.main([*train_arguments, *variant, *resume, *replace, "--seed", str(seed), "--output_dir", str(model)])
+    more = ["--split", args.split, "--output_dir", str(folder), *replace]
     more += ["--judge", args.judge] if args.judge else []
     more += ["--do_sample"] if args.do_sample else []
+    more += ["--preset", args.evaluation_preset] if args.evaluation_preset else []
     more += ["--use_cpu"] if train.parse(train_arguments)[2].use_cpu else []
     evaluate_sevlm.main([str(model), *data_arguments(train_arguments), *more])
     shutil.copy(model / "training_log.json", folder / "training_log.json")
@@ -119,17 +146,20 @@ def run(folder: Path, variant: list[str], seed: int, args: argparse.Namespace, t
 
 def main(argv: list[str] | None = None) -> dict:
     args, train_arguments = parse(list(sys.argv[1:] if argv is None else argv))
-    study = STUDIES[args.study]
+    study = dict(STUDIES[args.study])
+    if args.study == "emotion_encoder" and train.parse(train_arguments)[0].preset == "authors":
+        del study["bidirectional encoder"]  # the preset's encoder is bidirectional already
     first = next(iter(study))
     varied = {argument for change in study.values() for argument in change[::2]}
+    if args.baseline_epochs:
+        study["baseline"] = [*study["baseline"], "--num_train_epochs", str(args.baseline_epochs)]
     clash = varied & {argument.split("=")[0] for argument in train_arguments}
     if clash:
         raise SystemExit(f"error: this study varies {', '.join(sorted(clash))}: leave it out.")
     folder, runs = args.output_dir / args.study, {}
     for name in study:
         if name == first or name in (args.variants or study):
-            slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-            runs[name] = [folder / slug / f"seed-{seed}" for seed in range(args.seeds)]
+            runs[name] = [folder / slug(name) / f"seed-{seed}" for seed in range(args.seeds)]
     # Seed by seed, so that an interrupted study has all variants equally often.
     every = [(runs[name][seed], name, seed) for seed in range(args.seeds) for name in runs]
     part, parts = args.part

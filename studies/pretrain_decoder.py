@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> dict:
     args, training_args = parser.parse_args_into_dataclasses(argv)
     torch.manual_seed(training_args.seed)
     with errors_as_exit():
+        training_args.check_output_dir()
         train, validation = read_rows(args, training_args.seed)
     if train.empty or validation.empty:
         raise SystemExit(f"error: {', '.join(args.annotations)}: fewer than two paintings outside --held_out.")
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> dict:
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
         processing_class=tokenizer,
     )
+    training_args.clear_output_dir()
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     loss = trainer.evaluate()["eval_loss"]
     trainer.save_model()

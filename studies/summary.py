@@ -1,10 +1,13 @@
 """The runs of a study as one table with significance tests."""
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from evaluation.report import markdown_table
 from evaluation.significance import compare, holm, larger_p, read_painting_scores, stars
 
 
@@ -56,6 +59,25 @@ def summarise(runs: dict[str, list[Path]], *, draws: int = 2000) -> dict:
     return content | {"variants": variants}
 
 
+def named_sources(given: Sequence[str]) -> dict[str, str]:
+    """Splits NAME=SOURCE arguments. A source without a name is called after the folder of its file, or "SEVLM" if it
+    is the only one."""
+    systems = {}
+    for argument in given:
+        name, _, source = argument.rpartition("=")
+        name = name or ("SEVLM" if len(given) == 1 else Path(source).absolute().parent.name)
+        if name in systems:
+            raise ValueError(f"two systems are called {name!r}: give each a name, NAME=FILE.")
+        systems[name] = source
+    return systems
+
+
+def slug(name: str) -> str:
+    """The name of a variant in file names, which Windows must allow, too: no dot at the end, no "con"."""
+    words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d|)(?=\.|$)", r"\1_", words)
+
+
 def shown_figures(content: dict) -> list[tuple[str, str, bool]]:
     """The entries of `FIGURES` that all variants have."""
     return [entry for entry in FIGURES if all(entry[0] in value["means"] for value in content["variants"].values())]
@@ -76,21 +98,16 @@ def markdown(content: dict) -> str:
         "except the likelihood of the viewers' labels (nats, less is better; training prior "
         f"{content['prior_label_nll']:.4f}).",
         "",
-        *_table([heading for _, heading, _ in shown], means),
+        markdown_table([heading for _, heading, _ in shown], ([name, *cells] for name, cells in means.items())),
         "",
         f"Difference from *{reference}* and its 95 % interval (bootstrap over paintings and seeds, "
         f"{content['draws']} draws); then p of the bootstrap, p of the permutation test (these trained models on "
         f"other paintings), and the larger of the two corrected by Holm for {len(others)} comparisons, with the sign "
         "of Fig. 5.",
         "",
-        *_table([heading for _, heading in tested], tests),
+        markdown_table([heading for _, heading in tested], ([name, *cells] for name, cells in tests.items())),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _table(headings: list[str], rows: dict[str, list[str]]) -> list[str]:
-    head = [f"| | {' | '.join(headings)} |", "|---|" + "---|" * len(headings)]
-    return head + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
 
 
 def _mean_cell(variant: dict, figure: str, percent: bool) -> str:

@@ -46,6 +46,7 @@ def run(tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_generate_measures_yardstick_tower_and_model_and_finds_their_tokens_equal(run):
     result = run("generate")
     ours = [f"{what} {dtype}" for dtype in ("float32", "bfloat16") for what in ("tower alone", "ours")]
@@ -98,7 +99,7 @@ def test_growth_writes_exponents_and_a_plot(run, tmp_path):
 def test_the_yardstick_gives_the_models_logits_on_text_with_vad(made, model, attention):
     text = made.training_text(3)
     length = int(text["attention_mask"].sum(dim=-1).min())
-    ids, features = text["input_ids"][:, 0, :length], model.get_image_features(made.pixel_values(3))
+    ids, features = text["input_ids"][:, 0, :length], model.encode_images(made.pixel_values(3))
     with torch.no_grad():
         assert model.vad_lookup(ids).ne(0).any(dim=-1).sum() > 9, "the lexicon should know some of the words"
         found = Recompute(model, made.processor, attention).logits(ids, features)

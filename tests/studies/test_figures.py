@@ -63,6 +63,11 @@ def test_tsne_of_a_model_is_drawn_again_from_its_features(demo, tmp_path):
     check_figure(tmp_path / "tsne.png", (".npz", ".png", ".svg"))
     main(["tsne", str(tmp_path / "tsne.npz"), "--output", str(tmp_path / "again.png")])
     assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "tsne.svg").read_bytes()
+    main(
+        ["tsne", f"a={demo}", f"b={tmp_path / 'tsne.npz'}", "--num_paintings", "60", "--output", str(tmp_path / "two")]
+    )
+    check_figure(tmp_path / "two.png")
+    assert (tmp_path / "two-a.npz").is_file() and not (tmp_path / "two-b.npz").exists()
     with np.load(tmp_path / "tsne.npz") as features:
         assert features["explanation"].shape == features["image"].shape == (40, 128)
         assert set(features["emotion"]) <= {*EMOTIONS, ""}
@@ -114,9 +119,14 @@ def test_tsne_groups_similar_features_and_refuses_too_few():
     places = embed(features)
     one, two = places[groups == 0], places[groups == 1]
     assert np.linalg.norm(one.mean(axis=0) - two.mean(axis=0)) > max(one.std(), two.std())
+    assert not embed(np.ones((5, 8))).any(), "equal features are in one place"
     few = {"explanation": features, "image": features, "emotion": np.array(["awe"] * 28 + ["fear"] * 2)}
     with pytest.raises(ValueError, match="'fear'"):
-        tsne_figure(few, emotion="fear")
+        tsne_figure({"SEVLM": few}, emotion="fear")
+    many = few | {"emotion": np.array(["fear"] * 30)}
+    first, lacking, *_ = tsne_figure({"full": many, "baseline": few}, emotion="fear").axes[2:]
+    assert first.get_title() == "full\nexplanations and pictures, fear" and len(first.collections) == 2
+    assert [text.get_text() for text in lacking.texts] == ["fewer than three explanations"]
 
 
 @pytest.mark.parametrize(

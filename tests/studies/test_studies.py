@@ -27,6 +27,7 @@ def test_a_summary_has_means_deviations_tests_and_a_table(tmp_path):
     assert "| full | 55.0 ± 7.1 |" in text and "n.s." in text and "**" in text
 
 
+@pytest.mark.slow
 def test_a_study_trains_only_the_missing_runs(tmp_path, monkeypatch, capsys):
     trained = []
     train_main = study.train.main
@@ -58,13 +59,40 @@ def test_a_study_trains_only_the_missing_runs(tmp_path, monkeypatch, capsys):
         assert (tmp_path / "ablation" / name).stat().st_size > 0
     study.main(arguments)
     assert len(trained) == 3, "nothing is left to do"
+    study.main(["negatives", *arguments[1:3], "--part", "1/4", *arguments[5:]])
+    assert len(trained) == 3, "the full system is copied from the other study"
+    assert not (tmp_path / "negatives" / "both-negatives" / "seed-0" / "model").exists()
     with pytest.raises(SystemExit, match="this study varies --use_vad_head"):
         study.main([*arguments, "--use_vad_head", "false"])
+
+
+@pytest.mark.parametrize("name", ["predictions.json", "model/checkpoint-1/model.safetensors"])
+def test_a_study_never_replaces_what_it_has_not_made(tmp_path, name):
+    file = tmp_path / "ablation" / "full" / "seed-0" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="error: .*--output_dir"):
+            study.main(["ablation", "--seeds", "1", "--output_dir", str(tmp_path), *QUIET_RUN, "--max_steps", "1"])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file] and file.read_text() == "mine"
+
+
+def test_alpha_is_scored_on_the_validation_split_and_the_baseline_may_have_its_own_epochs(tmp_path, monkeypatch):
+    assert study.parse(["alpha"])[0].split == "validation" and study.parse(["ablation"])[0].split == "test"
+    assert study.parse(["alpha", "--split", "test"])[0].split == "test"
+    started = {}
+    monkeypatch.setattr(study, "run", lambda folder, variant, *_: started.update({folder.parent.name: variant}))
+    study.main(["ablation", "--baseline_epochs", "15", "--num_train_epochs", "35", "--output_dir", str(tmp_path)])
+    assert started["baseline"][-2:] == ["--num_train_epochs", "15"] and started["full"] == []
+    with pytest.raises(SystemExit):
+        study.parse(["negatives", "--baseline_epochs", "15"])
 
 
 def test_an_evaluation_gets_the_arguments_of_the_data():
     arguments = ["--vad_lexicon", "x.txt", "--learning_rate", "1e-3", "--annotations", "a.csv", "b.csv", "--bf16"]
     assert study.data_arguments(arguments) == ["--vad_lexicon", "x.txt", "--annotations", "a.csv", "b.csv"]
+    assert study.data_arguments(["--preset", "authors"]) == ["--preset", "authors"]
+    assert study.data_arguments(["--preset", "paper"]) == []
 
 
 def test_the_converted_efficientnet_is_the_original_network(tmp_path):
