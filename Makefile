@@ -1,7 +1,9 @@
 # make demo         train a tiny model on the embedded data and explain three held-out pictures
 # make test         run the quick tests; make test-slow: the others. Neither needs a GPU, Java or a hub
+# make rehearsal    all tables and figures of the paper, as small as possible, on the embedded data or your own
 # make quality      ruff, mypy, import contracts; make style: format
 # make test-lowest  run the tests with the lowest versions that setup.cfg allows, in .venv-lowest
+# make upstream     run the test suites of transformers' models and processors on ours
 # make audit        look for known vulnerabilities of the versions in constraints.txt
 # make release      write the wheel and its bill of materials to dist/
 
@@ -16,12 +18,12 @@ export TOKENIZERS_PARALLELISM ?= false
 # Debian and Ubuntu packages for the page's test.
 BROWSER := chromium chromium-driver
 
-.PHONY: demo figures app browser test test-slow test-lowest torture audit release style quality clean
+.PHONY: demo figures rehearsal app browser test test-slow test-lowest upstream torture audit release style quality clean
 
 demo: .venv/demo
-	rm -rf outputs/demo/checkpoint-*  # training refuses a folder with later checkpoints
-	$(BIN)/python train.py --output_dir outputs/demo
-	$(BIN)/python evaluate_sevlm.py outputs/demo --split test --output_dir outputs/demo/evaluation
+	$(BIN)/python train.py --output_dir outputs/demo --overwrite_output_dir
+	$(BIN)/python evaluate_sevlm.py outputs/demo --split test --output_dir outputs/demo/evaluation \
+		--overwrite_output_dir
 	$(BIN)/python examples/gallery.py outputs/demo --output outputs/demo/gallery.png
 
 # Draws the paper's figures for the demo's run, and measures how well its attention maps find the named motif.
@@ -33,6 +35,20 @@ figures: .venv/study
 	$(BIN)/python -m studies.figures training outputs/demo/training_log.json --output $(FIGURES)/training.png
 	$(BIN)/python -m studies.attention outputs/demo --split held-out
 FIGURES ?= outputs/figures
+
+# All tables and figures of the paper. By default one short run per variant on the embedded data: the figures mean
+# nothing. Your own data: make rehearsal ANNOTATIONS=artemis.csv IMAGES=wikiart/ LEXICON=NRC-VAD-Lexicon.txt
+# with the arguments of train.py and studies.reproduce in REHEARSAL.
+ifdef ANNOTATIONS
+DATA := --annotations $(ANNOTATIONS) --images $(IMAGES) --vad_lexicon $(LEXICON)
+REHEARSAL ?=
+else
+REHEARSAL ?= --seeds 1 --paintings 10 --judge_epochs 2 --num_paintings 240 --image_size 32 --max_steps 120 \
+	--per_device_train_batch_size 8 --learning_rate 8e-3 --vad_learning_rate 8e-3 --warmup_steps 4 \
+	--eval_strategy no --save_strategy no --load_best_model_at_end false
+endif
+rehearsal: .venv/study
+	$(BIN)/python -m studies.reproduce --output_dir outputs/rehearsal $(DATA) $(REHEARSAL)
 
 # The page for the demo's model or another one: make app MODEL=org/sevlm-artemis HF_HUB_OFFLINE=0
 MODEL ?= outputs/demo
@@ -48,12 +64,19 @@ browser:
 test: .venv/dev
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
-# Tests that take longer than 40 seconds.
-test-slow: .venv/dev
-	$(BIN)/python -m pytest -q -m slow
+# Tests that take longer than 40 seconds or need torchao, which prints a message whenever a program starts.
+test-slow: .venv/dev .venv/quantise
+	$(BIN)/python -m pytest -q -m slow -n auto --dist loadfile
 
+# Without the parts that no library can break alone.
 test-lowest: .venv-lowest/dev
-	.venv-lowest/bin/python -m pytest -q -n auto --dist loadfile
+	.venv-lowest/bin/python -m pytest -q -n auto --dist loadfile --ignore tests/benchmarks --ignore tests/studies \
+		--ignore tests/docs
+
+# The suites of the tested and of the lowest version of transformers, which pip downloads.
+upstream: .venv/dev .venv-lowest/dev
+	$(BIN)/python -m tests.upstream
+	.venv-lowest/bin/python -m tests.upstream
 
 # Long trials, up to half an hour. One of them: .venv/bin/python tests/torture crash
 torture: .venv/dev
@@ -99,4 +122,4 @@ RELEASE_TOOLS := build==1.6.1 cyclonedx-bom==7.5.0 pip-audit==2.10.1
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-release build dist outputs *.egg-info
+	rm -rf .venv .venv-lowest .venv-release .upstream build dist outputs *.egg-info

@@ -200,7 +200,8 @@ def test_the_extras_that_the_documents_install_exist():
 
 @pytest.mark.slow
 def test_the_python_blocks_print_what_they_promise(printed_by_python):
-    (notebook,), (read, scores, asked), (result, explanation) = printed_by_python
+    (notebook,), (read, scores, asked), (result, explanation), quantised = printed_by_python
+    assert quantised == []
     read, scores, asked, result = map(ast.literal_eval, (read, scores, asked, result))
     assert set(read[0]) == {"emotion", "explanation"}
     assert set(scores) == set(EMOTIONS) and math.isclose(sum(scores.values()), 1, abs_tol=1e-5)
