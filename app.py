@@ -1,4 +1,4 @@
-"""A web page that explains pictures with SEVLM: the likeliest emotion and why, the other emotions, and where it looked.
+"""A web page that explains pictures with SEVLM: the likeliest emotion and why, other emotions, where it looked.
 
     python app.py --model outputs/demo                    # http://127.0.0.1:7860, for this machine only
     python app.py --model org/sevlm-artemis --host 0.0.0.0
@@ -50,8 +50,9 @@ from processing.script_utils import errors_as_exit, load_lexicon  # noqa: E402
 
 
 MODEL_FILE = Path(__file__).resolve().parent / "model.txt"
-# "always_last": Gradio runs the newest click after the pending one; by default it drops it.
-ONE_CALL_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model", "trigger_mode": "always_last"}
+# "multiple": all clicks are answered in their order, and the page shows the answer to the newest. By default Gradio
+# drops clicks while one is pending; with "always_last" the newest of three quick uploads got no answer.
+ONE_CALL_AT_A_TIME = {"concurrency_limit": 1, "concurrency_id": "model", "trigger_mode": "multiple"}
 KEEP_UPLOADS = 3600  # seconds
 MAX_SESSIONS = 300  # visitors whose pictures are kept in memory, about 5 MB each
 DISPLAY_SIZE = 1024  # pixels of the copy on the page

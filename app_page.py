@@ -51,8 +51,8 @@ different pictures cannot be compared.</li>
 <li>Emotions of art depend on culture and person. The labels are in English, and most of ArtEmis's paintings are
 Western.</li>
 </ul>
-<p>Do not use it to judge people, or to decide what may be shown to whom. Uploaded pictures stay on the machine that runs
-this page and are deleted within two hours; nothing is sent anywhere else.</p>
+<p>Do not use it to judge people, or to decide what may be shown to whom. Uploaded pictures stay on the machine that
+runs this page and are deleted within two hours; nothing is sent anywhere else.</p>
 """
 
 
@@ -81,7 +81,8 @@ def frame(model_name: str, is_small: bool, examples: Mapping[str, Path], limits:
         '<main class="slot" aria-live="off"></main>'
         f'<section class="examples" aria-label="Examples, drawn for this project"><p>Or try one of these</p>'
         f"<div>{thumbnails}</div></section>"
-        f'<details class="about"><summary>What this is, and what it is not</summary>{ABOUT.format(data=data)}</details>'
+        f'<details class="about"><summary>What this is, and what it is not</summary>{ABOUT.format(data=data)}'
+        "</details>"
         f"<footer><p>SEVLM, a small emotional vision-language model. Model: <b>{escape(model_name)}</b></p>"
         f"{SMALL_MODEL_NOTICE if is_small else ''}</footer></div>"
     )
@@ -128,7 +129,8 @@ def article(answer: Answer, *, shown: bool) -> str:
         f'<article class="answer" data-emotion="{escape(emotion)}" data-explanation="{escape(explanation)}" '
         f'style="--emotion: {emotion_style(emotion).colour}"{"" if shown else " hidden"}>'
         f'<p class="sentence"><strong class="emotion">{escape(emotion)}</strong>{sentence}</p>'
-        f'<p class="hint" aria-live="polite"></p>{LEGEND if answer.result["vad"] else ""}<div class="candidates"></div>'
+        f'<p class="hint" aria-live="polite"></p>{LEGEND if answer.result["vad"] else ""}'
+        '<div class="candidates"></div>'
         f'<details class="numbers"><summary>Details</summary>{numbers}</details></article>'
     )
 
@@ -161,7 +163,7 @@ def marked_words(answer: Answer) -> str:
 
 
 def describe(entry: Mapping | None) -> str:
-    """Says in words how a lexicon rates a word, for example "pleasant, calm, in control"; "" for one without rating."""
+    """Says how a lexicon rates a word, for example "pleasant, calm, in control"; "" for one without rating."""
     if not entry or entry["valence"] is None:
         return ""
     names = {"valence": ("unpleasant", "pleasant"), "arousal": ("calm", "stirring")}

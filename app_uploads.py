@@ -44,8 +44,8 @@ class UploadError(ValueError):
 
 
 def uploaded_path(path: str | None, component: gr.components.Component) -> str:
-    """Returns the real path of an uploaded file. Gradio checks a path only if a request declares it as a file, so other
-    paths could name any file of this machine."""
+    """Returns the real path of an uploaded file. Gradio checks a path only if a request declares it as a file, so
+    other paths could name any file of this machine."""
     uploads, real = os.path.realpath(component.GRADIO_CACHE), os.path.realpath(path or "")
     if not real.startswith(uploads + os.sep) or not os.path.isfile(real):
         raise UploadError("Upload the picture as a file.")
