@@ -180,7 +180,7 @@ def test_pointing_at_a_word_lights_up_the_picture_and_says_what_the_shade_means(
         ActionChains(page).move_to_element(word).perform()
         assert word.text in seen(page, ".hint")[0].text
         opacity, image = page.execute_script(
-            "const { opacity, backgroundImage } = document.querySelector('.veil').style; return [opacity, backgroundImage]"
+            "const style = document.querySelector('.veil').style; return [style.opacity, style.backgroundImage]"
         )
         assert opacity == "1" and word.get_attribute("data-veil") in image
         veils.add(image)

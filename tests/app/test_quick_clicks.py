@@ -1,5 +1,6 @@
 """Quick clicks on the page with a slow model: everything on it speaks of the same picture, emotion and word."""
 
+import json
 import time
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[app]'")
 
 import app  # noqa: E402
+from app_page import draw_examples  # noqa: E402
 from app_uploads import UploadLimits  # noqa: E402
 from processing.toy_artemis import toy_scene  # noqa: E402
 from processing.toy_paintings import paint_scene  # noqa: E402
@@ -77,8 +79,6 @@ def wait_for_rest(browser) -> None:
 
 
 def is_about(browser, session) -> bool:
-    import json
-
     shown = facts(browser)
     expected = {answer.result["emotion"]: answer.result["explanation"] for answer in session.answers}
     scores = json.loads(shown["scores"])
@@ -88,8 +88,6 @@ def is_about(browser, session) -> bool:
 
 
 def draw_examples_sessions(explainer, tmp_path):
-    from app_page import draw_examples
-
     return {name: explainer.start_session(file) for name, file in draw_examples(tmp_path).items()}
 
 
