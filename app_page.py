@@ -1,278 +1,212 @@
-"""What the page of `app.py` shows (HTML) and what it accepts (uploads, requests). Importing it loads no model."""
+"""What the page of `app.py` shows: HTML of a picture with its answers. Importing it loads no model.
+
+`app_page.js` brings it to life: it swaps emotions, lights up the picture, saves cards. `app_page.css` is its style.
+"""
 
 import base64
 import io
-import os
-import shutil
-import tempfile
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-import gradio as gr
+import numpy as np
 from PIL import Image
 
-from modeling_sevlm.views import emotion_bars_html, emotion_style, shaded_explanation
-from processing.images import TooManyPixels, identify, open_file, open_image
+from app_uploads import UploadLimits
+from modeling_sevlm.attention_map import attention_veil
+from modeling_sevlm.views import HTML_ALPHA, PLEASANT, UNPLEASANT, VAD_LINES, emotion_style
 from processing.toy_artemis import toy_scene
 from processing.toy_paintings import paint_scene
 
 
-MEGABYTE = 2**20  # bytes, as Gradio's page counts when it refuses a large file
-MAX_REQUEST_MEGABYTES = 1  # per request without an upload; the page sends kilobytes
-MIN_FREE_BYTES = 2**30  # of the disk that uploads are stored on
-# Pillow reads about fifty formats; some of them run other programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+HERE = Path(__file__).parent
 # Paintings of the embedded data's test split (660 to 719), one for every emotion that has a name.
-EXAMPLE_SCENES = (676, 713, 705, 684, 708, 718, 706, 698)
+EXAMPLE_SCENES = (713, 676, 705, 684, 708, 718, 706, 698)
+VEIL_SIZE = 42  # pixels of a veil's longer side; browsers enlarge it smoothly
+CLEAR = 0.2  # a word below it on a scale of the lexicon is neither pleasant nor unpleasant
 
-INVITATION = (
-    '<div class="sevlm-card sevlm-empty"><p>Drop a picture on the left, or pick one of the examples. '
-    "The model names the likeliest emotion and says why.</p></div>"
+LEGEND = (
+    f'<p class="legend">Words: <span style="border-bottom:3px solid rgb{PLEASANT}">pleasant</span> '
+    f'<span style="border-bottom:3px dotted rgb{UNPLEASANT}">unpleasant</span></p>'
 )
-EMPTY_CANDIDATES = '<p class="sevlm-note">No explanations yet.</p>'
 SMALL_MODEL_NOTICE = (
-    '<p class="sevlm-warning">This is a demonstration model of a million parameters, trained for minutes on '
+    '<p class="warning">A demonstration model of a million parameters, trained for minutes on '
     "generated pictures like the examples. It knows nothing about real paintings.</p>"
 )
 ABOUT = """
-The model learned from {data}. It predicts **what such viewers would write**. It does not know what you feel, and
-there is no wrong feeling about a picture.
-
-- **Scores** are the model's probabilities of the nine labels, given the picture. They add up to 100 %.
-- **The emotion** that is named is the one with the highest score.
-- **The explanation** is generated for it, word by word. It can name things that are not in the picture.
-- **Shades** show how pleasant or unpleasant a psychologists' lexicon rates a word *without its context*: "happy" stays
-  pleasant in "not happy". Words without a shade are not in the lexicon.
-- **Alignment** is the model's score of how well picture, emotion and explanation fit. It ranks explanations of *one*
-  picture; scores of different pictures cannot be compared.
-- **Where it looked** shows the decoder's cross-attention while it wrote a word. It does not explain the choice.
-- Emotions of art depend on culture and person. The labels are in English, and most of ArtEmis's paintings are Western.
-
-Do not use it to judge people, or to decide what may be shown to whom. Uploaded pictures stay on the machine that runs
-this app and are deleted within two hours; nothing is sent anywhere else.
+<p>The model learned from {data}. It predicts <b>what such viewers would write</b>. It does not know what you feel, and
+there is no wrong feeling about a picture.</p>
+<ul>
+<li><b>The shares</b> of the nine emotions are the model's probabilities. The likeliest one is shown first.</li>
+<li><b>The sentence</b> is generated for an emotion, word by word. It can name things that are not in the picture.</li>
+<li><b>Blue and orange</b> mark words that a psychologists' lexicon rates as pleasant or unpleasant <i>without their
+context</i>: "happy" stays pleasant in "not happy". Other words are in the middle, or not in the lexicon.</li>
+<li><b>The light on the picture</b> shows where the decoder read while it wrote a word (its cross-attention). It does
+not explain the choice of the word.</li>
+<li><b>Alignment</b>, in the details, is the model's score of how well picture, emotion and sentence fit. Scores of
+different pictures cannot be compared.</li>
+<li>Emotions of art depend on culture and person. The labels are in English, and most of ArtEmis's paintings are
+Western.</li>
+</ul>
+<p>Do not use it to judge people, or to decide what may be shown to whom. Uploaded pictures stay on the machine that
+runs this page and are deleted within two hours; nothing is sent anywhere else.</p>
 """
 
 
-def style(emotions: Sequence[str]) -> str:
-    """Returns the style sheet, with a colour for the dot of each emotion that can be chosen."""
-    rules = Path(__file__).with_name("app_page.css").read_text(encoding="utf-8")
-    for number, emotion in enumerate(emotions, start=1):
-        rules += f"#emotion label:nth-of-type({number}) {{ --emotion: {emotion_style(emotion).colour}; }}\n"
-    return rules
+class Answer(NamedTuple):
+    """The explanation of one emotion: the pipeline's result, and a map `(rows, columns)` for each of its words."""
+
+    result: dict
+    words: Sequence[str]
+    maps: np.ndarray
 
 
-def header(model_name: str, is_small: bool) -> str:
-    return (
-        '<header class="sevlm-header"><h1>What does this picture make a viewer feel, and why?</h1>'
-        f"<p>SEVLM, a small emotional vision-language model, guesses. Model: <b>{escape(model_name)}</b></p>"
-        f"{SMALL_MODEL_NOTICE if is_small else ''}</header>"
+def frame(model_name: str, is_small: bool, examples: Mapping[str, Path], limits: UploadLimits) -> str:
+    """Returns what stays on the page around the pictures: title, choice of a picture, examples, notes."""
+    thumbnails = "".join(
+        f'<button type="button" class="example" data-example="{escape(name)}" aria-label="Example: {escape(name)}" '
+        f'title="{escape(name)}"><img alt="" src="{data_address(Image.open(file).resize((144, 144)))}"></button>'
+        for name, file in examples.items()
     )
-
-
-def about(is_small: bool) -> str:
     data = "generated pictures of our own" if is_small else "paintings and what people wrote about them"
-    return ABOUT.format(data=data)
-
-
-def alert(text: str) -> str:
-    """Returns an error that screen readers announce when it appears."""
-    return f'<div class="sevlm-alert" role="alert">{escape(text)}</div>'
-
-
-def answer_card(answer: dict, title: str = "The model names") -> str:
-    """Returns emotion, shaded explanation and alignment score of one result of the pipeline."""
-    emotion, fit = answer["emotion"], answer["alignment_score"]
-    explanation = "<p>(the explanation is empty)</p>"
-    if answer["explanation"]:
-        explanation = f"because {shaded_explanation(answer['explanation'], answer['vad'])}"
-    note = "" if fit is None else f'<p class="sevlm-note">alignment <b class="sevlm-fit">{fit:+.2f}</b></p>'
     return (
-        f'<article class="sevlm-card" style="--emotion: {emotion_style(emotion).colour}">'
-        f'<p class="sevlm-note">{escape(title)}</p><h2 class="sevlm-emotion">{escape(emotion)}</h2>'
-        f'<div class="sevlm-because">{explanation}</div>{note}</article>'
+        f'<div class="page" data-megabytes="{limits.megabytes:g}"><header>'
+        "<h1>What does this picture make a viewer feel, and why?</h1>"
+        '<label class="button primary choose"><input type="file" accept="image/*,.heic,.heif,.avif">'
+        "Choose a picture</label></header>"
+        '<div class="alert" role="alert" hidden></div>'
+        '<main class="slot" aria-live="off"></main>'
+        f'<section class="examples" aria-label="Examples, drawn for this project"><p>Or try one of these</p>'
+        f"<div>{thumbnails}</div></section>"
+        f'<details class="about"><summary>What this is, and what it is not</summary>{ABOUT.format(data=data)}'
+        "</details>"
+        f"<footer><p>SEVLM, a small emotional vision-language model. Model: <b>{escape(model_name)}</b></p>"
+        f"{SMALL_MODEL_NOTICE if is_small else ''}</footer></div>"
     )
 
 
-def comparison(named: dict, asked: dict) -> str:
-    """Returns the model's own answer and the one for the chosen emotion, side by side."""
-    share = named["emotion_scores"].get(asked["emotion"], 0)
-    cards = answer_card(named) + answer_card(asked, f"You asked for this (the model's score: {share:.0%})")
-    return f'<div class="sevlm-side-by-side">{cards}</div>'
+def view(image: Image.Image, answers: Sequence[Answer], *, caption: str = "", can_rank: bool = True) -> str:
+    """Returns a picture with the answers for all emotions, likeliest first, of which the first one is shown."""
+    scores = answers[0].result["emotion_scores"]
+    alt = f"Example: {caption}" if caption else "Your picture"
+    chips = "".join(
+        f'<label class="chip" style="--emotion: {emotion_style(emotion).colour}; --share: {share:.1%}">'
+        f'<input type="radio" name="emotion" value="{escape(emotion)}"{" checked" if number == 0 else ""}>'
+        f'<span class="label">{escape(emotion)}</span> <span class="share">{escape(percent(share))}</span></label>'
+        for number, (emotion, share) in enumerate(sorted(scores.items(), key=lambda item: -item[1]))
+    )
+    articles = "".join(article(answer, shown=number == 0) for number, answer in enumerate(answers))
+    more = '<button type="button" class="button draw">Other ways to say it</button>' if can_rank else ""
+    return (
+        f'<div class="view" data-scores="{escape(json.dumps(scores))}"><figure class="picture">'
+        f'<img class="painting" alt="{escape(alt)}" src="{data_address(image)}"><div class="veil"></div></figure>'
+        f'<div class="sentences">{articles}</div>'
+        f'<div class="aside"><fieldset class="chips"><legend>What viewers might feel</legend>{chips}</fieldset>'
+        '<div class="actions"><button type="button" class="button compare" aria-pressed="false">Compare two emotions'
+        f'</button>{more}<button type="button" class="button save">Save as a picture</button></div></div></div>'
+    )
 
 
-def scores(answer: dict) -> str:
-    bars = emotion_bars_html(answer["emotion_scores"], named=answer["emotion"])
-    return f'<section class="sevlm-card sevlm-plain" aria-label="Scores of the emotions">{bars}</section>'
+def article(answer: Answer, *, shown: bool) -> str:
+    """Returns the sentence of one emotion with its details."""
+    emotion, fit = answer.result["emotion"], answer.result["alignment_score"]
+    numbers = "" if fit is None else f'<p>alignment <b class="fit">{fit:+.2f}</b></p>'
+    if answer.result["vad"]:
+        rows = "".join(
+            f'<tr><th scope="row">{escape(entry["word"])}</th>'
+            + "".join("<td>–</td>" if entry[n] is None else f"<td>{entry[n]:+.2f}</td>" for n in VAD_LINES)
+            + "</tr>"
+            for entry in answer.result["vad"]
+        )
+        heads = "".join(f'<th scope="col">{name}</th>' for name in ("word", *VAD_LINES))
+        numbers += f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    explanation = answer.result["explanation"]
+    sentence = f", because {marked_words(answer)}" if explanation else " (the model found no words)"
+    return (
+        f'<article class="answer" data-emotion="{escape(emotion)}" data-explanation="{escape(explanation)}" '
+        f'style="--emotion: {emotion_style(emotion).colour}"{"" if shown else " hidden"}>'
+        f'<p class="sentence"><strong class="emotion">{escape(emotion)}</strong>{sentence}</p>'
+        f'<p class="hint" aria-live="polite"></p>{LEGEND if answer.result["vad"] else ""}'
+        '<div class="candidates"></div>'
+        f'<details class="numbers"><summary>Details</summary>{numbers}</details></article>'
+    )
 
 
-def candidates(sampled: Sequence[dict], emotion: str) -> str:
-    """Returns the sampled explanations of `emotion`, best fit first; repeated ones once with their count."""
+def marked_words(answer: Answer) -> str:
+    """Returns the explanation with a button for each word. It carries the veil of its map; the words that a lexicon
+    rates as pleasant are blue and underlined, the unpleasant ones orange and dotted."""
+    text, position, parts = answer.result["explanation"], 0, []
+    entries = answer.result["vad"] or [None] * len(answer.words)
+    for word, weights, entry in zip(answer.words, answer.maps, entries, strict=True):
+        start = text.find(word, position)
+        if start < 0:
+            continue
+        meaning = describe(entry)
+        style = ""
+        if entry and entry["valence"] is not None and abs(entry["valence"]) >= CLEAR:
+            valence = entry["valence"]
+            (red, green, blue), line = (PLEASANT, "solid") if valence > 0 else (UNPLEASANT, "dotted")
+            style = (
+                f"background:rgba({red},{green},{blue},{HTML_ALPHA * abs(valence):.2f});"
+                f"border-bottom:2px {line} rgb({red},{green},{blue})"
+            )
+        veil = data_address(attention_veil(weights, VEIL_SIZE), "PNG")
+        parts.append(
+            f'{escape(text[position:start])}<button type="button" class="word" style="{style}" '
+            f'data-meaning="{escape(meaning)}" data-veil="{veil}">{escape(word)}</button>'
+        )
+        position = start + len(word)
+    return "".join(parts) + escape(text[position:])
+
+
+def describe(entry: Mapping | None) -> str:
+    """Says how a lexicon rates a word, for example "pleasant, calm, in control"; "" for one without rating."""
+    if not entry or entry["valence"] is None:
+        return ""
+    names = {"valence": ("unpleasant", "pleasant"), "arousal": ("calm", "stirring")}
+    names["dominance"] = ("powerless", "in control")
+    found = [names[name][entry[name] > 0] for name in VAD_LINES if abs(entry[name]) >= CLEAR]
+    return ", ".join(found) or "neutral"
+
+
+def candidates(sampled: Sequence[dict]) -> str:
+    """Returns the sampled explanations of an emotion, best fit first; repeated ones once with their count."""
     counts = Counter((c["alignment_score"], c["explanation"]) for c in sampled)
-    colour, label = emotion_style(emotion).colour, escape(emotion)
     rows = "".join(
-        f'<li style="--emotion: {colour}"><b class="sevlm-fit">{fit:+.2f}</b>'
-        f'<span><span class="sevlm-label">{label}</span> because {escape(explanation)}'
-        + (f' <span class="sevlm-note">({count} times)</span>' if count > 1 else "")
-        + "</span></li>"
+        f'<li>because {escape(explanation)} <span class="note">fit <b class="fit">{fit:+.2f}</b>'
+        f"{f', {count} times' if count > 1 else ''}</span></li>"
         for (fit, explanation), count in counts.items()
     )
-    return (
-        f'<p class="sevlm-note">{len(sampled)} sampled explanations of {label}, the best fit first. '
-        f'The number is the alignment score.</p><ol class="sevlm-candidates">{rows}</ol>'
-    )
+    return f"<p>{len(sampled)} more tries, the best fit first:</p><ol>{rows}</ol>"
 
 
-def attention(image: Image.Image, word: str, emotion: str) -> str:
-    """Returns the image of an attention map. It is part of the page, so that no visitor's file can be requested."""
+def percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.005 else "<1%"
+
+
+def data_address(image: Image.Image, kind: str = "JPEG") -> str:
+    """Returns an image as a data URL. As a part of the page, no visitor's picture can be requested by others."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=88)
-    alt = f"The picture, brighter where the model looked while it wrote {word!r}"
-    caption = f"Brighter: the decoder’s cross-attention while it wrote “{word}” ({emotion})."
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<figure class="sevlm-figure"><img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    (image.convert("RGB") if kind == "JPEG" else image).save(buffer, kind, quality=88)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def draw_examples(folder: str | Path) -> list[Path]:
-    """Paints the example pictures into `folder`. They are generated, and the demo's model has not seen them."""
-    files = []
+def script() -> str:
+    return (HERE / "app_page.js").read_text(encoding="utf-8")
+
+
+def style() -> str:
+    return (HERE / "app_page.css").read_text(encoding="utf-8")
+
+
+def draw_examples(folder: str | Path) -> dict[str, Path]:
+    """Paints the example pictures into `folder`, named by what they show. The demo's model has not seen them."""
+    files = {}
     for index in EXAMPLE_SCENES:
         scene = toy_scene(index)
-        files.append(Path(folder, f"{scene.motif}_{scene.setting}.png"))
-        paint_scene(scene, 448)[0].save(files[-1])
+        files[f"{scene.motif}, {scene.setting}"] = file = Path(folder, f"{scene.motif}_{scene.setting}.png")
+        paint_scene(scene, 448)[0].save(file)
     return files
-
-
-class ImageUpload(gr.Image):
-    """An upload field that passes on the path of an uploaded file without opening it, so that `open_upload` can check
-    it first. It does not fetch URLs, because the server might reach hosts that the visitor cannot."""
-
-    is_template = True  # the page shows it as a gr.Image
-
-    def preprocess(self, payload) -> str | None:
-        if payload is None:
-            return None
-        # Gradio checks a path only if the request declares it as a file, so other paths could name any file here.
-        uploads = os.path.realpath(self.GRADIO_CACHE)
-        path = os.path.realpath(payload.path or "")
-        if not path.startswith(uploads + os.sep) or not os.path.isfile(path):
-            raise gr.Error("Upload the picture as a file.")
-        return path
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path):
-        if str(url_or_file_path).startswith(("http://", "https://")):
-            raise gr.Error("Addresses are not opened: download the picture and upload it as a file.")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-
-class UploadError(ValueError):
-    """An upload that is refused; the message is for the visitor."""
-
-
-class UploadLimits(NamedTuple):
-    megabytes: float = 20
-    megapixels: float = 50
-
-
-def open_upload(path: str | os.PathLike, limits: UploadLimits) -> Image.Image:
-    """Opens an uploaded file as an upright RGB image. The header is checked before anything is decoded.
-
-    Raises:
-        UploadError: the file is empty, not an image, damaged, too large, or a strip.
-    """
-    size = os.path.getsize(path)
-    if not size:
-        raise UploadError("The file is empty. Save or download the picture again, then upload it.")
-    if size > limits.megabytes * MEGABYTE:
-        raise UploadError(
-            f"The file has {size / MEGABYTE:.0f} MB, and this app takes up to {limits.megabytes:g}. Save the picture "
-            "smaller, or as a JPEG."
-        )
-    with open_file(path) as file:
-        try:
-            image = identify(file, limits.megapixels, FORMATS)
-        except TooManyPixels as error:
-            raise UploadError(
-                f"The picture has {error.width * error.height / 1e6:,.0f} megapixels ({error.width:,} x "
-                f"{error.height:,}), and this app takes up to {limits.megapixels:g}. Make it smaller, for example "
-                "2,000 pixels wide."
-            ) from error
-        except Exception as error:  # Pillow's plug-ins raise far more than OSError on damaged headers
-            formats = "JPEG, PNG, WebP, GIF, BMP or TIFF file"
-            raise UploadError(f"This file is not a picture that can be read here. Choose a {formats}.") from error
-        if max(image.size) > 50 * min(image.size):  # the model would see it squeezed to a square
-            raise UploadError(
-                f"The picture is a strip of {image.width:,} x {image.height:,} pixels, and the model would not "
-                "recognise anything in it. Crop it."
-            )
-        try:
-            return open_image(image)
-        except ValueError as error:
-            raise UploadError(
-                f"The picture is damaged and cannot be read to its end ({error}). Save or download it again, or "
-                "choose another."
-            ) from error
-
-
-class RequestLimits:
-    """ASGI middleware. Gradio limits each uploaded file; this limits every request.
-
-    Uploads above `upload_megabytes` and other requests above 1 MB are answered with 413, uploads with 507 while the
-    disk has less than 1 GB left.
-    """
-
-    def __init__(self, app, upload_megabytes: float):
-        self.app, self.upload_megabytes = app, upload_megabytes
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        if scope["path"].rstrip("/").endswith("/upload"):
-            if shutil.disk_usage(tempfile.gettempdir()).free < MIN_FREE_BYTES:
-                return await _answer(send, 507, "There is no room for pictures now: try again later.")
-            megabytes = self.upload_megabytes + 0.1  # the form around the file
-            refusal = f"This app takes up to {self.upload_megabytes:g} MB, in one file: save the picture smaller."
-        else:
-            megabytes = MAX_REQUEST_MEGABYTES
-            refusal = f"A request of more than {MAX_REQUEST_MEGABYTES} MB. Upload pictures as files."
-        remaining = int(megabytes * MEGABYTE)
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > remaining:
-            return await _answer(send, 413, refusal)
-        answered = False
-
-        async def limited_receive():
-            nonlocal remaining
-            message = await receive()
-            remaining -= len(message.get("body", b""))
-            if remaining < 0:
-                raise _RequestTooLarge
-            return message
-
-        async def recording_send(message):
-            nonlocal answered
-            if remaining >= 0 or answered:  # drops the app's error about the incomplete body
-                answered = True
-                await send(message)
-
-        try:
-            await self.app(scope, limited_receive, recording_send)
-        except _RequestTooLarge:
-            pass
-        if remaining < 0 and not answered:
-            await _answer(send, 413, refusal)
-
-
-class _RequestTooLarge(Exception):
-    pass
-
-
-async def _answer(send, status: int, text: str):
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text.encode()})

@@ -153,13 +153,26 @@ def patch_grid(vision_config, patches: int) -> tuple[int, int]:
     return rows, columns
 
 
+def attention_veil(weights: np.ndarray, size: int) -> Image.Image:
+    """Returns one word's map `(rows, columns)` as a veil to lay over the image, RGBA, with the longer side `size`
+    pixels long: dark where the model did not look, thin where it did."""
+    weights = np.asarray(weights, dtype=np.float32)
+    rows, columns = weights.shape
+    scale = size / max(rows, columns)
+    target = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+    return _veil(weights, target)
+
+
 def overlay_attention(image: Image.Image, weights: np.ndarray) -> Image.Image:
     """Lays one word's map `(rows, columns)` over the image, dark where the model did not look. Returns RGB."""
-    weights = np.asarray(weights, dtype=np.float32)
-    heat = Image.fromarray(weights / (weights.max() or 1)).resize(image.size, Image.Resampling.BICUBIC)
+    veil = _veil(np.asarray(weights, dtype=np.float32), image.size)
+    return Image.alpha_composite(image.convert("RGBA"), veil).convert("RGB")
+
+
+def _veil(weights: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    heat = Image.fromarray(weights / (weights.max() or 1)).resize(size, Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(heat), 0, 1)
     levels = np.linspace(0, 1, len(HEAT))
-    colours = np.stack([np.interp(share, levels, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
-    veil = 0.65 * (1 - 0.65 * share)[..., None]
-    mixed = np.asarray(image.convert("RGB"), dtype=np.float32) * (1 - veil) + colours * veil
-    return Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))
+    colours = [np.interp(share, levels, channel) for channel in zip(*HEAT, strict=True)]
+    opacity = 255 * 0.65 * (1 - 0.65 * share)
+    return Image.fromarray(np.rint(np.stack([*colours, opacity], axis=-1)).astype(np.uint8), "RGBA")

@@ -25,8 +25,9 @@ from .hub import PushError, commit_folder, hub_errors, push_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_FILES = ("*/py.typed", "processing/embedded_vad.tsv", "processing/toy_grammar.toml")
+PAGE_FILES = ("app*.py", "app*.css", "app*.js")
 # Version 0.1.0 published a package `web`.
-OUTDATED = re.compile(r"(modeling_sevlm|processing|web)/.+|app_\w+\.(py|css)")
+OUTDATED = re.compile(r"(modeling_sevlm|processing|web)/.+|app_\w+\.(py|css|js)")
 CARD = """\
 ---
 title: SEVLM
@@ -62,7 +63,7 @@ def stage_space(folder: Path, model: str) -> None:
     if not (ROOT / "app.py").is_file():
         raise PushError(f"{ROOT} has no app.py: publish a Space from a checkout of the project.")
     # Only what the packages consist of: a lexicon or a secret next to the code must not be published.
-    for pattern in ("modeling_sevlm/*.py", "processing/*.py", *DATA_FILES, "LICENSE", "app*.py", "app*.css"):
+    for pattern in ("modeling_sevlm/*.py", "processing/*.py", *DATA_FILES, "LICENSE", *PAGE_FILES):
         for file in ROOT.glob(pattern):
             target = folder / file.relative_to(ROOT)
             target.parent.mkdir(exist_ok=True)

@@ -19,8 +19,8 @@ import httpx  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 
 import app  # noqa: E402
-import app_page  # noqa: E402
-from app_page import UploadError, UploadLimits, open_upload  # noqa: E402
+import app_uploads  # noqa: E402
+from app_uploads import UploadError, UploadLimits, open_upload  # noqa: E402
 from processing.artemis import EMOTIONS  # noqa: E402
 from processing.toy_artemis import toy_scene  # noqa: E402
 from processing.toy_paintings import paint_scene  # noqa: E402
@@ -79,35 +79,39 @@ def test_ten_simultaneous_visitors_each_get_their_own_answers(address, explainer
         together.wait(timeout=120)
         first = visitor.predict(handle_file(pictures[number]), api_name="/explain")
         second = visitor.predict(wanted[number], api_name="/explain_emotion")
-        third = visitor.predict(api_name="/candidates")
-        return [first[-1], second[-1], third[-1]]
+        third = visitor.predict(wanted[number], api_name="/candidates")
+        return [first, second, third]
 
     with ThreadPoolExecutor(VISITORS) as threads:
         for number, (first, second, third) in enumerate(threads.map(visit, range(VISITORS))):
-            assert len(first) == 1 and same(first[0], named[number]), number
-            assert len(second) == 2 and same(second[0], named[number]) and same(second[1], asked[number]), number
-            given = [(c["emotion"], c["explanation"]) for c in third[-1]["candidates"]]
+            assert same(first, named[number]) and same(second, asked[number]), number
+            given = [(c["emotion"], c["explanation"]) for c in third]
             assert given == [(c["emotion"], c["explanation"]) for c in drawn[number]], number
 
 
 def test_draws_differ_within_a_session_and_agree_between_visitors(explainer, pictures):
     mine, yours = explainer.start_session(pictures[0]), explainer.start_session(pictures[0])
-    first, second = explainer.draw_candidates(mine), explainer.draw_candidates(mine)
-    assert first == explainer.draw_candidates(yours) and first != second
+    first, second = explainer.draw_candidates(mine, "awe"), explainer.draw_candidates(mine, "awe")
+    assert first == explainer.draw_candidates(yours, "awe") and first != second
 
 
-def test_attention_maps_belong_to_the_words_of_the_latest_explanation(explainer, pictures):
+def test_all_emotions_are_explained_as_the_pipeline_explains_each(explainer, pictures):
     session = explainer.start_session(pictures[0])
-    for emotion in ("awe", "fear"):
-        explainer.explain_emotion(session, emotion)
-        assert session.words and all(word in session.asked["explanation"] for word in session.words)
-        assert session.maps is None and explainer.attention_overlay(session, 0).size == session.image.size
+    shares = [session.named["emotion_scores"][answer.result["emotion"]] for answer in session.answers]
+    assert len(shares) == 9 and shares == sorted(shares, reverse=True)
+    for answer in session.answers:
+        alone = explainer.explain(str(pictures[0]), emotion=answer.result["emotion"])
+        assert same(answer.result, alone)
+        assert [entry["word"] for entry in alone["vad"]] == answer.words
+        assert np.allclose(answer.maps.sum(axis=(1, 2)), 1, atol=1e-4) and len(answer.maps) == len(answer.words)
 
 
 def test_a_question_without_a_picture_is_refused_with_a_reason(address):
     visitor = Client(address, verbose=False)
     with pytest.raises(Exception, match="no picture"):
         visitor.predict("awe", api_name="/explain_emotion")
+    with pytest.raises(Exception, match="no picture"):
+        visitor.predict("awe", api_name="/candidates")
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "app.py", "setup.cfg", "app_page.css", "../../etc/passwd"])
@@ -236,7 +240,7 @@ def test_oversized_requests_of_every_kind_are_refused_with_a_reason(address):
 
 
 def test_uploads_are_refused_while_the_disk_is_full(address, monkeypatch):
-    monkeypatch.setattr(app_page, "MIN_FREE_BYTES", 2**60)
+    monkeypatch.setattr(app_uploads, "MIN_FREE_BYTES", 2**60)
     refused = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"a")})
     assert (refused.status_code, "no room" in refused.text) == (507, True)
 

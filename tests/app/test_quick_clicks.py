@@ -1,7 +1,7 @@
-"""Quick clicks on the page: the newest one is answered, and an answer about an earlier one is not shown."""
+"""Quick clicks on the page with a slow model: everything on it speaks of the same picture, emotion and word."""
 
-import threading
-from types import SimpleNamespace
+import json
+import time
 
 import pytest
 
@@ -9,171 +9,178 @@ import pytest
 pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[app]'")
 
 import app  # noqa: E402
-from app_page import UploadLimits, draw_examples  # noqa: E402
+from app_page import draw_examples  # noqa: E402
+from app_uploads import UploadLimits  # noqa: E402
+from processing.toy_artemis import toy_scene  # noqa: E402
+from processing.toy_paintings import paint_scene  # noqa: E402
+from tests.helpers.app import serve  # noqa: E402
+from tests.helpers.browser import DESKTOP, open_browser, set_screen, wait_for  # noqa: E402
 
 
-SKIPPED = {"__type__": "update"}  # what `gr.skip()` returns
+SLOWNESS = 0.7  # seconds that the model takes more
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    return draw_examples(tmp_path_factory.mktemp("examples"))
+def browser():
+    with open_browser() as browser:
+        set_screen(browser, DESKTOP, "light")
+        yield browser
 
 
-@pytest.fixture
-def explainer(checkpoint):
-    return app.Explainer(checkpoint, UploadLimits(), num_candidates=2)
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(3):
+        paint_scene(toy_scene(index), 96)[0].save(folder / f"{index}.png")
+    return [folder / f"{index}.png" for index in range(3)]
 
 
-@pytest.fixture
-def page(explainer, examples):
-    """The functions that handle the events of the page, by name, as one visitor calls them."""
-    demo, visitor = app.build(explainer, examples), SimpleNamespace(session_hash="visitor")
+@pytest.fixture(scope="module")
+def served(browser, checkpoint, tmp_path_factory):
+    """The address of a page whose model is slow, and its explainer."""
+    explainer = app.Explainer(checkpoint, UploadLimits(), num_candidates=2)
+    answer, draw = explainer._answers, explainer.draw_candidates
 
-    def handler(function):
-        given = function.__code__.co_varnames[: function.__code__.co_argcount]
-        return lambda *inputs, request=visitor: function(*inputs, *([request] if "request" in given else []))
+    def slow_answer(pixel_values):
+        time.sleep(SLOWNESS)
+        return answer(pixel_values)
 
-    page = SimpleNamespace(
-        demo=demo, **{event.fn.__name__: handler(event.fn) for event in demo.fns.values() if event.fn}
+    def slow_draw(session, emotion):
+        time.sleep(SLOWNESS)
+        return draw(session, emotion)
+
+    explainer._answers, explainer.draw_candidates = slow_answer, slow_draw
+    with serve(explainer, tmp_path_factory.mktemp("examples")) as address:
+        yield address, explainer
+
+
+def open_page(browser, address):
+    browser.get(address)
+    wait_for(browser, lambda b: b.find_elements("css selector", "#page .answer"), "the first example's answer")
+
+
+def facts(browser) -> dict:
+    """What the page says about its picture."""
+    return browser.execute_script(
+        """const view = document.querySelector("#page .view");
+        const shown = [...view.querySelectorAll(".answer:not([hidden])")];
+        return {
+          scores: view.dataset.scores, picture: view.querySelector(".painting").src,
+          emotion: view.querySelector(".chip input:checked").value,
+          sentences: shown.map(one => [one.dataset.emotion, one.dataset.explanation]),
+        };"""
     )
 
-    def choose(path):
-        page.click_picture(str(path))
-        return page.on_picture(str(path))[0]
 
-    page.choose = choose
-    return page
-
-
-def is_skipped(outputs) -> bool:
-    return all(output == SKIPPED for output in (outputs if isinstance(outputs, list | tuple) else [outputs]))
+def wait_for_rest(browser) -> None:
+    """Waits until the page has an answer and nothing is pending for longer than the model takes."""
+    wait_for(browser, lambda b: b.find_elements("css selector", "#page .answer"), "an answer")
+    time.sleep(2 * SLOWNESS + 1)
 
 
-@pytest.fixture
-def slowly(explainer, monkeypatch):
-    """Runs an event, and `meanwhile` when the model has its answer ready."""
-
-    def slowly(event, meanwhile):
-        ready, go_on, run, outputs = threading.Event(), threading.Event(), explainer._run_pipeline, []
-
-        def slow(*args, **kwargs):
-            answer = run(*args, **kwargs)
-            ready.set()
-            assert go_on.wait(60)
-            return answer
-
-        with monkeypatch.context() as patch:
-            patch.setattr(explainer, "_run_pipeline", slow)
-            thread = threading.Thread(target=lambda: outputs.append(event()))
-            thread.start()
-            assert ready.wait(60)
-            meanwhile()
-            go_on.set()
-            thread.join()
-        return outputs[0]
-
-    return slowly
+def is_about(browser, session) -> bool:
+    shown = facts(browser)
+    expected = {answer.result["emotion"]: answer.result["explanation"] for answer in session.answers}
+    scores = json.loads(shown["scores"])
+    return all(abs(scores[name] - share) < 1e-5 for name, share in session.named["emotion_scores"].items()) and all(
+        expected[emotion] == explanation for emotion, explanation in shown["sentences"]
+    )
 
 
-def test_events_that_ask_the_model_keep_the_newest_click_and_clicks_are_recorded_first(page):
-    events = page.demo.fns
-    names = {"on_picture", "on_emotion", "on_draw", "on_word"}
-    asking = [event for event in events.values() if event.fn and event.fn.__name__ in names]
-    assert len(asking) == 5 and {event.trigger_mode for event in asking} == {"always_last"}
-    assert {(event.concurrency_id, event.concurrency_limit) for event in asking} == {("model", 1)}
-    for event in asking:
-        if event.fn.__name__ != "on_draw":
-            before = events[event.trigger_after]
-            assert before.fn.__name__ == event.fn.__name__.replace("on_", "click_")
-            assert (before.queue, before.trigger_mode) == (False, "multiple")
+def draw_examples_sessions(explainer, tmp_path):
+    return {name: explainer.start_session(file) for name, file in draw_examples(tmp_path).items()}
 
 
-def test_the_answer_about_an_earlier_picture_is_not_shown(page, slowly, examples):
-    first, second = map(str, examples[:2])
-    page.click_picture(first)
-    assert is_skipped(slowly(lambda: page.on_picture(first), lambda: page.click_picture(second)))
-    session, _, _, answer, *_ = page.on_picture(second)
-    assert session.path == second and session.named["emotion"] in answer
+@pytest.mark.parametrize("gap", [0, 0.2, 0.9])
+def test_of_quickly_chosen_pictures_the_last_one_is_shown_with_its_own_answer(served, browser, pictures, gap):
+    address, explainer = served
+    open_page(browser, address)
+    field = browser.find_element("css selector", ".choose input")
+    for picture in pictures:
+        field.send_keys(str(picture))
+        time.sleep(gap)
+    wait_for_rest(browser)
+    sessions = [explainer.start_session(picture) for picture in pictures]
+    assert [is_about(browser, session) for session in sessions] == [False, False, True]
 
 
-def test_the_answer_about_a_removed_picture_is_not_shown(page, slowly, examples):
-    first = str(examples[0])
-    page.click_picture(first)
-    assert is_skipped(slowly(lambda: page.on_picture(first), page.on_clear_button))
-    assert not is_skipped(page.on_picture(None))
+def test_an_example_that_is_clicked_while_an_upload_is_answered_stays(served, browser, pictures, tmp_path):
+    address, explainer = served
+    open_page(browser, address)
+    browser.find_element("css selector", ".choose input").send_keys(str(pictures[0]))
+    time.sleep(0.2)
+    example = browser.find_elements("css selector", ".example")[2]
+    example.click()
+    wait_for_rest(browser)
+    assert example.get_attribute("aria-label") == browser.find_element("css selector", ".painting").get_attribute(
+        "alt"
+    )
+    sessions = draw_examples_sessions(explainer, tmp_path)
+    assert is_about(browser, sessions[example.get_attribute("data-example")])
 
 
-def test_the_refusal_of_an_earlier_file_is_not_shown(page, examples, tmp_path):
-    (tmp_path / "text.png").write_text("a painting")
-    page.click_picture(str(tmp_path / "text.png"))
-    assert "not a picture" in page.on_picture(str(tmp_path / "text.png"))[1]
-    page.click_picture(str(examples[0]))
-    assert is_skipped(page.on_picture(str(tmp_path / "text.png")))
+@pytest.mark.parametrize("gap", [0, 0.05, 0.3])
+def test_quick_clicks_on_emotions_and_words_show_the_last_one(served, browser, pictures, gap):
+    address, explainer = served
+    open_page(browser, address)
+    browser.find_element("css selector", ".choose input").send_keys(str(pictures[1]))
+    wait_for_rest(browser)
+    for emotion in ("fear", "anger", "awe", "sadness"):
+        browser.find_element("css selector", f".chip:has(input[value='{emotion}'])").click()
+        time.sleep(gap)
+    assert facts(browser)["emotion"] == "sadness" and facts(browser)["sentences"][0][0] == "sadness"
+    assert is_about(browser, explainer.start_session(pictures[1]))
+    words = [word for word in browser.find_elements("css selector", ".word") if word.is_displayed()][:3]
+    for word in words:
+        word.click()
+        time.sleep(gap)
+    veil = browser.execute_script("return document.querySelector('.veil').style.backgroundImage")
+    assert words[-1].get_attribute("data-veil") in veil
+    hint = next(one.text for one in browser.find_elements("css selector", ".hint") if one.is_displayed())
+    assert hint.startswith(f"“{words[-1].text}”")
 
 
-def test_the_answer_about_an_earlier_emotion_is_not_shown(page, slowly, examples):
-    session = page.choose(examples[0])
-    page.click_emotion("fear")
-    assert is_skipped(slowly(lambda: page.on_emotion(session, "fear"), lambda: page.click_emotion("anger")))
-    _, comparison, *_ = page.on_emotion(session, "anger")
-    assert "anger" in comparison and session.asked["emotion"] == "anger"
+def test_more_explanations_appear_under_the_emotion_they_were_asked_for_and_never_under_another_picture(
+    served, browser, pictures
+):
+    address, _ = served
+    open_page(browser, address)
+    browser.find_element("css selector", ".choose input").send_keys(str(pictures[0]))
+    wait_for_rest(browser)
+    browser.find_element("css selector", ".chip:has(input[value='fear'])").click()
+    browser.find_element("css selector", ".draw").click()
+    browser.find_element("css selector", ".chip:has(input[value='anger'])").click()
+    wait_for_rest(browser)
+    listed = browser.execute_script(
+        "return [...document.querySelectorAll('.answer')].filter(one => one.querySelector('.candidates li'))"
+        ".map(one => one.dataset.emotion)"
+    )
+    assert listed == ["fear"]
+    browser.find_element("css selector", ".draw").click()
+    browser.find_element("css selector", ".choose input").send_keys(str(pictures[1]))
+    wait_for_rest(browser)
+    assert not browser.find_elements("css selector", ".candidates li")
 
 
-def test_an_emotion_that_was_chosen_for_the_picture_before_is_not_shown(page, examples):
-    session = page.choose(examples[0])
-    page.click_emotion("fear")
-    page.click_picture(str(examples[1]))
-    assert is_skipped(page.on_emotion(session, "fear")) and session.asked is None
-    newer = page.on_picture(str(examples[1]))[0]
-    # The answer about the new picture has emptied the choice.
-    assert is_skipped(page.on_emotion(newer, "fear"))
-    page.click_emotion("fear")
-    assert not is_skipped(page.on_emotion(newer, "fear"))
-
-
-def test_candidates_are_about_the_emotion_that_is_chosen_and_not_about_the_last_answer(page, slowly, examples):
-    session = page.choose(examples[0])
-    page.click_emotion("fear")
-    page.on_emotion(session, "fear")
-    page.click_emotion("anger")  # its answer is not there yet
-    _, listed, numbers = page.on_draw(session)
-    assert "explanations of anger" in listed and "fear" not in listed
-    assert {candidate["emotion"] for candidate in numbers[-1]["candidates"]} == {"anger"}
-    assert is_skipped(slowly(lambda: page.on_draw(session), lambda: page.click_emotion("awe")))
-    assert is_skipped(slowly(lambda: page.on_draw(session), lambda: page.click_picture(str(examples[1]))))
-
-
-def test_the_map_of_an_earlier_word_emotion_or_picture_is_not_shown(page, explainer, examples, monkeypatch):
-    session = page.choose(examples[0])
-    page.click_emotion("awe")
-    page.on_emotion(session, "awe")
-    page.click_word(0)
-    assert "(awe)" in page.on_word(session, 0)
-    overlay = explainer.attention_overlay
-    for newer in (lambda: page.click_word(1), lambda: page.click_emotion("fear"), lambda: page.click_picture("b.png")):
-        page.click_picture(str(examples[0]))
-        page.click_emotion("awe")
-        page.click_word(0)
-        with monkeypatch.context() as patch:
-            patch.setattr(explainer, "attention_overlay", lambda *args, newer=newer: newer() or overlay(*args))
-            assert is_skipped(page.on_word(session, 0))
-        assert is_skipped(page.on_word(session, 0)), "it is not even started"
-
-
-def test_visitors_and_clients_of_the_api_do_not_disturb_one_another(page, examples):
-    session = page.choose(examples[0])
-    other = SimpleNamespace(session_hash="other")
-    page.click_picture(str(examples[1]), request=other)
-    page.click_emotion("fear")
-    assert not is_skipped(page.on_emotion(session, "fear"))
-    assert not is_skipped(page.on_emotion(session, "anger", request=SimpleNamespace(session_hash="api")))
-
-
-def test_the_latest_clicks_of_a_limited_number_of_visitors_are_kept(monkeypatch):
-    monkeypatch.setattr(app, "MAX_SESSIONS", 2)
-    latest = app.LatestClicks()
-    visitors = [SimpleNamespace(session_hash=name) for name in "abc"]
-    for visitor in visitors:
-        latest.record(visitor, picture="a.png")
-    assert [latest.of(visitor) is None for visitor in visitors] == [True, False, False]
+def test_two_tabs_have_their_own_pictures(served, browser, pictures):
+    address, explainer = served
+    tabs = [browser.current_window_handle]
+    browser.switch_to.new_window("tab")
+    tabs.append(browser.current_window_handle)
+    try:
+        for tab in tabs:
+            browser.switch_to.window(tab)
+            open_page(browser, address)
+        for tab, picture in zip(tabs, pictures, strict=False):
+            browser.switch_to.window(tab)
+            browser.find_element("css selector", ".choose input").send_keys(str(picture))
+        for tab, picture in zip(tabs, pictures, strict=False):
+            browser.switch_to.window(tab)
+            wait_for_rest(browser)
+            assert is_about(browser, explainer.start_session(picture))
+            browser.find_element("css selector", ".draw").click()
+            wait_for(browser, lambda b: b.find_elements("css selector", ".candidates li"), "more explanations")
+    finally:
+        browser.switch_to.window(tabs[1])
+        browser.close()
+        browser.switch_to.window(tabs[0])

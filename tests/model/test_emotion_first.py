@@ -39,7 +39,7 @@ def likeliest(result: dict) -> str:
 
 def test_forty_default_calls_give_one_answer_which_page_and_command_give_too(explain, tmp_path, capsys):
     app = pytest.importorskip("app", reason="gradio is missing: pip install -e '.[app]'")
-    from app_page import UploadLimits
+    from app_uploads import UploadLimits
     from modeling_sevlm import explain as command_line
 
     explain.save_pretrained(tmp_path / "model")

@@ -30,7 +30,7 @@ def test_a_space_has_a_card_pinned_requirements_and_the_code(tmp_path):
     names = files(tmp_path)
     assert {"app.py", "LICENSE", "README.md", "requirements.txt", "model.txt"} <= names
     assert {"modeling_sevlm/__init__.py", "processing/embedded_vad.tsv", "processing/toy_grammar.toml"} <= names
-    assert {"app_page.py", "app_page.css"} <= names
+    assert {"app_page.py", "app_uploads.py", "app_page.css", "app_page.js"} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]
     card = yaml.safe_load((tmp_path / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and card["license"] == "apache-2.0"
@@ -76,8 +76,8 @@ def test_a_staged_space_starts_and_answers(tmp_path, model, processor):
             assert app.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.3)
         visitor = Client(found.group(), verbose=False)
-        answer = visitor.predict(handle_file(ROOT / "docs" / "painting.png"), api_name="/explain")[-1]
-        assert len(answer[0]["emotion_scores"]) == 9
+        answer = visitor.predict(handle_file(ROOT / "docs" / "painting.png"), api_name="/explain")
+        assert len(answer["emotion_scores"]) == 9
     finally:
         app.terminate()
         app.wait(timeout=30)
