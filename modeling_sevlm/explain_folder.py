@@ -29,6 +29,7 @@ from processing.explanation_table import (
     write_table,
 )
 from processing.images import open_image
+from processing.script_utils import errors_as_exit
 
 from .pipeline_sevlm import LIMIT_DEFAULTS, SEVLMPipeline
 
@@ -100,7 +101,9 @@ def write_explanations(
         if here != record["folder"] and not all(is_url(name) or os.path.isabs(name) for name in args.pictures):
             problem = f"the names in {args.output} are relative to the folder {record['folder']}"
             raise SystemExit(f"error: {problem}. Repeat the command there, or name the pictures with absolute paths.")
-        known = {_place(row["file"], record["folder"]): not row["error"] for row in read_table(args.output, schema)}
+        with errors_as_exit():
+            table = read_table(args.output, schema)
+            known = {_place(row["file"], record["folder"]): not row["error"] for row in table}
         found, files = len(files), [file for file in files if not known.get(_place(file))]
         print(f"{found - len(files):,} of {found:,} are in {args.output}.", file=sys.stderr)
     with open_part_file(part_path, settings, args.overwrite) as (part, places):
