@@ -1,13 +1,14 @@
 """`sevlm explain --output FILE --update`: new pictures join a finished table, and what is in it stays."""
 
-import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pandas as pd
@@ -275,25 +276,19 @@ def test_the_exit_code_says_that_pictures_are_missing_unless_errors_are_allowed(
 def test_options_of_a_table_need_one_and_update_excludes_overwrite(options, capsys):
     with pytest.raises(SystemExit):
         command_line.parse_arguments(["a.png", "--model", "no/model", *options])
-    assert re_search("needs --output|not allowed with", capsys.readouterr().err)
-
-
-def re_search(pattern: str, text: str) -> bool:
-    import re
-
-    return re.search(pattern, text) is not None
+    assert re.search("needs --output|not allowed with", capsys.readouterr().err)
 
 
 def test_something_is_on_the_screen_within_a_second():
     code = "import sys; sys.argv[1:] = ['--version']; import sevlm; sevlm.main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as run:
-        start = time.monotonic()
-        assert b"Loading" in run.stderr.readline() and time.monotonic() - start < 1
-        assert b"transformers" in run.stdout.read()
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    start = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as process:
+        assert b"Loading" in process.stderr.readline() and time.monotonic() - start < 1
+        assert b"transformers" in process.stdout.read()
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_one_pixel_limit_is_in_messages_and_documents(tmp_path, capsys):
     Image.new("1", (17_850, 10_000)).save(tmp_path / "large.png")
     with pytest.raises(ValueError, match=f"above the limit of {MAX_MEGAPIXELS}[.]"):
@@ -306,15 +301,12 @@ def test_one_pixel_limit_is_in_messages_and_documents(tmp_path, capsys):
 
 def test_the_rows_of_a_table_are_read_from_disk_and_do_not_stay_in_memory(tmp_path):
     """A thousand finished rows more may cost memory for their paths only."""
-    import tracemalloc
-
     peaks = []
     for number in (2000, 6000):
         part = tmp_path / f"{number}.part"
         with explanation_table.open_part_file(part, {}) as (file, places):
             row = {"version": None, "emotion": "awe", "emotion_scores": {"awe": 0.5}, "explanation": "x" * 2000}
             for start in range(0, number, 10):
-                place = file.seek(0, os.SEEK_END)
                 names = [f"/no/picture/{i:06}.png" for i in range(start, start + 10)]
                 explanation_table.append_line(file, [row | {"file": name} for name in names])
         tracemalloc.start()
