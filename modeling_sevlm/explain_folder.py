@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from datasets.fingerprint import Hasher
+from pyarrow import Schema
 from tqdm.auto import tqdm
 
 from processing.explanation_table import (
@@ -95,16 +96,10 @@ def write_explanations(
     # With the absolute path: in another folder, a relative name means another picture.
     pictures = Hasher.hash([[name, os.path.abspath(name)] for name in args.pictures])
     settings = record["settings"] | {"pictures": pictures, "update": args.update}
-    known = {}  # whether the table explains a picture
+    known: dict[str, bool] = {}
     if args.update:
-        here, record["folder"] = record["folder"], check_same_settings(args.output, record)["folder"]
-        if here != record["folder"] and not all(is_url(name) or os.path.isabs(name) for name in args.pictures):
-            problem = f"the names in {args.output} are relative to the folder {record['folder']}"
-            raise SystemExit(f"error: {problem}. Repeat the command there, or name the pictures with absolute paths.")
-        with errors_as_exit():
-            table = read_table(args.output, schema)
-            known = {_place(row["file"], record["folder"]): not row["error"] for row in table}
-        found, files = len(files), [file for file in files if not known.get(_place(file))]
+        known = _pictures_of_table(args, schema, record)
+        found, files = len(files), [file for file in files if not known.get(_identity(file))]
         print(f"{found - len(files):,} of {found:,} are in {args.output}.", file=sys.stderr)
     with open_part_file(part_path, settings, args.overwrite) as (part, places):
         places = {file: places[file] for file in files if file in places}
@@ -117,11 +112,11 @@ def write_explanations(
                     append_line(part, [facts | _chosen(result, args.vad) for facts, result in batch])
                     places |= {facts["file"]: place for facts, _ in batch}
                 progress.update(len(places) + len(skipped) - progress.n)
-        errors = {file: reason for file, reason in skipped + unreadable if _place(file) not in known}
+        errors = {file: reason for file, reason in skipped + unreadable if _identity(file) not in known}
         if places or (args.update and errors):
             old = read_table(args.output, schema) if args.update else iter(())
-            again = {_place(file) for file in places} if known else set()
-            kept = (row for row in old if _place(row["file"], record["folder"]) not in again)
+            again = {_identity(file) for file in places} if known else set()
+            kept = (row for row in old if _identity(row["file"], record["folder"]) not in again)
             order = (file for file in [*files, *(file for file, _ in unreadable)] if file in places or file in errors)
             new = finished_rows(part, places, errors, order)
             write_table(chain(kept, new), args.output, schema, record, args.update)
@@ -132,11 +127,23 @@ def write_explanations(
     return len(places)
 
 
+def _pictures_of_table(args: Namespace, schema: Schema, record: dict) -> dict[str, bool]:
+    """Returns whether each picture of the table `args.output` is explained, or stops if it cannot be updated. Sets
+    the folder of `record` to the table's."""
+    here, record["folder"] = record["folder"], check_same_settings(args.output, record)["folder"]
+    if here != record["folder"] and not all(is_url(name) or os.path.isabs(name) for name in args.pictures):
+        problem = f"the names in {args.output} are relative to the folder {record['folder']}"
+        raise SystemExit(f"error: {problem}. Repeat the command there, or name the pictures with absolute paths.")
+    with errors_as_exit():
+        rows = read_table(args.output, schema)
+        return {_identity(row["file"], record["folder"]): not row["error"] for row in rows}
+
+
 def is_url(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
-def _place(file: str, folder: str | None = None) -> str:
+def _identity(file: str, folder: str | None = None) -> str:
     """What identifies a picture: its URL or absolute path, as tables write it. `folder` is the one where the table was
     written, for names in a table."""
     if is_url(file):

@@ -256,7 +256,7 @@ def read_record(output: Path) -> dict[str, Any]:
 
 
 def check_same_settings(output: Path, now: dict[str, Any]) -> dict[str, Any]:
-    """Returns the record of the table `output`, or stops if it has other settings than the record `now`."""
+    """Returns the record of the table `output`, or stops if it has other settings than `now`, this run's record."""
     before = read_record(output)
     changes = differences(before["settings"], now["settings"])
     if changes:
