@@ -9,8 +9,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := modeling_sevlm processing evaluation metrics studies benchmarks examples tests app.py app_page.py app_uploads.py train.py \
-	evaluate_sevlm.py
+SOURCES := modeling_sevlm processing evaluation metrics studies benchmarks examples tests app.py app_page.py \
+	app_uploads.py sevlm.py train.py evaluate_sevlm.py
 # No target needs a hub; offline mode avoids waiting for one.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false

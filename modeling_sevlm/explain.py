@@ -3,6 +3,7 @@
     sevlm explain painting.jpg https://example.org/other.jpg --model org/sevlm-artemis       # a table
     sevlm explain painting.jpg --model outputs/demo --emotion sadness --json                 # JSON lines
     sevlm explain wikiart/ --model outputs/demo --output explanations.parquet                # or .csv
+    sevlm explain wikiart/ --model outputs/demo --output explanations.parquet --update       # adds new pictures
 
 Folders are searched with their subfolders for all formats that Pillow reads, such as .jpg, .png, .tif, .webp, .gif,
 .bmp, .jp2, .avif and .ppm; for .heic and .heif install pillow-heif. Pictures in other formats (.dng, .pdf, .svg) and
@@ -12,14 +13,20 @@ more than 178 megapixels (a small file can fill the memory) are skipped and list
 accepts larger scans and needs 4 GB of memory for each.
 
 A table names every picture that was left out, also in formats that cannot be read, with the reason in the column
-`error`.
+`error`. The exit code is 0 if all pictures were explained, 1 if none could be read and 3 if some could not; with
+`--allow_errors` it is 0 instead of 3.
 
 With `--output FILE`, finished batches are kept in FILE.part until all are done. To continue an interrupted run, repeat
 the command: it also tries skipped and changed pictures again. A run with other settings, another model or other
 pictures is refused unless you pass `--overwrite`, which starts again.
 
+`--update` adds new pictures to a finished table. Its rows stay as they are, except that pictures with an `error` are
+tried again. Model and settings must be those of the table; a CSV file has them next to it, in FILE.settings.json, and
+a Parquet file in the metadata of its schema.
+
 A checkpoint may lack its VAD lexicon, because not every owner allows redistribution. Pass the file with
-`--vad_lexicon`; without it every word counts as neutral, which changes explanations, and the column `vad` is empty.
+`--vad_lexicon`; without it every word counts as neutral, which changes explanations, and the column `vad` of `--vad`
+is empty.
 """
 
 import io
@@ -43,9 +50,10 @@ from transformers.utils import logging
 import processing  # noqa: F401 - registers the processor with AutoProcessor
 from processing.explanation_table import check_output, encodable
 from processing.image_formats import readable_suffixes, unreadable_reason
+from processing.images import MAX_MEGAPIXELS
 from processing.script_utils import errors_as_exit, load_lexicon
 
-from .explain_folder import GENERATION, explain_batches, write_explanations
+from .explain_folder import GENERATION, explain_batches, is_url, write_explanations
 from .lexicon import restore_lexicon
 from .loading import open_pipeline
 from .pipeline_inputs_sevlm import find_label
@@ -83,7 +91,11 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     add_form = parser.add_mutually_exclusive_group().add_argument
     add_form("--json", action="store_true", help="print one JSON object per picture instead of a table")
     add_form("--output", type=Path, help="write a table to this .parquet or .csv file instead")
-    add("--overwrite", action="store_true", help="replace FILE and discard an unfinished run")
+    add_consent = parser.add_mutually_exclusive_group().add_argument
+    add_consent("--overwrite", action="store_true", help="replace FILE and discard an unfinished run")
+    add_consent("--update", action="store_true", help="add new pictures to FILE and keep its rows")
+    add("--vad", action="store_true", help="add the column vad to FILE: the words with their VAD values")
+    add("--allow_errors", action="store_true", help="exit with 0 although some pictures could not be read")
     add("--batch_size", type=count, default=16, help="pictures per batch (default: 16)")
     add("--emotion", help="explain this emotion instead of the likeliest one")
     add("--num_candidates", type=count, default=1, help="samples per picture; the best fit is kept (default: 1)")
@@ -91,7 +103,7 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     add("--max_new_tokens", type=count, help="most tokens per sentence (default: the checkpoint's)")
     add("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     add("--device", help="for example cuda:1 or cpu (default: the first GPU if there is one)")
-    add("--max_megapixels", type=positive_number, help="largest picture that is opened (default: 178)")
+    add("--max_megapixels", type=positive_number, help=f"largest picture that is opened (default: {MAX_MEGAPIXELS})")
     add("--timeout", type=positive_number, metavar="SECONDS", help="give up on a URL after this long (default: 60)")
     add("--max_megabytes", type=positive_number, help="largest file that a URL may send (default: 256)")
     add("--dtype", default="auto", choices=["auto", "float32", "float16", "bfloat16"], help="(default: auto)")
@@ -99,8 +111,9 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     add("--revision", help="branch, tag or commit of the model on the Hub")
     add("--trust_remote_code", action="store_true", help="use the code in the model's repository")
     args = parser.parse_args(argv)
-    if args.output is None and args.overwrite:
-        parser.error("--overwrite needs --output FILE.")
+    for name in ("overwrite", "update", "vad"):
+        if args.output is None and getattr(args, name):
+            parser.error(f"--{name} needs --output FILE.")
     if args.output is not None and args.output.suffix.lower() not in (".parquet", ".csv"):
         parser.error(f"--output {args.output}: the name must end in .parquet or .csv.")
     args.do_sample |= args.num_candidates > 1
@@ -108,7 +121,8 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0; 1 if no picture could be read or the output's reader stopped; 130 after Ctrl-C."""
+    """Returns the exit code: 0; 1 if no picture could be read or the output's reader stopped; 3 if some pictures could
+    not be read; 130 after Ctrl-C."""
     args = parse_arguments(argv)
     for stream in (sys.stdout, sys.stderr):
         # A notebook's streams are of another class.
@@ -118,17 +132,21 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit("error: each process would explain every picture. Run `python -m modeling_sevlm` once.")
     # Pillow also warns below the limit.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    part_path = None if args.output is None else check_output(args.output, args.overwrite)
+    # A table that does not exist yet is written.
+    args.update = args.update and args.output.exists()
+    part_path = None if args.output is None else check_output(args.output, args.overwrite, args.update)
     check_device(args.device)
     unreadable: list[list[str]] = []  # in formats that are not even tried
     files = find_pictures(args.pictures, unreadable)
     skipped: list[list[str]] = []
     kept = f"{part_path} keeps the finished pictures; repeat the command to continue."
     try:
+        print(f"Loading the model {args.model} ...", file=sys.stderr, flush=True)
         explainer = load_pipeline(args)
         if part_path is None:
             explained = print_explanations(explainer, files, args, skipped)
             skipped += unreadable
+            unreadable = []
         else:
             explained = write_explanations(explainer, files, args, skipped, part_path, unreadable)
     except KeyboardInterrupt:
@@ -141,7 +159,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         raise SystemExit(f"error: {error}" + (f". {kept}" if part_path is not None else "")) from error
     report_left_out("left out because they cannot be read", skipped)
-    return 0 if explained else 1
+    if not explained and not args.update:
+        return 1
+    return 3 if (skipped or unreadable) and not args.allow_errors else 0
 
 
 def check_device(name: str | None) -> None:
@@ -158,13 +178,12 @@ def find_pictures(names: list[str], unreadable: list[list[str]]) -> list[str]:
     found: dict[str, str] = {}  # by absolute path
     reasons: dict[str, list[str]] = {}
     for name in names:
-        is_url = name.startswith(("http://", "https://"))
-        if not is_url and not os.path.isfile(name) and not os.path.isdir(name):
+        if not is_url(name) and not os.path.isfile(name) and not os.path.isdir(name):
             problem = "a pipe, a socket or a device, not a file" if os.path.exists(name) else "no such file or folder"
             raise SystemExit(f"error: {printable(name)}: {problem}.")
         files, others = search_folder(name) if os.path.isdir(name) else ([name], [])
         for file in files:
-            found.setdefault(file if is_url else os.path.abspath(file), file)
+            found.setdefault(file if is_url(name) else os.path.abspath(file), file)
         for file, reason in others:
             reasons.setdefault(os.path.abspath(file), [file, reason])
     # A file may also be named itself, and is tried then.
@@ -246,7 +265,8 @@ def print_explanations(explainer: SEVLMPipeline, files: list[str], args: Namespa
     widths = min(40, max(len(printable(file)) for file in files)), max(map(len, explainer.model.config.emotions))
     only_ascii = "utf" not in (sys.stdout.encoding or "").lower()
     explained = 0
-    for rows in explain_batches(explainer, files, args, skipped):
+    for batch in explain_batches(explainer, files, args, skipped):
+        rows = [{"file": facts["file"]} | result for facts, result in batch]
         if not args.json and not explained and rows:
             print(table_line(widths, "file", "emotion", "score", "explanation"))
         for row in rows:

@@ -1,9 +1,9 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """Opens, downloads, finds and checks images.
 
-Images above Pillow's limit of 178 megapixels are refused, because a small file can decode to gigabytes. To open larger
-scans, pass `max_megapixels=500`, or set the environment variable SEVLM_MAX_MEGAPIXELS=500, which also applies to other
-libraries that open images (`datasets`, during training).
+Images above 178 megapixels, about Pillow's limit, are refused, because a small file can decode to gigabytes. To open
+larger scans, pass `max_megapixels=500`, or set the environment variable SEVLM_MAX_MEGAPIXELS=500, which also applies
+to other libraries that open images (`datasets`, during training).
 """
 
 import asyncio
@@ -44,6 +44,8 @@ LIMIT_VARIABLE = "SEVLM_MAX_MEGAPIXELS"
 IMAGE_EXTENSIONS = [".jpg", ".jpeg", ".png", ".webp"]  # in order of preference
 TIMEOUT = 60.0  # seconds
 MAX_MEGABYTES = 256.0
+MAX_MEGAPIXELS = 178
+_PILLOW_DEFAULT = 89_478_485  # Pillow raises above twice this number of pixels, 178.96 megapixels
 _CONNECT_TIMEOUT = 15.0  # seconds
 _LARGE = 40_000_000  # pixels
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -80,6 +82,7 @@ def open_image(
     max_megabytes: float | None = None,
     *,
     draft: bool = False,
+    digest: Any = None,
 ) -> Image.Image:
     """Returns an image as the model sees it: the first frame, 8-bit RGB, in its EXIF orientation, on white.
 
@@ -96,6 +99,7 @@ def open_image(
         max_megapixels: largest image; not for arrays and PIL images (default: see the top of this file).
         max_megabytes: largest download (default: 256).
         draft: decode a JPEG at an eighth of its size, which is faster and fails on the same files.
+        digest: an object of `hashlib` that is updated with the bytes of a file that can be read.
 
     Raises:
         ValueError: the image cannot be read; the message says why.
@@ -111,7 +115,12 @@ def open_image(
                 image.draft(None, (1, 1))  # type: ignore[arg-type]
             # Callers decode in threads, and one large image takes gigabytes.
             with _one_large_at_a_time if image.width * image.height > _LARGE else nullcontext():
-                return _as_rgb(with_all_bits(image, lambda: identify(file, math.inf)))
+                picture = _as_rgb(with_all_bits(image, lambda: identify(file, math.inf)))
+            if digest is not None:
+                file.seek(0)
+                for block in iter(functools.partial(file.read, 2**20), b""):
+                    digest.update(block)
+            return picture
     except Exception as error:  # Pillow's plug-ins raise many types on damaged data
         raise ValueError(_reason(error)) from error
 
@@ -151,7 +160,7 @@ def identify(
     the orientation is kept.
 
     Raises:
-        TooManyPixels: it is larger than `max_megapixels` (None: Pillow's limit).
+        TooManyPixels: it is larger than `max_megapixels` (None: `MAX_MEGAPIXELS`, or the one that is set in Pillow).
         Exception: it is an EPS or IPTC file (ValueError), or Pillow cannot read it (any type).
     """
     register_heif()
@@ -168,7 +177,9 @@ def identify(
                 image = Image.open(file, formats=formats)
             finally:
                 Image.MAX_IMAGE_PIXELS = pillow_limit
-    limit = 2 * (pillow_limit or math.inf) / 1e6 if max_megapixels is None else max_megapixels
+    limit = max_megapixels
+    if limit is None:
+        limit = MAX_MEGAPIXELS if pillow_limit == _PILLOW_DEFAULT else 2 * (pillow_limit or math.inf) / 1e6
     if image.width * image.height > limit * 1e6:
         raise TooManyPixels(*image.size, limit)
     if image.format == "EPS":
@@ -285,7 +296,9 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         # Transparent pixels have arbitrary colours.
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info.clear()  # an image that is passed on must not be turned again
+    return image
 
 
 def _from_array(source: Any) -> Image.Image:

@@ -10,7 +10,7 @@ from transformers import HfArgumentParser
 
 from .annotations import is_cleaned
 from .artemis import EMOTIONS, load_artemis
-from .images import set_max_megapixels
+from .images import MAX_MEGAPIXELS, set_max_megapixels
 from .toy_artemis import load_toy_artemis
 from .vad_lexicon import VADLexicon
 
@@ -33,7 +33,9 @@ class DataArguments:
         default="raise", metadata={"help": "Action for a missing or damaged image."}
     )
     on_bad_row: Literal["raise", "skip"] = field(default="raise", metadata={"help": "Action for an empty utterance."})
-    max_megapixels: float | None = field(default=None, metadata={"help": "Largest image in megapixels (default 178)."})
+    max_megapixels: float | None = field(
+        default=None, metadata={"help": f"Largest image in megapixels (default {MAX_MEGAPIXELS})."}
+    )
     verify_images: bool = field(default=True, metadata={"help": "Decode every image once to find damaged ones."})
     num_paintings: int = field(default=720, metadata={"help": "Number of paintings in the embedded data."})
     labels: list[str] = field(

@@ -17,7 +17,6 @@ from PIL import Image
 
 from modeling_sevlm import __main__ as command_line
 from modeling_sevlm import explain_folder
-from modeling_sevlm.pipeline_sevlm import SEVLMPipeline
 from processing import explanation_table
 from processing import images as reading
 from processing.artemis import load_artemis
@@ -103,7 +102,7 @@ def test_a_file_shortened_during_reading_does_not_kill_the_process(tmp_path):
 
 def test_the_error_for_a_large_image_says_how_to_raise_the_limit(processor, tmp_path, limit):
     Image.new("1", (20_000, 15_000)).save(tmp_path / "scan.png")
-    message = r"scan.png': it has 300 megapixels \(20,000 x 15,000\), above the limit of 179.*max_megapixels=300 "
+    message = r"scan.png': it has 300 megapixels \(20,000 x 15,000\), above the limit of 178.*max_megapixels=300 "
     message += r".*--max_megapixels 300.*SEVLM_MAX_MEGAPIXELS=300"
     with pytest.raises(ValueError, match=message):
         processor(images=tmp_path / "scan.png")
@@ -191,7 +190,7 @@ def test_a_folder_with_odd_names_and_special_files_is_explained_and_resumed(chec
         assert command_line.main(arguments) == 130
     done = sum(map(len, batches[:4]))
     capsys.readouterr()
-    assert command_line.main(arguments) == 0
+    assert command_line.main(arguments) == 3
     printed = capsys.readouterr().err
     assert f"{done} of {len(NAMES) + len(SPECIAL_FILES)} were done before" in printed
     assert f"{len(NAMES)} pictures explained" in printed
@@ -215,17 +214,16 @@ def test_a_named_special_file_is_refused(checkpoint, tmp_path, what):
 def test_an_image_that_changes_during_reading_is_left_out(checkpoint, tmp_path, monkeypatch, capsys):
     for number in range(3):
         image(number).save(tmp_path / f"{number}.png")
-    preprocess = SEVLMPipeline.preprocess
 
-    def changing(self, inputs, **kwargs):
-        prepared = preprocess(self, inputs, **kwargs)
-        if str(inputs).endswith("1.png"):
-            image(9).save(inputs)
-        return prepared
+    def changing(source, *limits, **options):
+        picture = open_image(source, *limits, **options)
+        if source.endswith("1.png"):
+            image(9).save(source)
+        return picture
 
-    monkeypatch.setattr(SEVLMPipeline, "preprocess", changing)
+    monkeypatch.setattr(explain_folder, "open_image", changing)
     arguments = [str(tmp_path), "--model", checkpoint, "--emotion", "awe", "--max_new_tokens", "2", "--json"]
-    assert command_line.main([*arguments, "--device", "cpu"]) == 0
+    assert command_line.main([*arguments, "--device", "cpu"]) == 3
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 2
     assert "1.png: the file changed while it was read" in captured.err

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_table_names_file_emotion_score_and_explanation(explain, tmp_path, capsys):
     (draw(tmp_path, 3) / "0001.png").write_text("a painting")
-    assert explain(tmp_path, "--emotion", "something else") == 0
+    assert explain(tmp_path, "--emotion", "something else") == 3
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert lines[0].split() == ["file", "emotion", "score", "explanation"]

@@ -38,7 +38,7 @@ def mixed(tmp_path):
 def test_every_format_that_pillow_reads_is_explained_and_the_rest_is_named(explain, mixed, tmp_path, capsys):
     output = tmp_path / "out.csv"
     (mixed / "broken.jp2").write_bytes((mixed / "picture.jp2").read_bytes()[:60])
-    assert explain(mixed, "--output", output) == 0
+    assert explain(mixed, "--output", output) == 3
     table = pd.read_csv(output)
     read = table[table["error"].isna()]
     assert sorted(read["file"]) == sorted(str(mixed / f"picture.{suffix}") for suffix in WRITTEN)
@@ -64,14 +64,14 @@ def test_reasons_and_names_that_are_not_utf8_are_written(explain, tmp_path, form
         (folder / os.fsdecode(b"\xe9.dng")).touch()
     except OSError:
         pytest.skip("this file system takes no such name")
-    assert explain(folder, "--output", output) == 0
+    assert explain(folder, "--output", output) == 3
     table = (pd.read_csv if form == "csv" else pd.read_parquet)(output)
     assert table["error"].tolist()[1:] == [r"a broken link (caf\udce9.png)", unreadable_reason(".dng")]
     assert table["file"][2].endswith(r"\udce9.dng")
 
 
 def test_on_the_screen_the_pictures_that_cannot_be_read_are_listed(explain, mixed, capsys):
-    assert explain(mixed / "picture.png", mixed, "--json") == 0
+    assert explain(mixed / "picture.png", mixed, "--json") == 3
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == len(WRITTEN)
     assert f"{mixed / 'raw.dng'}: a camera's raw file" in printed.err

@@ -69,7 +69,7 @@ def explain(folder: Path, pictures: Path) -> tuple[str, set[str], dict[str, str]
         explained = set(table["file"][table["error"].isna()])
     lines = (line.strip() for line in log.splitlines() if line.startswith(f"  {pictures}"))
     reasons = dict(re.match(r"(.*?\.\w+): (.*)", line).groups() for line in lines)
-    failures = [] if code == 0 else [f"the folder command ended with {code}: {log[-300:]}"]
+    failures = [] if code == 3 else [f"the folder command ended with {code}: {log[-300:]}"]
     summary = f"{len(explained)} explained, {len(reasons)} left out with a reason; exit code {code}"
     return summary, explained, reasons, failures
 
