@@ -61,7 +61,7 @@ def test_with_the_lexicon_a_figure_is_drawn(restricted, tmp_path, name):
 
 def test_explanations_without_the_lexicon_have_no_vad_and_with_it_they_do(restricted, tmp_path):
     model, picture = str(restricted / "model"), draw(tmp_path, 1)
-    common = [str(picture), "--model", model, "--device", "cpu", "--output"]
+    common = [str(picture), "--model", model, "--device", "cpu", "--vad", "--output"]
     assert command_line.main([*common, str(tmp_path / "without.csv")]) == 0
     assert pd.read_csv(tmp_path / "without.csv")["vad"].isna().all()
     lexicon = ["--vad_lexicon", str(restricted / "words.tsv")]
