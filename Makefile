@@ -26,7 +26,8 @@ demo: .venv/demo
 		--overwrite_output_dir
 	$(BIN)/python examples/gallery.py outputs/demo --output outputs/demo/gallery.png
 
-# Draws the paper's figures for the demo's run, and measures how well its attention maps find the named motif.
+# Draws the paper's figures for the demo's run. Measures how well its attention maps find the named motif, and how many
+# sentences name the right one.
 figures: .venv/study
 	@test -f outputs/demo/evaluation/results.json || { echo "No outputs/demo yet: run make demo"; exit 1; }
 	$(BIN)/python -m studies.figures confusion outputs/demo/evaluation/results.json --output $(FIGURES)/confusion.png
@@ -34,6 +35,7 @@ figures: .venv/study
 	$(BIN)/python -m studies.figures tsne outputs/demo --split train --emotion amusement --output $(FIGURES)/tsne.png
 	$(BIN)/python -m studies.figures training outputs/demo/training_log.json --output $(FIGURES)/training.png
 	$(BIN)/python -m studies.attention outputs/demo --split held-out
+	$(BIN)/python -m studies.objects outputs/demo
 FIGURES ?= outputs/figures
 
 # All tables and figures of the paper. By default one short run per variant on the embedded data: the figures mean

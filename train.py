@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
-from transformers import CLIPVisionConfig, GPT2Config, HfArgumentParser, set_seed
+from transformers import GPT2Config, HfArgumentParser, ResNetConfig, set_seed
 
 from evaluation.predict import predict
 from evaluation.scoring import bleu_4, score
@@ -99,12 +99,15 @@ PRESETS = {
         "per_device_train_batch_size": 16,
         "learning_rate": 1.5e-3,
         "vad_learning_rate": 3e-3,
-        "num_train_epochs": 30,
+        "num_train_epochs": 24,
         "warmup_steps": 20,
         "contrastive_loss_weight": 0.1,  # with 2, a tower trained from scratch learns little else
         "ask_every_label": False,
-        "eval_steps": 190,
-        "save_steps": 190,
+        "eval_steps": 152,
+        "save_steps": 152,
+        # The accuracy reaches 1 long before the sentences name the right objects.
+        "metric_for_best_model": "loss",
+        "greater_is_better": None,
         "early_stopping_patience": 0,
         "early_stopping_metrics": [],
         "generation_samples": 60,
@@ -210,14 +213,8 @@ def build_tiny(
     tokenizer.model_max_length = TINY_POSITIONS
     processor_fields["image_statistics"] = args.image_statistics or "clip"
     processor = SEVLMProcessor.from_tokenizer(tokenizer, **processor_fields)
-    vision_config = CLIPVisionConfig(
-        hidden_size=96,
-        intermediate_size=288,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=args.image_size,
-        patch_size=args.image_size // 8,
-    )
+    # In a run this short, a transformer learns the brushwork's colours, but hardly which object a picture shows.
+    vision_config = ResNetConfig(embedding_size=32, hidden_sizes=[48, 96], depths=[1, 1], layer_type="basic")
     initializer_range = 0.06  # with GPT-2's 0.02, cross-attention hardly learns in a narrow decoder
     text_config = GPT2Config(
         n_embd=128,

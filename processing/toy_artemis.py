@@ -25,6 +25,7 @@ from .toy_paintings import MOTIFS, PLACES, SETTINGS, SIZES, Scene, paint_scene
 
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
+NUM_COMBINATIONS = 3600  # so many consecutive paintings all differ in motif, setting, colour, place or size
 
 
 @cache
@@ -37,7 +38,7 @@ def toy_scene(index: int, seed: int = 0) -> Scene:
     """Returns the scene of painting `index` (>= 0). Nine consecutive paintings have the nine dominant emotions.
 
     Each emotion has its own shuffled list of combinations (motif, setting, colour, place, size). No combination is
-    repeated within 3600 paintings, so held-out paintings show combinations that training does not.
+    repeated within `NUM_COMBINATIONS` paintings, so held-out paintings show combinations that training does not.
     """
     turn, emotion = divmod(index, len(EMOTIONS))
     combinations = _combinations(EMOTIONS[emotion], seed)
